@@ -1,4 +1,4 @@
-"""Refuses to build a distribution that lacks the browser client; knows the client's file names, not how they are made."""
+"""Refuses to build a distribution that lacks the browser client; knows its file names, not how they are made."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,84 @@
+# What a person types. Owns the set-up (one stamp file per step, so that a second run is quick); the checks are in scripts/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+export CHROMIUM ?= /usr/bin/chromium
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install --quiet
+client_sources := $(shell find client -name node_modules -prune -o -name test -prune -o -type f ! -name '*.md' -print)
+
+.PHONY: help setup demo test lint unit e2e client format coverage wheel lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev client/node_modules/.installed backsync_asgi/static/backsync.js $(CHROMIUM) ## install all that the checks need
+
+demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1)
+	@scripts/demo --host $(HOST) --port $(PORT)
+
+test: setup ## run all checks, as CI does
+	@scripts/check
+	@scripts/test
+
+lint: $(VENV)/.dev client/node_modules/.installed ## ruff, mypy and the client's type check
+	@scripts/check
+
+unit: $(VENV)/.dev backsync_asgi/static/backsync.js ## the Python tests that need no browser
+	pytest -m "not browser"
+
+e2e: setup ## the tests in a real Chromium
+	pytest -m browser
+
+client: backsync_asgi/static/backsync.js ## build the browser client and run its tests
+	npm --prefix client test
+
+format: $(VENV)/.dev ## let ruff put the Python files in shape
+	ruff check --fix-only --quiet . && ruff format .
+
+coverage: setup ## the Python tests, with branch coverage
+	pytest --cov --cov-report=term
+
+wheel: $(VENV)/.dev backsync_asgi/static/backsync.js ## build wheel and sdist into dist/
+	hatchling build -t sdist -t wheel
+
+lock: ## pin the newest versions of all development packages in requirements-dev.txt
+	scripts/lock $(PYTHON)
+
+clean: ## remove what set-up and tools made, this checkout's virtual environment included
+	rm -rf $(VENV) client/node_modules backsync_asgi/static dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@scripts/venv $(PYTHON) $(VENV)
+
+$(VENV)/.demo: pyproject.toml requirements-dev.txt | $(VENV)/bin/python
+	@echo "Installing the server and what it needs into $(VENV)"
+	@$(PIP) --constraint requirements-dev.txt --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing the tools for development into $(VENV)"
+	@$(PIP) --requirement requirements-dev.txt
+	@touch $@
+
+client/node_modules/.installed: client/package.json client/package-lock.json
+	@scripts/need-node
+	@echo "Installing the client's packages"
+	@npm --prefix client ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+backsync_asgi/static/backsync.js: client/node_modules/.installed $(client_sources)
+	@npm --prefix client run --silent build
+	@touch $@
+
+/usr/bin/chromium:
+	@scripts/apt-install chromium
