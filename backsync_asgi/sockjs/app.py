@@ -1,0 +1,174 @@
+"""`SockJS`: any ASGI WebSocket application, reachable over every SockJS transport; it knows nothing of models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .frames import Frame, Message, batch
+from .receivers import Event, Receive, Scope, Send, SocketReceiver
+from .server import Server, Settings, route_path
+from .session import Session
+
+logger = logging.getLogger("backsync.sockjs")
+
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+QUEUE_LIMIT = 1_048_576  # bytes that may wait for the client before `send` waits, and for the application before reading does
+
+
+class SockJS:
+    """An ASGI app that lets browsers reach `app`, an ASGI WebSocket application, over all SockJS transports.
+
+    The inner app sees an ordinary `websocket` scope and `receive`/`send`, whatever the browser really used.
+    `settings` are those of `Settings`, by name; an unknown one is a TypeError.
+    """
+
+    def __init__(self, app: ASGIApp, **settings: Any) -> None:
+        self._app = app
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.server = Server(self._connect, Settings(**settings))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.server(scope, receive, send)
+
+    def _connect(self, session: Session, scope: Scope) -> ApplicationEndpoint:
+        endpoint = ApplicationEndpoint(session)
+        task = asyncio.get_running_loop().create_task(endpoint.run(self._app, websocket_scope(scope)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return endpoint
+
+
+class ApplicationEndpoint:
+    """The end of a session at which an ASGI application runs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._inbox: deque[Event] = deque([{"type": "websocket.connect"}])
+        self._inbox_size = 0
+        self._outbox: list[Message] = []
+        self._outbox_size = 0
+        self._arrived = asyncio.Event()
+        self._arrived.set()
+        self._room_in = asyncio.Event()
+        self._room_in.set()
+        self._room_out = asyncio.Event()
+        self._room_out.set()
+        self._ended = False
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application for this session, to its end."""
+        try:
+            await app(scope, self._receive, self._send)
+        except Exception:
+            if not self._ended:  # after a disconnect, a failing send is no news
+                logger.exception("The application behind SockJS failed.")
+                self._session.close(1011, "Internal error")
+        else:
+            self._session.close(1000)
+
+    # As the session sees it
+
+    def received(self, message: str | bytes) -> Awaitable[None] | None:
+        key = "text" if isinstance(message, str) else "bytes"
+        self._put({"type": "websocket.receive", key: message}, len(message))
+        if self._inbox_size <= QUEUE_LIMIT:
+            return None
+        self._room_in.clear()
+        return self._wait_for_room()
+
+    def pull(self) -> Frame | None:
+        if not self._outbox:
+            return None
+        frame = batch(self._outbox)
+        self._outbox = []
+        self._outbox_size = 0
+        self._room_out.set()
+        return frame
+
+    def closed(self, code: int, reason: str) -> None:
+        self._ended = True
+        self._put({"type": "websocket.disconnect", "code": code, "reason": reason}, 0)
+        self._room_in.set()
+        self._room_out.set()
+
+    @property
+    def urgent(self) -> bool:
+        return False  # the application waits in `send`: it decides how long
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def _put(self, event: Event, size: int) -> None:
+        self._inbox.append(event)
+        self._inbox_size += size
+        self._arrived.set()
+
+    async def _wait_for_room(self) -> None:
+        await self._room_in.wait()
+
+    # As the application sees it
+
+    async def _receive(self) -> Event:
+        while not self._inbox:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._inbox.popleft()
+        self._inbox_size -= len(event.get("text") or event.get("bytes") or "")
+        if self._inbox_size <= QUEUE_LIMIT:
+            self._room_in.set()
+        return event
+
+    async def _send(self, event: Event) -> None:
+        match event["type"]:
+            case "websocket.accept":
+                receiver = self._session.receiver
+                if isinstance(receiver, SocketReceiver):
+                    receiver.subprotocol = event.get("subprotocol")
+                    receiver.accept_headers += list(event.get("headers", []))
+                self._session.accept()
+            case "websocket.send":
+                await self._send_message(event)
+            case "websocket.close":
+                self._session.close(event.get("code", 1000), event.get("reason") or "")
+            case other:
+                raise ValueError(
+                    f"send got {other!r}, expected 'websocket.accept', 'websocket.send' or 'websocket.close'."
+                )
+
+    async def _send_message(self, event: Event) -> None:
+        if not self._session.accepted:
+            raise RuntimeError("send got a message before websocket.accept.")
+        await self._room_out.wait()
+        if self._ended:
+            raise OSError("The client has gone.")
+        text = event.get("text")
+        if text is None:
+            raise ValueError("send got bytes; SockJS carries text only. Encode them, as base64 for example.")
+        self._outbox.append(Message(text))
+        self._outbox_size += len(text)
+        if self._outbox_size > QUEUE_LIMIT:
+            self._room_out.clear()
+        self._session.wake()
+
+
+def websocket_scope(scope: Scope) -> Scope:
+    """The scope that the inner application sees: a WebSocket to the mount's own path."""
+    secure = scope.get("scheme") in ("https", "wss")
+    path: str = scope["path"]
+    below = route_path(scope)
+    inner = {
+        **scope,
+        "type": "websocket",
+        "scheme": "wss" if secure else "ws",
+        "path": path.removesuffix(below) + "/",
+        "subprotocols": scope.get("subprotocols", []),
+        "extensions": {},
+    }
+    inner.pop("method", None)
+    inner["raw_path"] = inner["path"].encode("utf-8")
+    return inner

@@ -1,0 +1,207 @@
+"""Receivers: open responses and sockets as ASGI offers them; they know frames, but no session and no application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMapping
+from typing import Any
+
+from .frames import HEARTBEAT, OPEN, Close, Frame
+from .transports import Transport
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+logger = logging.getLogger("backsync.sockjs")
+
+
+class Writer:
+    """Sends ASGI events in order, without a task for each.
+
+    A server's `send` nearly always finishes without waiting, so it is stepped right here. Only one that waits, because
+    the peer reads slowly, gets a task to wait in; until then the writer is not writable.
+    Measured on 10 000 sessions: 1.2-1.7 ms a round when stepped, 54-78 ms with a task for each send.
+    """
+
+    __slots__ = ("_events", "_on_writable", "_send", "_task", "failed")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._events: deque[Event] = deque()
+        self._on_writable: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.failed = False
+
+    @property
+    def writable(self) -> bool:
+        return self._task is None and not self.failed
+
+    def on_writable(self, callback: Callable[[], None]) -> None:
+        """Call back each time that writing has become possible again."""
+        self._on_writable = callback
+
+    def write(self, events: Iterable[Event]) -> None:
+        self._events.extend(events)
+        if self._task is None:
+            self._run()
+
+    def _run(self) -> None:
+        while self._events and not self.failed:
+            steps = self._send(self._events.popleft()).__await__()
+            try:
+                waits_for = next(steps)
+            except StopIteration:
+                continue
+            except Exception as error:
+                self._fail(error)
+                return
+            self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
+            return
+
+    async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
+        try:
+            await _Rest(steps, waits_for)
+            while self._events:
+                await self._send(self._events.popleft())
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._task = None
+        if self._on_writable is not None and not self.failed:
+            self._on_writable()
+
+    def _fail(self, error: Exception) -> None:
+        # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
+        # of the end from `receive` and ends the session.
+        self.failed = True
+        self._events.clear()
+        if not isinstance(error, OSError):
+            logger.warning("A frame could not be written and its connection is given up: %r", error)
+
+    def abort(self) -> None:
+        """Write nothing more."""
+        self.failed = True
+        self._events.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+
+class _Rest:
+    """The rest of a coroutine that was stepped to its first wait, as an awaitable."""
+
+    __slots__ = ("_steps", "_waits_for")
+
+    def __init__(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield self._waits_for
+        yield from self._steps
+
+
+class HttpReceiver:
+    """One open response of a receiving transport."""
+
+    __slots__ = ("_callback", "_headers", "_room", "_started", "_transport", "_writer", "lifetime")
+
+    def __init__(
+        self, writer: Writer, transport: Transport, callback: str, headers: Headers, limit: int, lifetime: float
+    ) -> None:
+        self._writer = writer
+        self._transport = transport
+        self._callback = callback
+        self._headers = headers
+        self._room = 0 if transport.polling else limit  # bytes that may still be written before the response ends
+        self._started = False
+        self.lifetime: float | None = lifetime
+
+    @property
+    def writable(self) -> bool:
+        return self._writer.writable
+
+    def fills(self, frame: Frame) -> bool:
+        return self._transport.polling or len(self._transport.encode(frame, self._callback)) >= self._room
+
+    def write(self, frame: Frame, last: bool) -> None:
+        body = self._transport.encode(frame, self._callback)
+        self._room -= len(body)
+        self._writer.write(self._events(body, last))
+
+    def start(self) -> None:
+        """Send the head and the prelude of a stream at once: clients take their coming as a sign of life."""
+        if not self._transport.polling:
+            self._writer.write(self._head())
+
+    def abort(self) -> None:
+        self._writer.abort()
+
+    def _events(self, body: bytes, last: bool) -> list[Event]:
+        events = [] if self._started else self._head(len(body) if last else None)
+        events.append({"type": "http.response.body", "body": body, "more_body": not last})
+        return events
+
+    def _head(self, length: int | None = None) -> list[Event]:
+        self._started = True
+        headers = [(b"content-type", self._transport.content_type), *self._headers]
+        prelude = self._transport.prelude
+        if length is not None and prelude is None:
+            headers.append((b"content-length", b"%d" % length))
+        events: list[Event] = [{"type": "http.response.start", "status": 200, "headers": headers}]
+        if prelude is not None:
+            events.append({"type": "http.response.body", "body": prelude(self._callback), "more_body": True})
+        return events
+
+
+class SocketReceiver:
+    """An open WebSocket: framed as SockJS frames it, or raw."""
+
+    __slots__ = ("_accepted", "_raw", "_writer", "accept_headers", "lifetime", "subprotocol")
+
+    def __init__(self, writer: Writer, raw: bool) -> None:
+        self._writer = writer
+        self._raw = raw
+        self._accepted = False
+        self.lifetime: float | None = None
+        self.subprotocol: str | None = None
+        self.accept_headers: Headers = []
+
+    @property
+    def writable(self) -> bool:
+        return self._writer.writable
+
+    def fills(self, frame: Frame) -> bool:
+        return False
+
+    def write(self, frame: Frame, last: bool) -> None:
+        self._writer.write(self._events(frame, last))
+
+    def drop(self, code: int, reason: str) -> None:
+        """Close the socket without a close frame of SockJS's: the peer does not speak the protocol."""
+        self._writer.write([{"type": "websocket.close", "code": code, "reason": reason}])
+
+    def abort(self) -> None:
+        self._writer.abort()
+
+    def _events(self, frame: Frame, last: bool) -> list[Event]:
+        if frame is OPEN:
+            self._accepted = True
+            accept = {"type": "websocket.accept", "subprotocol": self.subprotocol, "headers": self.accept_headers}
+            return [accept] if self._raw else [accept, {"type": "websocket.send", "text": frame.text}]
+        events: list[Event] = []
+        if not self._raw:
+            if self._accepted:
+                events.append({"type": "websocket.send", "text": frame.text})
+        elif frame is not HEARTBEAT and not isinstance(frame, Close):
+            events = [{"type": "websocket.send", "text": message.text} for message in frame.messages]
+        if last:
+            close = frame if isinstance(frame, Close) else None
+            events.append(
+                {"type": "websocket.close", "code": close.code if close else 1000, "reason": close.reason if close else ""}
+            )
+        return events

@@ -1,0 +1,618 @@
+"""The SockJS server as an ASGI app: URLs, requests, sessions and their sweep; it knows no models.
+
+Every receiving request runs through the same pump: find the session, attach a receiver, wait for its end. What a
+transport does differently stands in the table of transports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import secrets
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import orjson
+
+from .frames import FrameError, parse_form, parse_upload, parse_websocket
+from .origins import YEAR, Headers, Origins, preflight
+from .receivers import HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
+from .session import Endpoint, Session, Timing
+from .transports import TRANSPORTS, Transport, check_callback, iframe_page
+
+logger = logging.getLogger("backsync.sockjs")
+
+SWEEP = 1.0  # seconds between two looks at all sessions
+_SEGMENT = re.compile(r"[^./;%\x00-\x1f\x7f\ufffd]{1,255}")
+_IFRAME = re.compile(r"iframe[^/]*\.html")
+_COOKIE = re.compile(rb"[A-Za-z0-9!#$%&'()*+\-./:<=>?@\[\]^_`{|}~]{1,256}")
+_TEXT = (b"content-type", b"text/plain; charset=UTF-8")
+_HTML = (b"content-type", b"text/html; charset=UTF-8")
+_JSON = (b"content-type", b"application/json; charset=UTF-8")
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_NOT_CACHED = (b"cache-control", b"no-store, no-cache, no-transform, must-revalidate, max-age=0")
+_UNCHANGING = b"public, max-age=%d" % YEAR
+_EXPIRES = b"Thu, 31 Dec 2037 23:55:55 GMT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set about a SockJS server. Sizes are in bytes, times in seconds.
+
+    websocket: offer the WebSocket transports.
+    jsonp, htmlfile, iframe: offer the transports of browsers without CORS; off, since they carry messages to pages of
+        other origins by means that ask no permission.
+    allowed_origins: None for the server's own origin, a list of exact origins, or "*".
+    cookies: set and echo JSESSIONID, for load balancers that route by it.
+    any_origin_with_cookies: needed with `allowed_origins="*"` and `cookies=True`, which lets every page on the web
+        act with its visitor's cookies.
+    sockjs_url: the client that the iframe page loads.
+    base_url: told to clients by /info: the URL that the transports of the session are to go to instead.
+    message_limit: one incoming message. body_limit: one upload; a form may be half as large again, for its escapes.
+    response_limit: one streaming response; then the client asks again, so that proxies and pages need not grow.
+    session_limit: open sessions; further ones get 503.
+    body_deadline: an upload's body must have come by then.
+    header_limit, header_count: of a request; more gets 431.
+    principal: who makes a request, from its scope: a session answers only to the principal that opened it. By default
+        the user's identity that an authentication middleware has put into the scope.
+    timing: see `Timing`.
+    """
+
+    websocket: bool = True
+    jsonp: bool = False
+    htmlfile: bool = False
+    iframe: bool = False
+    allowed_origins: str | Sequence[str] | None = None
+    cookies: bool = False
+    any_origin_with_cookies: bool = False
+    sockjs_url: str = "sockjs.js"
+    base_url: str | None = None
+    message_limit: int = 65_536
+    body_limit: int = 131_072
+    response_limit: int = 131_072
+    session_limit: int = 10_000
+    body_deadline: float = 10.0
+    header_limit: int = 16_384
+    header_count: int = 128
+    principal: Callable[[Scope], Hashable] | None = None
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        for name in ("message_limit", "body_limit", "response_limit", "session_limit", "header_limit", "header_count"):
+            value = getattr(self, name)
+            if type(value) is not int or value <= 0:
+                raise ValueError(f"{name} got {value!r}, expected a positive number.")
+        if Origins(self.allowed_origins).any and self.cookies and not self.any_origin_with_cookies:
+            raise ValueError(
+                'allowed_origins="*" with cookies=True lets every page on the web act with its visitor\'s cookies. '
+                "Name the origins, or say any_origin_with_cookies=True if that is meant."
+            )
+
+
+Connect = Callable[[Session, Scope], Endpoint]
+
+
+class Server:
+    """An ASGI app that speaks SockJS below wherever it is mounted.
+
+    connect: called with each new session and the scope of the request that opened it; returns the application's end.
+        It calls `session.accept()`, now or later, or `session.close()` to refuse.
+    """
+
+    def __init__(self, connect: Connect, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.draining = False
+        self._connect = connect
+        self._origins = Origins(self.settings.allowed_origins)
+        self._principal = self.settings.principal or _identity
+        self._sessions: dict[str, Session] = {}  # of the HTTP transports, by the id in their URL
+        self._sockets: set[Session] = set()
+        self._iframe = iframe_page(self.settings.sockjs_url)
+        self._etag = b'"%b"' % hashlib.sha256(self._iframe).hexdigest()[:32].encode()
+        self._clock = StallProofClock()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._signals_hooked = False
+        self._refusals_logged: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.hook_signals()
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(Request(scope, receive, send))
+        else:
+            raise ValueError(f"A SockJS server got a scope of type {scope['type']!r}, expected 'http' or 'websocket'.")
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open or still remembered."""
+        return len(self._sessions) + len(self._sockets)
+
+    # Going away
+
+    def hook_signals(self) -> None:
+        """Drain when the process is told to end: a mounted app hears of it in no other way before its requests end.
+
+        Chains to the handlers that the server in front has installed; does nothing outside the main thread or where
+        nobody has installed any.
+        """
+        if self._signals_hooked:
+            return
+        self._signals_hooked = True
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
+            if callable(previous) and previous is not signal.default_int_handler:
+                signal.signal(number, self._signal_handler(loop, previous))
+
+    def _signal_handler(
+        self, loop: asyncio.AbstractEventLoop, previous: Callable[[int, FrameType | None], Any]
+    ) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self.drain)
+            previous(number, frame)
+
+        return handle
+
+    def drain(self) -> None:
+        """Tell every client that the server goes away: polls and streams end, sockets close, new ones are refused.
+
+        What waits is still written. Idempotent; call it on the event loop.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        for session in [*self._sockets, *self._sessions.values()]:
+            session.go_away()
+
+    # HTTP
+
+    async def _http(self, request: Request) -> None:
+        size = sum(len(name) + len(value) for name, value in request.headers)
+        if size > self.settings.header_limit or len(request.headers) > self.settings.header_count:
+            await request.refuse(431, "headers_too_large", "Request header fields too large.")
+            return
+        if request.header(b"host") is None and request.scope.get("http_version") not in ("1.0", "2", "3"):
+            await request.refuse(400, "host_missing", "A request needs a Host header.")
+            return
+        route = self._route(split_path(route_path(request.scope)))
+        if route is None:
+            await request.respond(404, [_TEXT], b"Not found.")
+            return
+        allowed = self._origins.allows(request.headers, request.scheme)
+        if route.cors:
+            request.extra += self._origins.cors(request.headers, request.scheme)
+        if route.session is not None and not allowed:
+            await self._refuse_origin(request)
+        elif request.method == "OPTIONS" and route.cors:
+            await self._preflight(request, route, allowed)
+        elif request.method != route.method:
+            await request.respond(405, [(b"allow", route.allow)])
+        else:
+            if route.session is not None and self.settings.cookies:
+                request.extra.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(request.headers)))
+            await route.handle(request)
+
+    def _route(self, path: tuple[str, ...] | None) -> Route | None:
+        settings = self.settings
+        match path:
+            case ():
+                return Route("GET", self._greeting)
+            case ("info",):
+                return Route("GET", self._info, cors=True)
+            case ("websocket",) if settings.websocket:
+                return Route("GET", self._not_upgraded)
+            case (page,) if settings.iframe and _IFRAME.fullmatch(page):
+                return Route("GET", self._iframe_page)
+            case (_, session, "websocket") if settings.websocket:
+                return Route("GET", self._not_upgraded, session=session)
+            case (_, session, "xhr_send"):
+                return Route("POST", lambda request: self._upload(request, session), session=session, cors=True)
+            case (_, session, "jsonp_send") if settings.jsonp:
+                return Route("POST", lambda request: self._upload_form(request, session), session=session)
+            case (_, session, name) if name in TRANSPORTS:
+                transport = TRANSPORTS[name]
+                if transport.optional and not getattr(settings, name):
+                    return None
+                return Route(
+                    transport.method,
+                    lambda request: self._receive(request, session, transport),
+                    session=session,
+                    cors=transport.cors,
+                )
+        return None
+
+    async def _preflight(self, request: Request, route: Route, allowed: bool) -> None:
+        if not allowed:
+            await self._refuse_origin(request)
+            return
+        headers = [(b"cache-control", _UNCHANGING), (b"expires", _EXPIRES), *preflight(request.headers, route.allow)]
+        await request.respond(204, headers)
+
+    async def _refuse_origin(self, request: Request) -> None:
+        origin = request.header(b"origin") or b""
+        self._log_refusal(origin)
+        await request.refuse(403, "origin_not_allowed", "Origin not allowed.")
+
+    def _log_refusal(self, origin: bytes) -> None:
+        name = origin[:256].decode("latin-1")
+        if name in self._refusals_logged or len(self._refusals_logged) >= 100:
+            return  # once for each origin, and not without a bound
+        self._refusals_logged.add(name)
+        setting = self.settings.allowed_origins
+        logger.warning(
+            "Refused a request from the origin %r: allowed_origins is %s. To allow it, say allowed_origins=[%r].",
+            name,
+            "not set, which means the server's own origin only" if setting is None else repr(setting),
+            name,
+        )
+
+    async def _greeting(self, request: Request) -> None:
+        await request.respond(200, [_TEXT], b"Welcome to SockJS!\n")
+
+    async def _info(self, request: Request) -> None:
+        info: dict[str, Any] = {
+            "websocket": self.settings.websocket,
+            "cookie_needed": self.settings.cookies,
+            "origins": ["*:*"],
+            "entropy": secrets.randbits(32),
+        }
+        if self.settings.base_url is not None:
+            info["base_url"] = self.settings.base_url
+        await request.respond(200, [_JSON, _NOT_CACHED], orjson.dumps(info))
+
+    async def _iframe_page(self, request: Request) -> None:
+        headers = [(b"cache-control", _UNCHANGING), (b"expires", _EXPIRES), (b"etag", self._etag)]
+        tags = (request.header(b"if-none-match") or b"").split(b",")
+        if any(tag.strip().removeprefix(b"W/") in (self._etag, b"*") for tag in tags):
+            await request.respond(304, headers)
+        else:
+            await request.respond(200, [_HTML, *headers], self._iframe)
+
+    async def _not_upgraded(self, request: Request) -> None:
+        upgrade = (request.header(b"upgrade") or b"").lower()
+        text = b'"Connection" must be "Upgrade".' if upgrade == b"websocket" else b'Can "Upgrade" only to "WebSocket".'
+        await request.respond(400, [_TEXT], text)
+
+    async def _receive(self, request: Request, session_id: str, transport: Transport) -> None:
+        """The pump of all receiving transports."""
+        headers = [_NOT_CACHED, *request.extra]
+        callback = ""
+        if transport.callback:
+            try:
+                callback = check_callback(request.query("c"))
+            except FrameError as error:
+                await request.refuse(500, error.code, str(error))
+                return
+            headers.append(_NOSNIFF)
+        if not transport.polling:
+            headers.append((b"x-accel-buffering", b"no"))  # asks nginx not to hold the stream back
+        session = self._find_or_open(request, session_id)
+        if session is None:
+            await request.refuse(404, "unknown_session", "Not found.")
+            return
+        writer = Writer(request.send)
+        timing = self.settings.timing
+        receiver = HttpReceiver(
+            writer,
+            transport,
+            callback,
+            headers,
+            self.settings.response_limit,
+            timing.poll_duration if transport.polling else timing.stream_duration,
+        )
+        writer.on_writable(session.wake)
+        receiver.start()
+        session.attach(receiver)
+        try:
+            # Ends when the client goes and also when the response is complete, so nothing needs to race it.
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            session.detach(receiver)
+
+    def _find_or_open(self, request: Request, session_id: str) -> Session | None:
+        """The session of that id; a new one if there is none; None if it is another principal's."""
+        principal = self._principal(request.scope)
+        session = self._sessions.get(session_id)
+        if session is not None:
+            return session if session.principal == principal else None
+        session = Session(self.settings.timing, principal)
+        if self.draining:
+            session.go_away()
+        elif self.sessions >= self.settings.session_limit:
+            logger.warning("session_limit=%d is reached: a new session is refused.", self.settings.session_limit)
+            session.close(1013, "Too many sessions")
+        else:
+            self._sessions[session_id] = session
+            self._open(session, request.scope)
+        return session
+
+    def _open(self, session: Session, scope: Scope) -> None:
+        if self._sweeping is None:
+            self._clock.restart(asyncio.get_running_loop().time())
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+        session.endpoint = self._connect(session, scope)
+
+    async def _upload(self, request: Request, session_id: str) -> None:
+        if await self._take_upload(request, session_id, parse_upload, self.settings.body_limit):
+            await request.respond(204, [_TEXT, _NOT_CACHED])
+
+    async def _upload_form(self, request: Request, session_id: str) -> None:
+        content_type = (request.header(b"content-type") or b"").split(b";")[0].strip().lower()
+        limit = self.settings.body_limit
+        if content_type == b"application/x-www-form-urlencoded":
+            taken = await self._take_upload(
+                request, session_id, lambda body: parse_upload(parse_form(body)), limit * 3 // 2
+            )
+        else:
+            taken = await self._take_upload(request, session_id, parse_upload, limit)
+        if taken:
+            await request.respond(200, [_TEXT, _NOT_CACHED], b"ok")
+
+    async def _take_upload(
+        self, request: Request, session_id: str, parse: Callable[[bytes], list[str]], limit: int
+    ) -> bool:
+        """Hand an upload's messages to its session, all or none. False: the request is answered already, or gone."""
+        if self._open_session(request, session_id) is None:
+            return await request.refuse(404, "unknown_session", "Not found.")
+        if (request.header(b"content-encoding") or b"identity").lower() != b"identity":
+            return await request.refuse(415, "unsupported_encoding", "Send the body without Content-Encoding.")
+        body = await request.body(limit, self.settings.body_deadline)
+        if body is None:
+            return False
+        try:
+            messages = parse(body)
+        except FrameError as error:
+            return await request.refuse(500, error.code, str(error))
+        largest = self.settings.message_limit
+        if any(len(message) * 4 > largest and len(message.encode()) > largest for message in messages):
+            return await request.refuse(413, "message_too_big", f"A message may have {largest} bytes.")
+        session = self._open_session(request, session_id)
+        if session is None:  # it ended while the body was on its way
+            return await request.refuse(404, "unknown_session", "Not found.")
+        for message in messages:
+            wait = session.received(message)
+            if wait is not None:
+                await wait
+        return True
+
+    def _open_session(self, request: Request, session_id: str) -> Session | None:
+        session = self._sessions.get(session_id)
+        if session is None or session.close_frame is not None or not session.accepted:
+            return None
+        return session if session.principal == self._principal(request.scope) else None
+
+    # WebSocket
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = split_path(route_path(scope))
+        raw = path == ("websocket",)
+        framed = path is not None and len(path) == 3 and path[2] == "websocket"
+        await receive()  # websocket.connect
+        if not self.settings.websocket or not (raw or framed):
+            await deny(scope, send, 404, b"Not found.")
+            return
+        headers: Headers = scope["headers"]
+        if not self._origins.allows(headers, scope["scheme"]):
+            self._log_refusal(next(value for name, value in headers if name == b"origin"))
+            await deny(scope, send, 403, b"Origin not allowed.")
+            return
+        if self.draining or self.sessions >= self.settings.session_limit:
+            await deny(scope, send, 503, b"No more sessions.")
+            return
+        session = Session(self.settings.timing)
+        writer = Writer(send)
+        receiver = SocketReceiver(writer, raw)
+        if framed and self.settings.cookies:
+            receiver.accept_headers.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(headers)))
+        writer.on_writable(session.wake)
+        self._sockets.add(session)
+        try:
+            self._open(session, scope)
+            session.attach(receiver)
+            await self._read_socket(session, receiver, receive, raw)
+        finally:
+            session.detach(receiver)
+            self._sockets.discard(session)
+
+    async def _read_socket(self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool) -> None:
+        while (event := await receive())["type"] != "websocket.disconnect":
+            text: str | None = event.get("text")
+            if text is None and not raw:
+                session.close(1003, "Binary messages are not supported")
+                continue
+            message: str | bytes = event["bytes"] if text is None else text
+            limit = self.settings.message_limit if raw else self.settings.body_limit
+            if len(message) > limit:
+                session.close(1009, f"A message may have {limit} bytes")
+                continue
+            if raw:
+                messages: list[Any] = [message]
+            else:
+                try:
+                    messages = parse_websocket(str(message))
+                except FrameError as error:
+                    receiver.drop(1002, str(error))
+                    return
+            for one in messages:
+                wait = session.received(one)
+                if wait is not None:
+                    await wait
+
+    # Time
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = self._clock.advance(loop.time())
+        for session_id, session in list(self._sessions.items()):
+            if not session.tick(now):
+                del self._sessions[session_id]
+        for session in list(self._sockets):
+            session.tick(now)
+        self._sweeping = loop.call_later(SWEEP, self._sweep) if self.sessions else None
+
+
+class StallProofClock:
+    """A monotonic clock that does not count the time in which the event loop stood still.
+
+    After a stall (a stopped process, a blocking call) requests wait in the sockets that no one had a chance to read;
+    sessions must not expire for that.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._seen = 0.0
+
+    def restart(self, real: float) -> None:
+        self._seen = real
+
+    def advance(self, real: float) -> float:
+        """The clock's time, in seconds, given the loop's."""
+        self._now += min(real - self._seen, 2 * SWEEP)
+        self._seen = real
+        return self._now
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a URL offers: its one method (and OPTIONS where it is shared across origins)."""
+
+    method: str
+    handle: Callable[[Request], Awaitable[Any]]
+    session: str | None = None
+    cors: bool = False
+
+    @property
+    def allow(self) -> bytes:
+        return f"OPTIONS, {self.method}".encode() if self.cors else self.method.encode()
+
+
+class Request:
+    """One HTTP request and the ways to answer it."""
+
+    __slots__ = ("extra", "headers", "method", "receive", "scheme", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.method: str = scope["method"]
+        self.scheme: str = scope.get("scheme", "http")
+        self.headers: Headers = scope["headers"]
+        self.extra: Headers = []  # headers that go with any answer
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+    def query(self, name: str) -> str | None:
+        """The one value of a query parameter; all values joined by commas if there are several, which no check lets pass."""
+        values = parse_qs(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True).get(name)
+        return ",".join(values) if values else None
+
+    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        headers = [*headers, *self.extra]
+        if status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(body)))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, status: int, code: str, text: str) -> Literal[False]:
+        """Answer with an error: the text in the body, the code in X-Backsync-Error."""
+        headers = [_TEXT, _NOT_CACHED, (b"x-backsync-error", code.encode())]
+        if status in (408, 413, 415, 431):
+            headers.append((b"connection", b"close"))  # the rest of the request is not going to be read
+        await self.respond(status, headers, text.encode())
+        return False
+
+    async def body(self, limit: int, deadline: float) -> bytes | None:
+        """The whole body. None: refused as too large or too slow, or the client has gone; nothing is to be applied."""
+        length = self.header(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > limit):
+            await self._too_large(limit)
+            return None
+        body = bytearray()
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    event = await self.receive()
+                    if event["type"] == "http.disconnect":
+                        return None
+                    body += event.get("body", b"")
+                    if len(body) > limit or not event.get("more_body", False):
+                        break
+        except TimeoutError:
+            await self.refuse(408, "body_too_slow", f"The body did not come within {deadline:g} seconds.")
+            return None
+        if len(body) > limit:
+            await self._too_large(limit)
+            return None
+        return bytes(body)
+
+    async def _too_large(self, limit: int) -> None:
+        await self.refuse(413, "body_too_large", f"A body may have {limit} bytes.")
+
+
+async def deny(scope: Scope, send: Send, status: int, text: bytes) -> None:
+    """Refuse a WebSocket handshake; with the status where the server can send it, else with its 403."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        headers = [_TEXT, (b"content-length", b"%d" % len(text))]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": text})
+    else:
+        await send({"type": "websocket.close", "code": 1008})
+
+
+def route_path(scope: Scope) -> str:
+    """The path below the mount, whatever the mounts and proxies above made of `root_path`."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
+
+
+def split_path(path: str) -> tuple[str, ...] | None:
+    """The segments of a path: none for the mount itself, one for a page, three for a session. None: no such URL."""
+    if path in ("", "/"):
+        return ()
+    if not path.startswith("/"):
+        return None
+    segments = tuple(path[1:].split("/"))
+    if len(segments) == 1:
+        return segments
+    if len(segments) == 3 and all(_SEGMENT.fullmatch(segment) for segment in segments):
+        return segments
+    return None
+
+
+def session_cookie(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The value that the request's JSESSIONID cookie has, or `dummy`; never text that could break the header."""
+    for name, value in headers:
+        if name != b"cookie":
+            continue
+        for pair in value.split(b";"):
+            key, _, content = pair.strip().partition(b"=")
+            if key == b"JSESSIONID":
+                return content if _COOKIE.fullmatch(content) else b"dummy"
+    return b"dummy"
+
+
+def _identity(scope: Scope) -> Hashable:
+    user = scope.get("user")
+    if user is None:
+        return None
+    try:
+        return str(user.identity)
+    except (AttributeError, NotImplementedError):
+        return str(getattr(user, "display_name", user))

@@ -1,0 +1,257 @@
+"""A SockJS session: a conversation that outlives the requests that carry it; pure, time comes in as `now`.
+
+A session holds no messages. It pulls them from its endpoint whenever a receiver can take them, so that what waits for
+a slow or polling client is the endpoint's to decide. Three parties meet here: the endpoint (the application's end),
+the session, and at most one receiver (an open response or socket).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .frames import HEARTBEAT, OPEN, Close, Frame, check_close_code
+
+GOING_AWAY = Close(1012, "Service restart")
+INTERRUPTED = Close(1002, "Connection interrupted")
+OCCUPIED = Close(2010, "Another connection still open")
+TIMED_OUT = Close(1002, "Connection timed out")
+
+
+class Endpoint(Protocol):
+    """The application's end of a session. All calls come from the event loop and must not raise."""
+
+    def received(self, message: str | bytes) -> Awaitable[None] | None:
+        """Take one message. Returns None, or an awaitable where the sender should wait: the application is behind."""
+
+    def pull(self) -> Frame | None:
+        """Hand over all that is waiting for the client as one frame, or None. Called when it can be written."""
+
+    def closed(self, code: int, reason: str) -> None:
+        """The session has ended, for whatever reason; called once. 1006: the client went without a goodbye."""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether something waits that must be written before the write deadline."""
+
+    def tick(self, now: float) -> None:
+        """About a second has passed; `now` is monotonic, in seconds."""
+
+
+class Receiver(Protocol):
+    """An open response or socket: where frames are written."""
+
+    @property
+    def lifetime(self) -> float | None:
+        """Seconds after which it is ended with a heartbeat; None for ever."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether a frame written now goes out at once."""
+
+    def fills(self, frame: Frame) -> bool:
+        """Whether this frame is the last that it can take. A poll takes one."""
+
+    def write(self, frame: Frame, last: bool) -> None:
+        """Write the frame; after the last one the response or socket ends."""
+
+    def abort(self) -> None:
+        """End it now, written or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long a session waits, in seconds.
+
+    heartbeat: silence after which a client gets `h`; below the idle timeouts of proxies (nginx: 60).
+    disconnect_delay: a session without receiver lives on this long; the SockJS servers' 5.
+    poll_duration: the longest that one poll is kept waiting.
+    stream_duration: the longest that one streaming response runs. HTTP cannot tell a dead reader from a silent one, so
+        this and the disconnect delay bound how long a dead peer on a stream is taken for a living one.
+    write_deadline: a reply, control or close frame that cannot be written for so long ends the session.
+    """
+
+    heartbeat: float = 25.0
+    disconnect_delay: float = 5.0
+    poll_duration: float = 25.0
+    stream_duration: float = 30.0
+    write_deadline: float = 10.0
+
+
+class Session:
+    """The state of one session: new until accepted, open, then closed with a frame that stays.
+
+    Owners call `tick` about once a second and forget the session when it returns False.
+    """
+
+    __slots__ = (
+        "_attached_at",
+        "_blocked_since",
+        "_busy",
+        "_greeted",
+        "_pumping",
+        "_sent_at",
+        "accepted",
+        "close_frame",
+        "endpoint",
+        "principal",
+        "receiver",
+        "timing",
+    )
+
+    def __init__(self, timing: Timing, principal: Hashable = None) -> None:
+        self.timing = timing
+        self.principal = principal
+        self.endpoint: Endpoint | None = None
+        self.receiver: Receiver | None = None
+        self.accepted = False
+        self.close_frame: Close | None = None
+        self._greeted = False  # the open frame is written
+        self._pumping = False
+        # Moments are noted by the tick after them, so that writing a frame needs no clock.
+        self._busy = True  # something was written since the last tick
+        self._sent_at = 0.0
+        self._attached_at: float | None = None  # of the receiver, or of its absence
+        self._blocked_since: float | None = None
+
+    # The application's side
+
+    def accept(self) -> None:
+        """Open the session: its client gets the open frame, then whatever waits."""
+        self.accepted = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Something waits at the endpoint: pull it if a receiver can take it."""
+        if not self._pumping:
+            self._pumping = True
+            try:
+                self._pump()
+            finally:
+                self._pumping = False
+
+    def offer(self, frame: Frame) -> bool:
+        """Write a frame that many sessions share, if it can go out at once. False: it is to be pulled later."""
+        receiver = self.receiver
+        if receiver is None or not self._greeted or not receiver.writable or receiver.fills(frame):
+            return False
+        self._busy = True
+        receiver.write(frame, last=False)
+        return True
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """End the session: what waits is still written, then the close frame. Only the first call counts.
+
+        Raises ValueError for a code that must not be sent; a long reason is cut to 123 bytes.
+        """
+        self._end(Close(check_close_code(code), reason))
+
+    def go_away(self) -> None:
+        """End the session because the server does: what waits is still written."""
+        self._end(GOING_AWAY)
+
+    # The transports' side
+
+    def attach(self, receiver: Receiver) -> None:
+        """A receiver has come: it gets what waits, or is turned away where another one is open."""
+        if self.receiver is not None:
+            receiver.write(OCCUPIED, last=True)
+            return
+        self.receiver = receiver
+        self._attached_at = None
+        self.wake()
+
+    def detach(self, receiver: Receiver) -> None:
+        """The receiver's request is over. One that broke off before its last frame ends the session."""
+        if self.receiver is receiver:
+            self._release()
+            self._end(INTERRUPTED, gone=True)
+
+    def received(self, message: str | bytes) -> Awaitable[None] | None:
+        """Pass a message to the application, in order. See `Endpoint.received`."""
+        if self.endpoint is None or self.close_frame is not None:
+            return None
+        return self.endpoint.received(message)
+
+    # The sweep's side
+
+    def tick(self, now: float) -> bool:
+        """Send heartbeats, end what has waited too long. Returns False when the session can be forgotten."""
+        if self._attached_at is None:
+            self._attached_at = self._sent_at = now
+        if self.close_frame is None and self.endpoint is not None:
+            self.endpoint.tick(now)
+        receiver = self.receiver
+        waited = now - self._attached_at
+        if receiver is None:
+            if waited < self.timing.disconnect_delay:
+                return True
+            self._end(TIMED_OUT, gone=True)
+            return False
+        if not receiver.writable:
+            self._tick_blocked(receiver, now, waited)
+            return True
+        self._blocked_since = None
+        if self._busy:
+            self._busy, self._sent_at = False, now
+        if receiver.lifetime is not None and waited >= receiver.lifetime:
+            self._write(receiver, HEARTBEAT, last=True)
+        elif now - self._sent_at >= self.timing.heartbeat:
+            self._write(receiver, HEARTBEAT, last=receiver.fills(HEARTBEAT))
+        return True
+
+    def _tick_blocked(self, receiver: Receiver, now: float, waited: float) -> None:
+        if self._blocked_since is None:
+            self._blocked_since = now
+        deadline = self.timing.write_deadline
+        urgent = self.close_frame is not None or (self.endpoint is not None and self.endpoint.urgent)
+        overdue = receiver.lifetime is not None and waited >= receiver.lifetime + deadline
+        if overdue or (urgent and now - self._blocked_since >= deadline):
+            self._release()
+            self._end(INTERRUPTED, gone=True)
+            receiver.abort()
+
+    # Inside
+
+    def _pump(self) -> None:
+        while (receiver := self.receiver) is not None and receiver.writable:
+            frame: Frame | None = None
+            if self._greeted:
+                frame = self.endpoint.pull() if self.endpoint is not None else None
+            elif self.accepted:
+                self._greeted = True
+                frame = OPEN
+            if frame is not None:
+                self._write(receiver, frame, last=receiver.fills(frame))
+            elif self.close_frame is not None:
+                self.endpoint = None
+                self._write(receiver, self.close_frame, last=True)
+            else:
+                return
+
+    def _write(self, receiver: Receiver, frame: Frame, last: bool) -> None:
+        self._busy = True
+        if last:
+            # Let go before the last bytes are out: a fast client is back before this call returns.
+            self._release()
+        receiver.write(frame, last)
+
+    def _release(self) -> None:
+        self.receiver = None
+        self._attached_at = None
+        self._blocked_since = None
+
+    def _end(self, frame: Close, gone: bool = False) -> None:
+        """Close with the frame; `gone`: nobody is there any more to take what waits."""
+        if self.close_frame is not None:
+            return
+        self.close_frame = frame
+        endpoint = self.endpoint
+        if gone:
+            self.endpoint = None
+        if self.receiver is None:
+            self._attached_at = None  # the close frame is served for a full disconnect delay
+        if endpoint is not None:
+            endpoint.closed(1006 if gone else frame.code, frame.reason)
+        self.wake()
