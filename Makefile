@@ -7,7 +7,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
-VENV ?= .venv
+export VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
 export CHROMIUM ?= /usr/bin/chromium
@@ -73,7 +73,7 @@ $(VENV)/.dev: $(VENV)/.demo
 client/node_modules/.installed: client/package.json client/package-lock.json
 	@scripts/need-node
 	@echo "Installing the client's packages"
-	@npm --prefix client ci --no-audit --no-fund --loglevel=error
+	@npm --prefix client ci --no-audit --no-fund --no-update-notifier --no-progress --loglevel=error >/dev/null
 	@touch $@
 
 backsync_asgi/static/backsync.js: client/node_modules/.installed $(client_sources)
