@@ -21,7 +21,8 @@ client_sources := $(shell find client -name node_modules -prune -o -name test -p
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.dev client/node_modules/.installed backsync_asgi/static/backsync.js $(CHROMIUM) ## install all that the checks need
+setup: $(VENV)/.browser client/node_modules/.installed backsync_asgi/static/backsync.js ## install all that the checks need
+	@:
 
 demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1)
 	@scripts/demo --host $(HOST) --port $(PORT)
@@ -80,5 +81,9 @@ backsync_asgi/static/backsync.js: client/node_modules/.installed $(client_source
 	@npm --prefix client run --silent build
 	@touch $@
 
-/usr/bin/chromium:
-	@scripts/apt-install chromium
+# Playwright, a Python package, brings a Node of its own, which needs libatomic1 where a minimal Debian lacks it.
+$(VENV)/.browser: $(VENV)/.dev
+	@test -x "$(CHROMIUM)" || scripts/apt-install chromium
+	@test -x "$(CHROMIUM)" || { echo "There is no browser at CHROMIUM=$(CHROMIUM)" >&2; exit 1; }
+	@playwright --version &>/dev/null || scripts/apt-install libatomic1
+	@touch $@

@@ -35,8 +35,8 @@ SEPARATE_ROOMS = ("sockjs", "brokers", "stores")
 # The names that users build on. Adding one is a decision; so is this line.
 DOORS: dict[str, set[str]] = {
     "": {"Backsync", "Context", "Reject"},
-    "stores": {"MemoryStore"},
-    "sockjs": {"SockJS"},
+    "stores": {"MemoryStore", "Store"},
+    "sockjs": {"Settings", "SockJS", "Timing"},
 }
 DOORS_TO_COME = {"brokers", "testing", "uvicorn"}
 
