@@ -42,9 +42,8 @@ class Reject(BacksyncError):
 
     def __init__(self, code: str, message: str = "", details: Any = None) -> None:
         if _CODE.fullmatch(code) is None:
-            raise ValueError(
-                f"Reject got the code {code!r}, expected lower-case letters, digits and underscores, such as 'forbidden'."
-            )
+            expected = "lower-case letters, digits and underscores, such as 'forbidden'"
+            raise ValueError(f"Reject got the code {code!r}, expected {expected}.")
         self.code = code
         self.message = message or CODES.get(code, code)
         self.details = details

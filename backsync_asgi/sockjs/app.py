@@ -17,7 +17,9 @@ logger = logging.getLogger("backsync.sockjs")
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-QUEUE_LIMIT = 1_048_576  # bytes that may wait for the client before `send` waits, and for the application before reading does
+QUEUE_LIMIT = (
+    1_048_576  # bytes that may wait for the client before `send` waits, and for the application before reading does
+)
 
 
 class SockJS:

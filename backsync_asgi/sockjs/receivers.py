@@ -57,7 +57,7 @@ class Writer:
                 waits_for = next(steps)
             except StopIteration:
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
                 return
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
@@ -68,7 +68,7 @@ class Writer:
             await _Rest(steps, waits_for)
             while self._events:
                 await self._send(self._events.popleft())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
             self._fail(error)
         finally:
             self._task = None
@@ -202,6 +202,10 @@ class SocketReceiver:
         if last:
             close = frame if isinstance(frame, Close) else None
             events.append(
-                {"type": "websocket.close", "code": close.code if close else 1000, "reason": close.reason if close else ""}
+                {
+                    "type": "websocket.close",
+                    "code": close.code if close else 1000,
+                    "reason": close.reason if close else "",
+                }
             )
         return events

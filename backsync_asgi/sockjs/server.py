@@ -516,7 +516,7 @@ class Request:
         return next((value for key, value in self.headers if key == name), None)
 
     def query(self, name: str) -> str | None:
-        """The one value of a query parameter; all values joined by commas if there are several, which no check lets pass."""
+        """A query parameter; several values are joined by commas, which no check lets pass."""
         values = parse_qs(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True).get(name)
         return ",".join(values) if values else None
 

@@ -14,7 +14,7 @@ import orjson
 from .frames import Frame, FrameError
 
 CALLBACK_MAX = 32  # characters; longer names are nobody's real callback
-_CALLBACK = re.compile(r"[a-zA-Z0-9\-_.]{1,%d}" % CALLBACK_MAX)
+_CALLBACK = re.compile(rf"[a-zA-Z0-9\-_.]{{1,{CALLBACK_MAX}}}")
 
 _HTMLFILE = """<!doctype html>
 <html><head>

@@ -1,0 +1,646 @@
+"""`Backsync`, the ASGI app: clients, requests, subscriptions. The only file that knows both SockJS and models."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
+
+from starlette.requests import HTTPConnection
+from starlette.staticfiles import StaticFiles
+
+from . import messages
+from .channel import Horizon
+from .errors import CODES, BadMessage, EncodeError, Reject
+from .hub import Acting, Hub, Subscriber, Topic
+from .messages import CONTROL, Request
+from .models import (
+    Caller,
+    Context,
+    HandlerFunction,
+    HandlerTimeout,
+    Model,
+    Soon,
+    check_query,
+    check_signature,
+)
+from .sockjs.frames import Frame, Message, ObjectMessage, loads
+from .sockjs.receivers import Receive, Scope, Send
+from .sockjs.server import Server, Settings, route_path
+from .sockjs.session import Session
+from .stores.base import Store
+
+logger = logging.getLogger("backsync")
+
+STATIC = Path(__file__).parent / "static"
+PROTOCOL_VERSION = 1
+# Close codes from 4500 on tell clients not to come back.
+REFUSED = {"unauthorized": 4501, "forbidden": 4503}
+REFUSED_OTHERWISE = 4500
+OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
+
+Decorated = TypeVar("Decorated", bound=HandlerFunction)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may ask for. Times in seconds, sizes in bytes.
+
+    handler_timeout: one handler call; then the caller gets `timeout`.
+    threads: plain handlers that run at once, in the whole process.
+    replies: replies that wait for one client; more closes it. A single reply may be larger.
+    requests: requests of one client that wait for their turn; while there are more, nothing is read from it.
+    subscriptions: channels of one client.
+    greeting: where there is an auth hook, a client that says nothing for so long is closed.
+    """
+
+    handler_timeout: float = 30.0
+    threads: int = 64
+    replies: int = 1_048_576
+    requests: int = 256
+    subscriptions: int = 128
+    greeting: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise ValueError(f"Limits got {field.name}={value!r}, expected a positive number.")
+
+
+class Backsync:
+    """An ASGI app that keeps collections of records in every browser equal to the server's.
+
+    Mount it (`Mount("/backsync", app=sync)`) or run it alone (`uvicorn module:sync`). It serves its browser client
+    beside the protocol: `backsync.js` and `backsync.mjs` below the mount.
+
+    allowed_origins: origins of pages that may connect, beside the server's own: exact ones, or "*" for all.
+    compat: "2012" serves the browser code of the project's first version.
+    debug: tell clients the text of exceptions in handlers.
+    horizon: how much of the past a channel remembers for clients that were away.
+    limits: what one client may ask for.
+    sockjs: settings of the transports.
+
+    Raises ValueError for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        allowed_origins: str | list[str] | tuple[str, ...] | None = None,
+        compat: Literal["2012"] | None = None,
+        debug: bool = False,
+        horizon: Horizon | None = None,
+        limits: Limits | None = None,
+        sockjs: Settings | None = None,
+    ) -> None:
+        if compat not in (None, "2012"):
+            raise ValueError(f"Backsync got compat={compat!r}, expected '2012' or nothing.")
+        settings = sockjs or Settings()
+        if allowed_origins is not None:
+            settings = dataclasses.replace(settings, allowed_origins=allowed_origins)
+        self.debug = debug
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.bad_messages = 0  # messages that were not of the protocol's form and had no id to reply to
+        self._is_2012 = compat == "2012"
+        self._hub = Hub(horizon or Horizon(), ObjectMessage if self._is_2012 else Message)
+        self._caller = Caller(self.limits.handler_timeout, self.limits.threads)
+        self._soon = Soon()
+        self._models: dict[str, Model] = {}
+        self._hooks: dict[str, list[HandlerFunction]] = {"open": [], "close": []}
+        self._auth: HandlerFunction | None = None
+        self._server = Server(self._connect, settings)
+        self._static = StaticFiles(directory=STATIC, check_dir=False)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # What the application's developer uses
+
+    def model(self, name: str, *, store: Store | None = None) -> Model:
+        """The model of that name; the same one each time. Options are given once.
+
+        store: where the model's records live; without handlers, it answers reads and writes by itself.
+
+        Raises ValueError for a name that is not one, and for a store given twice.
+        """
+        if not messages.is_model_name(name):
+            raise ValueError(
+                f"sync.model got the name {name!r}, expected a letter or underscore, then letters, digits, '_', '.', '-'."
+            )
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = Model(name, self._hub, self._caller, self._soon, store)
+        elif store is not None and store is not model.store:
+            if model.store is not None:
+                raise ValueError(f"sync.model({name!r}) got a second store; a model's options are given once.")
+            model.store = store
+        return model
+
+    def on(self, event: Literal["open", "close", "auth"]) -> Callable[[Decorated], Decorated]:
+        """Register a hook.
+
+        `open`, `close`: `(ctx)`, as connections come and go; a Reject from `open` refuses the connection.
+        `auth`: `(ctx, token)`, called with the client's token, or None where it sent none: cookies and headers are in
+        `ctx.request`. It returns the user, or raises Reject: then the client is closed and does not come back by
+        itself. Until it has returned, no request of the client is handled.
+
+        Raises ValueError for another name or a second auth hook, TypeError for a function with other parameters.
+        """
+        if event not in ("open", "close", "auth"):
+            raise ValueError(
+                f"sync.on got {event!r}, expected 'open', 'close' or 'auth'; handlers are sync.model(name).on(…)."
+            )
+
+        def decorate(function: Decorated) -> Decorated:
+            if event == "auth":
+                check_signature(function, 2, "the auth hook takes (ctx, token)")
+                if self._auth is not None:
+                    raise ValueError("sync.on('auth') was given twice; there is one auth hook.")
+                self._auth = function
+            else:
+                check_signature(function, 1, f"the {event} hook takes (ctx)")
+                self._hooks[event].append(function)
+            return function
+
+        return decorate
+
+    def middleware(self, function: Decorated) -> Decorated:
+        """Register a layer around every handler and hook: async `(ctx, *args, call_next)`; it awaits
+        `call_next(ctx, *args)` and returns the result. The first registered is the outermost."""
+        self._caller.middleware.append(function)
+        return function
+
+    def drain(self) -> None:
+        """Tell every client that the server goes away. On SIGTERM and SIGINT this happens by itself."""
+        self._server.drain()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """For the host app: `Starlette(lifespan=sync.lifespan)`. Optional: else Backsync starts at its first request."""
+        self._start()
+        try:
+            yield
+        finally:
+            self._server.drain()
+            self._caller.shutdown()
+
+    # ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+            return
+        self._start()
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            name = route_path(scope).removeprefix("/")
+            if name in CLIENT_FILES:
+                await self._serve_client(name, scope, receive, send)
+                return
+        await self._server(scope, receive, send)
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._soon.start(loop)
+            self._server.hook_signals()
+
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with self.lifespan():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve_client(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if not (STATIC / name).is_file():
+            text = f"{name} is not built. Run `make client` (or `npm ci && npm run build` in client/).".encode()
+            headers = [(b"content-type", b"text/plain; charset=UTF-8"), (b"content-length", b"%d" % len(text))]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": text})
+            return
+        response = await self._static.get_response(name, scope)
+        response.headers["cache-control"] = "no-cache"  # it may be kept, and is asked for again by its ETag
+        response.headers["access-control-allow-origin"] = "*"
+        await response(scope, receive, send)
+
+    def _connect(self, session: Session, scope: Scope) -> Connection:
+        connection = Connection(self, session, scope)
+        self.connections.add(connection)
+        return connection
+
+    # What connections use
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task that the app owns; what it raises is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A task of Backsync failed.", exc_info=task.exception())
+
+
+CLIENT_FILES = frozenset(
+    {"backsync.js", "backsync.js.map", "backsync.mjs", "backsync.mjs.map", "backsync.d.ts", "sockjs.js"}
+)
+
+
+class Connection:
+    """One client: the application's end of its session.
+
+    Its requests are handled one at a time per model, in the order sent; control messages never wait.
+    """
+
+    def __init__(self, app: Backsync, session: Session, scope: Scope) -> None:
+        self.id = secrets.token_hex(8)
+        self.user: Any = scope.get("user")
+        self.state = SimpleNamespace()
+        self._app = app
+        self._session = session
+        self._scope = scope
+        self._request: HTTPConnection | None = None
+        self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown)
+        self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
+        self._queues: dict[str, deque[Request]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        self._room = asyncio.Event()
+        self._setup: asyncio.Task[None] | None = None
+        self._opened = False
+        self._since: float | None = None
+        session.accept()
+        if app._auth is None or app._is_2012:
+            self._begin(None)
+
+    @property
+    def request(self) -> HTTPConnection:
+        """The request that opened the connection."""
+        if self._request is None:
+            self._request = HTTPConnection(self._scope)
+        return self._request
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """End the connection; what waits is still written. Clients come back by themselves unless the code is 1000,
+        3500-3999 or 4500-4999. Raises ValueError for a code that must not be sent."""
+        self._session.close(code, reason)
+
+    # As the session sees it
+
+    def received(self, message: str | bytes) -> Awaitable[None] | None:
+        try:
+            request = messages.decode(message)
+        except BadMessage as error:
+            self._bad_message(error)
+            return None
+        if self._setup is None and not self._opened:
+            token = self._token(request)
+            self._begin(token)
+        if request.model == CONTROL:
+            self._control(request)
+            return None
+        queue = self._queues.get(request.model)
+        if queue is None:
+            queue = self._queues[request.model] = deque()
+            worker = self._app.spawn(self._work(request.model, queue))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        queue.append(request)
+        self._waiting += 1
+        if self._waiting < self._app.limits.requests:
+            return None
+        self._room.clear()
+        return self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        await self._room.wait()
+
+    def pull(self) -> Frame | None:
+        return self._subscriber.pull()
+
+    def closed(self, code: int, reason: str) -> None:
+        self._app.connections.discard(self)
+        self._subscriber.detach_all()
+        self._queries.clear()
+        if code == 1012 and not self._app._is_2012:
+            # The more clients there are, the wider the window in which they come back.
+            window = min(5.0 + len(self._app.connections) / 1000, 30.0)
+            bye = {"code": code, "reason": reason, "retry": [0, round(window, 1)]}
+            self._subscriber.send(messages.push("$:bye", messages.encode(bye)))
+        if self._opened or self._setup is not None:
+            self._app.spawn(self._end())
+
+    @property
+    def urgent(self) -> bool:
+        return bool(self._subscriber.outbox)
+
+    def tick(self, now: float) -> None:
+        if self._since is None:
+            self._since = now
+        if self._setup is None and not self._opened and now - self._since >= self._app.limits.greeting:
+            self._session.close(STALE, "Say $:hello first")
+
+    # Coming and going
+
+    def _begin(self, token: str | None) -> None:
+        """Find out who the client is, then run the open hooks; requests wait for it."""
+        hooks = self._hooks("open")
+        if self._app._auth is None and not hooks:
+            self._open()
+        else:
+            self._setup = self._app.spawn(self._set_up(token, hooks))
+
+    async def _set_up(self, token: str | None, hooks: list[tuple[HandlerFunction, Model | None]]) -> None:
+        try:
+            if self._app._auth is not None:
+                self.user = await self._app._caller(self._app._auth, Context(self), token)
+            for function, model in hooks:
+                await self._app._caller(function, Context(self, model))
+        except Reject as error:
+            self._session.close(REFUSED.get(error.code, REFUSED_OTHERWISE), error.message)
+        except Exception:
+            logger.exception("A hook failed as a client connected; the client is closed.")
+            self._session.close(1011, "The server could not set up the connection")
+        else:
+            self._open()
+        finally:
+            self._setup = None
+
+    def _open(self) -> None:
+        self._opened = True
+        if self._app._is_2012 and self._session.close_frame is None:
+            for model in self._app._models.values():
+                if model.guard is None:
+                    self._queries[model.topic] = (model, {})
+                    self._subscriber.attach(model.topic, model.topic.channel.seq)
+
+    async def _end(self) -> None:
+        """Run the close hooks, after everything that the client has sent is done."""
+        if self._setup is not None:
+            await asyncio.wait([self._setup])
+        if self._workers:
+            await asyncio.wait(list(self._workers))
+        if not self._opened:
+            return
+        for function, model in self._hooks("close"):
+            try:
+                await self._app._caller(function, Context(self, model))
+            except Exception:
+                logger.exception("A close hook failed.")
+
+    def _hooks(self, event: Literal["open", "close"]) -> list[tuple[HandlerFunction, Model | None]]:
+        hooks: list[tuple[HandlerFunction, Model | None]] = [(function, None) for function in self._app._hooks[event]]
+        for model in self._app._models.values():
+            functions = model.open_hooks if event == "open" else model.close_hooks
+            hooks += [(function, model) for function in functions]
+        return hooks
+
+    # Requests
+
+    async def _work(self, name: str, queue: deque[Request]) -> None:
+        if self._setup is not None:
+            await asyncio.wait([self._setup])
+        while queue:
+            request = queue.popleft()
+            self._waiting -= 1
+            self._room.set()
+            if self._opened:
+                await self._handle(request)
+        del self._queues[name]
+
+    async def _handle(self, request: Request) -> None:
+        acting = Acting(self._subscriber)
+        Acting.current.set(acting)
+        try:
+            data = await self._perform(request, acting)
+        except Reject as error:
+            self._fail(request, error.code, error.message, error.details)
+        except HandlerTimeout as error:
+            logger.error("The handler of %s took too long: %s.", request.event, error)
+            self._fail(request, "timeout", CODES["timeout"])
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the program ends
+            if isinstance(error, EncodeError):
+                logger.error("The result of %s cannot be sent: %s", request.event, error)
+            else:
+                logger.exception("The handler of %s failed.", request.event)
+            self._fail(request, "handler_error", repr(error) if self._app.debug else CODES["handler_error"])
+        else:
+            if request.id is not None:
+                self._subscriber.send(messages.reply(request.id, request.event, data))
+        finally:
+            acting.finish()
+
+    async def _perform(self, request: Request, acting: Acting) -> str:
+        model = self._app._models.get(request.model)
+        if model is None:
+            raise Reject("unknown_model", f"There is no model {request.model!r}.")
+        ctx = Context(self, model, request.method)
+        if request.method == "subscribe":
+            return await self._subscribe(ctx, model, request, acting)
+        if request.method == "unsubscribe":
+            check_query(request.data)
+            self._queries.pop(model.topic, None)
+            self._subscriber.detach(model.topic)
+            return "{}"
+        return await model.perform(ctx, request)
+
+    def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
+        if request.id is None:
+            logger.warning("%s failed and its sender did not ask for a reply: %s: %s", request.event, code, message)
+        else:
+            self._send_error(request.id, request.event, code, message, details)
+
+    def _send_error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> None:
+        if self._app._is_2012:
+            self._subscriber.send(messages.error_reply_2012(id, event, message))
+        else:
+            self._subscriber.send(messages.error_reply(id, event, code, message, details))
+
+    def _bad_message(self, error: BadMessage) -> None:
+        if error.id is None:
+            self._app.bad_messages += 1
+            logger.warning("A client sent a message that is not of the protocol's form. %s", error)
+        else:
+            self._send_error(error.id, error.event, "bad_message", str(error))
+
+    # Control messages
+
+    def _control(self, request: Request) -> None:
+        match request.method:
+            case "ping":
+                self._reply(request, "{}")
+            case "hello":
+                self._app.spawn(self._hello(request))
+            case "auth":
+                self._app.spawn(self._authenticate(request))
+            case other:
+                self._fail(request, "unknown_method", f"There is no control message '$:{other}'.")
+
+    def _reply(self, request: Request, data: str) -> None:
+        if request.id is not None:
+            self._subscriber.send(messages.reply(request.id, request.event, data))
+
+    @staticmethod
+    def _token(request: Request) -> str | None:
+        if request.model != CONTROL or not isinstance(request.data, dict):
+            return None
+        token = request.data.get("token")
+        return token if isinstance(token, str) else None
+
+    async def _hello(self, request: Request) -> None:
+        if self._setup is not None:
+            await asyncio.wait([self._setup])
+        if not self._opened:
+            return  # refused: the close code says so
+        settings = self._app._server.settings
+        welcome = {
+            "version": PROTOCOL_VERSION,
+            "heartbeat": settings.timing.heartbeat,
+            "limits": {
+                "message": settings.message_limit,
+                "body": settings.body_limit,
+                "subscriptions": self._app.limits.subscriptions,
+            },
+        }
+        self._reply(request, messages.encode(welcome))
+
+    async def _authenticate(self, request: Request) -> None:
+        if self._setup is not None:
+            await asyncio.wait([self._setup])
+        if not self._opened:
+            return
+        if self._app._auth is None:
+            self._fail(request, "unknown_method", "This server has no auth hook.")
+            return
+        try:
+            user = await self._app._caller(self._app._auth, Context(self), self._token(request))
+        except Reject as error:
+            self._fail(request, error.code, error.message, error.details)
+            return
+        except Exception:
+            logger.exception("The auth hook failed.")
+            self._fail(request, "handler_error", CODES["handler_error"])
+            return
+        changed = user != self.user
+        self.user = user
+        self._reply(request, "{}")
+        if changed:
+            # What the new user may see is the read handler's and the guard's to say.
+            for topic, (model, query) in list(self._queries.items()):
+                self._subscriber.hold(topic)
+                self._app.spawn(self._snapshot_again(topic, model, query))
+
+    # Subscriptions
+
+    async def _subscribe(self, ctx: Context, model: Model, request: Request, acting: Acting) -> str:
+        query = check_query(request.data)
+        topic = model.topic
+        if topic not in self._queries and len(self._queries) >= self._app.limits.subscriptions:
+            limit = self._app.limits.subscriptions
+            raise Reject("too_large", f"A client may subscribe to {limit} channels.", {"limit": limit})
+        await self._check_guard(ctx, model, query)
+        since = request.message.get("since")
+        wants_records = request.message.get("snapshot") is not False
+        seq = position(since, topic)
+        if since is None and not wants_records:
+            seq = topic.channel.seq
+        if seq is not None:
+            self._attach(topic, model, query, seq, acting)
+            return messages.encode({"mode": "resume", "epoch": topic.channel.epoch, "seq": seq})
+        known = topic in self._queries
+        answer = {"mode": "snapshot", "epoch": topic.channel.epoch, "seq": topic.channel.seq}
+        self._attach(topic, model, query, topic.channel.seq, acting)
+        if wants_records:
+            try:
+                answer["records"] = await self._records(ctx, model, query)
+            except BaseException:
+                if not known:
+                    self._queries.pop(topic, None)
+                    self._subscriber.detach(topic)
+                raise
+        return messages.encode(answer)
+
+    def _attach(self, topic: Topic, model: Model, query: Mapping[str, Any], seq: int, acting: Acting) -> None:
+        if self._session.close_frame is not None:
+            return
+        self._queries[topic] = (model, query)
+        self._subscriber.attach(topic, seq)
+        acting.hold(topic)
+
+    async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
+        if model.guard is not None and await self._app._caller(model.guard, ctx, dict(query)) is False:
+            raise Reject("forbidden", f"You may not subscribe to {model.name}.")
+
+    async def _records(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> list[Any]:
+        """The rows of a snapshot. A model that nobody can read has at least what its channel remembers."""
+        if not model.readable:
+            topic = model.topic
+            changes = topic.channel.since(topic.channel.floor) or []
+            pushes = [loads(change.body.text) for change in changes]
+            return [push["data"] for push in pushes if push["event"].endswith(":upsert")]
+        rows = await model.read(ctx, query)
+        return [rows] if isinstance(rows, Mapping) else list(rows)
+
+    def _lost(self, topic: Topic) -> None:
+        model, query = self._queries[topic]
+        self._app.spawn(self._snapshot_again(topic, model, query))
+
+    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
+        """Replace what the client has of a topic, which is held meanwhile."""
+        try:
+            if self._setup is not None:
+                await asyncio.wait([self._setup])
+            ctx = Context(self, model, "subscribe")
+            await self._check_guard(ctx, model, query)
+            answer: dict[str, Any] = {"epoch": topic.channel.epoch, "seq": topic.channel.seq}
+            if topic in self._queries:
+                self._subscriber.attach(topic, topic.channel.seq)
+            answer["records"] = await self._records(ctx, model, query)
+            if self._app._is_2012:
+                for record in answer["records"]:
+                    self._subscriber.send(messages.push(f"{model.name}:upsert", messages.encode(record)))
+            elif topic in self._queries:
+                self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(answer)))
+        except Reject as error:
+            # Not this user's any more: the client's copy goes.
+            self._queries.pop(topic, None)
+            self._subscriber.detach(topic)
+            empty = {"epoch": topic.channel.epoch, "seq": topic.channel.seq, "records": []}
+            self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(empty)))
+            logger.info("A subscription to %s ended: %s", model.name, error)
+        except Exception:
+            logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
+            self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
+        finally:
+            self._subscriber.release(topic)
+
+    def _overflown(self) -> None:
+        limit = self._app.limits.replies
+        logger.warning("A client does not read its replies: over %d bytes wait (Limits.replies); it is closed.", limit)
+        self._session.close(OVERFLOW, "Too many replies are waiting")
+
+
+def position(since: Any, topic: Topic) -> int | None:
+    """The position to resume from; None where only a snapshot can help."""
+    if not isinstance(since, dict) or since.get("epoch") != topic.channel.epoch:
+        return None
+    seq = since.get("seq")
+    if type(seq) is not int or seq < 0 or topic.tail(seq) is None:
+        return None
+    return seq

@@ -1,0 +1,107 @@
+"""A channel: an ordered dict of the last change of each record; pure, time comes in as `now`.
+
+It is the live stream (its tail after a position), the resume (the same tail, however long the client was away) and
+the conflation for slow clients (each changed record once) in one structure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Body = TypeVar("Body")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """How far back a channel remembers: beyond it a client gets a snapshot.
+
+    records: distinct changed records. size: bytes of their messages. age: seconds.
+    """
+
+    records: int = 1_000
+    size: int = 1_048_576
+    age: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.records < 1 or self.size < 1 or self.age <= 0:
+            raise ValueError(f"Horizon got {self}, expected positive limits.")
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[Body]):
+    """The last change of one record: its position, its encoded message and when it came (monotonic seconds)."""
+
+    seq: int
+    body: Body
+    size: int
+    at: float
+
+
+class Channel(Generic[Body]):
+    """Changes in one total order, the last one of each record kept, oldest first.
+
+    epoch: names this run of positions; another epoch means that history was lost in between.
+    seq: the position of the newest change; grows by one with each.
+    floor: the oldest position from which the tail is complete.
+    """
+
+    __slots__ = ("_changes", "_horizon", "_size", "epoch", "floor", "seq")
+
+    def __init__(self, epoch: str, horizon: Horizon) -> None:
+        self.epoch = epoch
+        self.seq = 0
+        self.floor = 0
+        self._horizon = horizon
+        self._changes: OrderedDict[str, Change[Body]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def put(self, key: str, encode: Callable[[int], Body], size: int, now: float) -> Change[Body]:
+        """Append a change of the record `key` and forget what is beyond the horizon.
+
+        encode: makes the message, given the position. size: about how many bytes it takes.
+        """
+        seq = self.seq + 1
+        change = Change(seq, encode(seq), size, now)
+        self.seq = seq
+        previous = self._changes.get(key)
+        if previous is not None:
+            self._size -= previous.size
+            self._changes.move_to_end(key)
+        self._changes[key] = change
+        self._size += size
+        self.evict(now)
+        return change
+
+    def evict(self, now: float) -> None:
+        """Forget the oldest changes as far as count, bytes or age are over the horizon. The newest goes by age only."""
+        horizon = self._horizon
+        while self._changes:
+            oldest = next(iter(self._changes.values()))
+            full = len(self._changes) > horizon.records or self._size > horizon.size
+            if now - oldest.at <= horizon.age and not (full and len(self._changes) > 1):
+                return
+            self._changes.popitem(last=False)
+            self._size -= oldest.size
+            self.floor = oldest.seq
+
+    def since(self, seq: int) -> list[Change[Body]] | None:
+        """The changes after a position, oldest first, each record once.
+
+        None where the tail is not known: beyond the horizon, or a position that this epoch has not reached.
+        Takes time in proportion to what it returns.
+        """
+        if seq < self.floor or seq > self.seq:
+            return None
+        tail = []
+        for change in reversed(self._changes.values()):
+            if change.seq <= seq:
+                break
+            tail.append(change)
+        tail.reverse()
+        return tail
