@@ -1,0 +1,31 @@
+"""All examples as one application, with a page that leads to them. It mounts each whole; none needs another."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from examples import chat, console
+
+HERE = Path(__file__).parent
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """A mounted application hears nothing of start and end; so they are told."""
+    async with chat.app.router.lifespan_context(app), console.app.router.lifespan_context(app):
+        yield
+
+
+app = Starlette(
+    routes=[
+        Mount("/chat", app=chat.app),
+        Mount("/console", app=console.app),
+        Mount("/static", app=StaticFiles(directory=HERE / "static")),
+        Mount("/", app=StaticFiles(directory=HERE / "index", html=True)),
+    ],
+    lifespan=lifespan,
+)

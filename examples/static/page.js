@@ -1,0 +1,78 @@
+// What the example pages share: small pieces of plain DOM around a live Backbone collection. It must not know any one page.
+
+const STATUS = {
+  connecting: "Connecting…",
+  live: "Live",
+  behind: "Catching up…",
+  offline: "Offline – trying again",
+  closed: "Closed by the server",
+};
+
+/** Says in `element` how the connection is, and keeps saying it. */
+export function showStatus(connection, element) {
+  const show = (status) => {
+    element.dataset.status = status;
+    element.textContent = STATUS[status] ?? status;
+  };
+  connection.on("status", show);
+  show(connection.status);
+}
+
+/**
+ * Keeps the children of `list` equal to the models of `collection`, in its order, each drawn by `render(model)`.
+ * What did not change keeps its element, and with it focus and selection. Returns a function that draws all of them anew.
+ */
+export function showList(collection, list, render) {
+  let items = new Map();
+  const arrange = () => {
+    const before = items;
+    items = new Map(collection.map((model) => [model.cid, before.get(model.cid) ?? render(model)]));
+    for (const [cid, item] of before) if (!items.has(cid)) item.remove();
+    let next = null;
+    for (const item of [...items.values()].reverse()) {
+      if (item.parentNode !== list || item.nextSibling !== next) list.insertBefore(item, next);
+      next = item;
+    }
+  };
+  const redraw = (model) => {
+    const item = items.get(model.cid);
+    if (item === undefined) return;
+    items.set(model.cid, render(model));
+    item.replaceWith(items.get(model.cid));
+  };
+  collection.on("update reset sort", arrange);
+  collection.on("change", redraw);
+  arrange();
+  return () => collection.forEach(redraw);
+}
+
+/**
+ * Keeps `scroller` at its end while the reader is there, and leaves it alone when they have scrolled away:
+ * then `button` appears, which leads back.
+ */
+export function followEnd(scroller, button) {
+  let following = true;
+  const follow = () => {
+    if (following) scroller.scrollTop = scroller.scrollHeight;
+  };
+  scroller.addEventListener("scroll", () => {
+    following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
+    button.hidden = following;
+  }, { passive: true });
+  button.addEventListener("click", () => {
+    following = true;
+    follow();
+  });
+  new ResizeObserver(follow).observe(scroller); // the keyboard of a phone, a turned screen
+  new MutationObserver(follow).observe(scroller, { childList: true, subtree: true, characterData: true });
+}
+
+/** Makes an element: its text is always text, never HTML; attributes that are null or undefined are left out. */
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined) made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
