@@ -133,7 +133,7 @@ class Backsync:
         """
         if not messages.is_model_name(name):
             raise ValueError(
-                f"sync.model got the name {name!r}, expected a letter or underscore, then letters, digits, '_', '.', '-'."
+                f"sync.model got the name {name!r}, expected a letter or '_', then letters, digits, '_', '.', '-'."
             )
         model = self._models.get(name)
         if model is None:
@@ -184,7 +184,7 @@ class Backsync:
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """For the host app: `Starlette(lifespan=sync.lifespan)`. Optional: else Backsync starts at its first request."""
+        """For the host app: `Starlette(lifespan=sync.lifespan)`. Without it Backsync starts at its first request."""
         self._start()
         try:
             yield

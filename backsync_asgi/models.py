@@ -539,7 +539,7 @@ def check_query(data: Any) -> dict[str, Any]:
     return data
 
 
-def check_record(record: Mapping[str, Any]) -> None:
+def check_record(record: Mapping[Any, Any]) -> None:
     """Raises Reject("invalid") for an id that is none, too many fields, or a field name that is too long or empty."""
     id = record.get("id")
     faults = []

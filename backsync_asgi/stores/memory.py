@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from backsync_asgi.errors import Reject
+
 from .base import Id, Record
 
 
