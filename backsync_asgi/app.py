@@ -210,6 +210,7 @@ class Backsync:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
+            self._hub.start()
             self._soon.start(loop)
             self._server.hook_signals()
 

@@ -45,6 +45,12 @@ class Hub:
         self._wanting: dict[Subscriber, None] = {}
         self._scheduled = False
 
+    def start(self) -> None:
+        """A new event loop runs: what an earlier one left undelivered is delivered on it."""
+        self._scheduled = False
+        if self._dirty or self._wanting:
+            self._schedule()
+
     def topic(self, name: str) -> Topic:
         """The topic of that name, made at first use."""
         topic = self._topics.get(name)

@@ -284,7 +284,8 @@ class Model:
 
     def publish(self, method: str, data: Any) -> None:
         """Broadcast without storing: `upsert` with a record, `delete` with `{"id": …}`, or a transient event of any
-        other name, which is not part of the state and not resumed. Call it on the event loop.
+        other name, which is not part of the state and not resumed. In another thread than the event loop's it is
+        checked and encoded at once and goes out soon.
 
         Raises ValueError for a record without an id, EncodeError for what JSON cannot carry.
         """
@@ -294,7 +295,8 @@ class Model:
                 raise ValueError(
                     f"{self.name}.publish got the method {method!r}, expected letters, digits, underscores."
                 )
-            self.topic.publish_event(method, messages.encode(data))
+            body = messages.encode(data)
+            self._soon.run(lambda: self.topic.publish_event(method, body))
             return
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
@@ -320,11 +322,14 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self.topic.publish(method, str(data["id"]), body)
+        self._soon.run(lambda: self._publish(method, str(data["id"]), body))
+        return body
+
+    def _publish(self, method: str, key: str, body: str) -> None:
+        self.topic.publish(method, key, body)
         if self.store is not None:
             for id in self.store.take_evicted():
                 self.topic.publish("delete", str(id), messages.encode({"id": id}))
-        return body
 
     # From the wire
 
@@ -470,6 +475,17 @@ class Soon:
                 self._dropped += 1
             self._waiting.append((act, acting))
             self._schedule()
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Do it now on the event loop, soon from anywhere else."""
+        try:
+            here = asyncio.get_running_loop() is (self._loop or asyncio.get_running_loop())
+        except RuntimeError:
+            here = False
+        if here:
+            act()
+        else:
+            self.put(act)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop is there: what waits is done now."""
