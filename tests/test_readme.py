@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
+from tests.browser import Visitors
 from tests.servers import ROOT, Server
 
 
@@ -26,8 +27,10 @@ def readme() -> str:
 
 
 async def test_its_program_shows_in_one_tab_what_is_typed_in_another(
-    readme: str, tmp_path: Path, serve: Callable[..., Server], new_page: Callable[..., Awaitable[Page]]
+    readme: str, tmp_path: Path, serve: Callable[..., Server], visitors: Visitors
 ) -> None:
+    visitors.expect_problem(r"/favicon\.ico")  # a first program has no icon
+    new_page = visitors.new_page
     for name, language in (("app.py", "python"), ("index.html", "html")):
         assert f"`{name}`" in readme, f"README.md does not say that the {language} block is `{name}`"
         (tmp_path / name).write_text(first_block(readme, language))
