@@ -1,0 +1,251 @@
+/** Puts Backsync into a Backbone: `sync`, `live`, `syncBind`. Decides what is synced over which connection. */
+
+import { Connection } from "../connection.js";
+import { BacksyncError } from "../errors.js";
+import { type Change, canonical, modelName, type Query } from "../protocol.js";
+import type { Subscription } from "../subscriptions.js";
+import { browserHost, guarded } from "../host.js";
+import { Binding, type LivePromise } from "./live.js";
+import { Records } from "./records.js";
+import { syncOver } from "./sync.js";
+import {
+  type BackboneCollection,
+  type BackboneLike,
+  type BackboneModel,
+  isCollection,
+  result,
+  type SyncFunction,
+} from "./types.js";
+
+export interface InstallOptions {
+  /** True: every model and collection is synced over the socket unless it says `backsync: false`. Default false. */
+  all?: boolean;
+}
+
+export interface LiveCallOptions {
+  /** For a keyed model its key fields; else what the server's read handler gets. */
+  query?: Query;
+  /** Instead of the default connection, or of the collection's `backsync`. */
+  connection?: Connection;
+  /** Whether writes that the server refuses are taken back. Default true. */
+  rollback?: boolean;
+  /** Whether a record that the server deletes also fires `destroy`. Default false. */
+  destroy?: boolean;
+  /** The server's model. Default: the first path segment of the collection's url. */
+  name?: string;
+}
+
+/** Gets a change's data (a record; `{id}` for a delete; anything for an event of your own) and its options. */
+export type SyncListener = (data: unknown, options: { fromServer: true; seq: number | null }) => void;
+
+export interface Installed {
+  /** What now is `Backbone.sync`; also usable as the `sync` of a single class or instance. */
+  sync: SyncFunction;
+  live(collection: BackboneCollection, options?: LiveCallOptions): LivePromise;
+  /** Takes all out again; live collections stop. */
+  uninstall(): void;
+}
+
+interface Bound {
+  event: string;
+  listener: SyncListener;
+  context: unknown;
+}
+
+/** All that there is about one collection. */
+interface CollectionState {
+  bindings: Map<string, Binding>;
+  bound: Bound[];
+  /** Brings events to `bound` while no binding does. */
+  bare: Subscription | null;
+}
+
+const installations = new WeakMap<object, Installed>();
+
+/** Installs into `Backbone`, once; `connection` is what models use that name none of their own. */
+export function install(Backbone: BackboneLike, connection: Connection | (() => Connection), options: InstallOptions = {}): Installed {
+  if (typeof Backbone?.Model !== "function" || typeof Backbone.Collection !== "function") {
+    throw new BacksyncError("usage", `install() got ${Backbone === undefined ? "undefined" : typeof Backbone} instead of Backbone. Load Backbone first, then install(Backbone, connection).`);
+  }
+  const before = installations.get(Backbone);
+  if (before !== undefined) return before;
+  const installed = new Installation(Backbone, typeof connection === "function" ? connection : () => connection, options);
+  const handle: Installed = {
+    sync: installed.sync,
+    live: (collection, liveOptions) => installed.live(collection, liveOptions),
+    uninstall() {
+      installed.uninstall();
+      installations.delete(Backbone);
+    },
+  };
+  installations.set(Backbone, handle);
+  return handle;
+}
+
+class Installation {
+  readonly sync: SyncFunction;
+  readonly #connection: () => Connection;
+  readonly #options: InstallOptions;
+  readonly #records = new Records();
+  readonly #states = new Map<BackboneCollection, CollectionState>();
+  readonly #restore: () => void;
+
+  constructor(Backbone: BackboneLike, connection: () => Connection, options: InstallOptions) {
+    this.#connection = connection;
+    this.#options = options;
+    const installation = this; // in the functions below `this` is Backbone's
+    const original = Backbone.sync as SyncFunction;
+    this.sync = function sync(this: unknown, method, subject, syncOptions = {}) {
+      const over = installation.#connectionOf(subject);
+      if (over === null) return original.call(this, method, subject, syncOptions);
+      return syncOver(over, installation.#records, method, subject, syncOptions);
+    };
+    Backbone.sync = this.sync;
+
+    const collections = Backbone.Collection.prototype as Record<string, unknown> & BackboneCollection;
+    const reset = collections._reset;
+    const additions = {
+      /** Ids such as `toString` must not find what every object inherits. */
+      _reset(this: BackboneCollection): void {
+        reset.call(this);
+        this._byId = bare(this._byId);
+      },
+      live(this: BackboneCollection, liveOptions?: LiveCallOptions): LivePromise {
+        return installation.live(this, liveOptions);
+      },
+      syncBind(this: BackboneCollection, event: string, listener: SyncListener, context?: unknown): BackboneCollection {
+        installation.bind(this, event, listener, context);
+        return this;
+      },
+      syncUnbind(this: BackboneCollection, event?: string, listener?: SyncListener, context?: unknown): BackboneCollection {
+        installation.unbind(this, event, listener, context);
+        return this;
+      },
+    };
+    Object.assign(collections, additions);
+    this.#restore = () => {
+      Backbone.sync = original;
+      collections._reset = reset;
+      for (const name of ["live", "syncBind", "syncUnbind"]) delete collections[name];
+    };
+  }
+
+  live(collection: BackboneCollection, options: LiveCallOptions = {}): LivePromise {
+    const known = ["query", "connection", "rollback", "destroy", "name"];
+    for (const name of Object.keys(options)) {
+      if (!known.includes(name)) throw new BacksyncError("usage", `live() does not know the option "${name}". It knows ${known.join(", ")}.`);
+    }
+    const state = this.#state(collection);
+    const channel = canonical(options.query);
+    const present = state.bindings.get(channel);
+    if (present !== undefined) return present.promise;
+    const model = options.name ?? nameOf(collection);
+    if (options.connection !== undefined) collection.backsync = options.connection;
+    else if (typeof collection.backsync !== "object") collection.backsync = true;
+    const connection = this.#connectionOf(collection) as Connection;
+    collection._byId = bare(collection._byId);
+    this.#records.live.set(collection, { rollback: options.rollback ?? collection.rollback ?? true });
+    const ended = (): void => {
+      if (state.bindings.get(channel) === binding) state.bindings.delete(channel);
+      if (state.bindings.size === 0) this.#records.live.delete(collection);
+      this.#arrange(collection, state);
+    };
+    const binding: Binding = new Binding(collection, connection, this.#records, siblings(state), {
+      model,
+      query: options.query,
+      destroy: options.destroy ?? false,
+      heard: (change) => this.#tell(collection, state, change),
+      ended,
+    });
+    state.bindings.set(channel, binding);
+    this.#arrange(collection, state);
+    return binding.promise;
+  }
+
+  bind(collection: BackboneCollection, event: string, listener: SyncListener, context: unknown): void {
+    if (typeof listener !== "function") {
+      throw new BacksyncError("usage", `syncBind("${event}", …) got ${typeof listener} instead of a function.`);
+    }
+    const state = this.#state(collection);
+    state.bound.push({ event, listener, context });
+    this.#arrange(collection, state);
+  }
+
+  unbind(collection: BackboneCollection, event?: string, listener?: SyncListener, context?: unknown): void {
+    const state = this.#state(collection);
+    state.bound = state.bound.filter(
+      (bound) =>
+        (event !== undefined && bound.event !== event) ||
+        (listener !== undefined && bound.listener !== listener) ||
+        (context !== undefined && bound.context !== context),
+    );
+    this.#arrange(collection, state);
+  }
+
+  uninstall(): void {
+    for (const state of this.#states.values()) {
+      state.bare?.stop();
+      for (const binding of [...state.bindings.values()]) binding.stop();
+    }
+    this.#states.clear();
+    this.#restore();
+  }
+
+  #state(collection: BackboneCollection): CollectionState {
+    let state = this.#states.get(collection);
+    if (state === undefined) this.#states.set(collection, (state = { bindings: new Map(), bound: [], bare: null }));
+    return state;
+  }
+
+  /** Listeners need a subscription: a live one does; without one, one that brings no records. */
+  #arrange(collection: BackboneCollection, state: CollectionState): void {
+    const needed = state.bound.length > 0 && state.bindings.size === 0;
+    if (needed && state.bare === null) {
+      const connection = this.#connectionOf(collection) ?? this.#connection();
+      state.bare = connection.subscribe(nameOf(collection), { snapshot: false }, {
+        snapshot: () => {},
+        changes: (changes) => {
+          for (const change of changes) this.#tell(collection, state, change);
+        },
+        failed: (error, over) => {
+          if (over) state.bare = null;
+          collection.trigger("error", collection, error, { fromServer: true });
+        },
+      });
+    } else if (!needed && state.bare !== null) {
+      state.bare.stop();
+      state.bare = null;
+    }
+    if (state.bound.length === 0 && state.bindings.size === 0) this.#states.delete(collection);
+  }
+
+  #tell(collection: BackboneCollection, state: CollectionState, change: Change): void {
+    for (const { event, listener, context } of [...state.bound]) {
+      if (event !== change.method) continue;
+      guarded(browserHost, () => listener.call(context ?? collection, change.data, { fromServer: true, seq: change.seq }));
+    }
+  }
+
+  /** The connection that a model is synced over; null: none, it keeps Backbone's REST. */
+  #connectionOf(subject: BackboneModel | BackboneCollection): Connection | null {
+    const own = subject.backsync ?? (isCollection(subject) ? undefined : subject.collection?.backsync) ?? this.#options.all ?? false;
+    if (own === false) return null;
+    return own === true ? this.#connection() : own;
+  }
+}
+
+function nameOf(collection: BackboneCollection): string {
+  const url = result(collection, "url");
+  if (typeof url !== "string" || url === "") throw new Error('A "url" property or function must be specified');
+  return modelName(url);
+}
+
+function siblings(state: CollectionState): Iterable<Binding> {
+  return { [Symbol.iterator]: () => state.bindings.values() };
+}
+
+/** The same entries on an object that inherits nothing. */
+function bare<T>(entries: Record<string, T>): Record<string, T> {
+  if (Object.getPrototypeOf(entries) === null) return entries;
+  return Object.assign(Object.create(null) as Record<string, T>, entries);
+}

@@ -1,0 +1,289 @@
+/**
+ * Live collections: each keeps a Backbone collection equal to one or more channels of the server.
+ * Knows nothing of how messages travel.
+ */
+
+import type { Connection } from "../connection.js";
+import { BacksyncError } from "../errors.js";
+import { browserHost, guarded } from "../host.js";
+import { type Change, isObject, matches, type Query, safeRecord, type ServerRecord } from "../protocol.js";
+import type { Attributes } from "../shadow.js";
+import type { Sink, Subscription } from "../subscriptions.js";
+import { dropUndefined, type Records } from "./records.js";
+import type { BackboneCollection, BackboneModel, Options } from "./types.js";
+
+/** What `.live()` returns: resolves with the collection when it first equals the server's. */
+export interface LivePromise extends Promise<BackboneCollection> {
+  /** Ends it: the collection keeps its records and hears no more of the server. */
+  stop(): void;
+}
+
+export interface BindingOptions {
+  model: string;
+  query: Query | undefined;
+  /** Whether a record that the server deletes also fires Backbone's `destroy`, as if the page had destroyed it. */
+  destroy: boolean;
+  /** Told of each change and event after it has been applied. */
+  heard(change: Change): void;
+  /** The binding is over. */
+  ended(): void;
+}
+
+export class Binding implements Sink {
+  readonly promise: LivePromise;
+  readonly #collection: BackboneCollection;
+  readonly #records: Records;
+  readonly #options: BindingOptions;
+  readonly #siblings: Iterable<Binding>;
+  readonly #subscription: Subscription;
+  /** Ids that came through this channel: with several channels in one collection a snapshot replaces only its own. */
+  readonly #owned = new Set<string>();
+  #resolve: (collection: BackboneCollection) => void = () => {};
+  #reject: (error: BacksyncError) => void = () => {};
+
+  constructor(
+    collection: BackboneCollection,
+    connection: Connection,
+    records: Records,
+    siblings: Iterable<Binding>,
+    options: BindingOptions,
+  ) {
+    this.#collection = collection;
+    this.#records = records;
+    this.#siblings = siblings;
+    this.#options = options;
+    this.promise = new Promise<BackboneCollection>((...settlers) => ([this.#resolve, this.#reject] = settlers)) as LivePromise;
+    this.promise.catch(() => {}); // told by the `error` event, too
+    this.promise.stop = () => this.stop();
+    const { model, query } = options;
+    this.#subscription = connection.subscribe(model, query === undefined ? {} : { query }, this);
+  }
+
+  stop(): void {
+    this.#subscription.stop();
+    this.#options.ended();
+    this.#reject(new BacksyncError("aborted", `The live ${this.#options.model} collection was stopped before its first records came.`));
+  }
+
+  failed(error: BacksyncError, over: boolean): void {
+    if (over) {
+      this.#options.ended();
+      this.#reject(error);
+      console.warn(`backsync: ${this.#options.model} is not live: ${error.message} (${error.code})`);
+    }
+    this.#collection.trigger("error", this.#collection, error, { fromServer: true });
+  }
+
+  snapshot(records: ServerRecord[], seq: number): void {
+    const rows = new Map<string, Attributes>();
+    for (const record of records) {
+      const id = this.#idOf(record);
+      if (id !== undefined) rows.set(String(id), safeRecord(record));
+    }
+    const options = { fromServer: true, snapshot: true, seq };
+    try {
+      this.#replace(rows, options);
+    } catch (error) {
+      // A listener has thrown in the middle of Backbone's work, which leaves the rest undone.
+      browserHost.report(error);
+      guarded(browserHost, () => this.#collection.reset([...this.#list(rows, options)], options));
+    }
+    this.#resolve(this.#collection);
+  }
+
+  changes(changes: Change[]): void {
+    try {
+      this.#apply(changes);
+    } catch (error) {
+      browserHost.report(error);
+      for (const change of changes) guarded(browserHost, () => this.#apply([change])); // repeats are harmless
+    }
+    for (const change of changes) this.#options.heard(change);
+  }
+
+  // A snapshot: the channel's rows, in the server's order, and what must not be lost.
+
+  #replace(rows: Map<string, Attributes>, options: Options): void {
+    const list = this.#list(rows, options);
+    this.#owned.clear();
+    for (const id of rows.keys()) this.#owned.add(id);
+    this.#collection.set([...list], { ...options, remove: true });
+    this.#finish(list);
+  }
+
+  #list(rows: Map<string, Attributes>, options: Options): Listed {
+    const list = new Listed();
+    for (const [id, row] of rows) this.#upsert(list, id, row, options);
+    for (const model of this.#collection.models) {
+      if (list.has(model)) continue;
+      const shadow = this.#records.shadow(model);
+      const id = String(this.#collection.modelId(model.attributes, model.idAttribute));
+      if (!this.#covers(id)) {
+        list.keep(model);
+      } else if (shadow.pending) {
+        if (shadow.confirmed !== undefined) shadow.confirmed = null;
+        list.keep(model);
+      } else {
+        shadow.confirmed = null;
+      }
+    }
+    return list;
+  }
+
+  /** Whether a record that the snapshot lacks is gone: not if another channel of this collection has it. */
+  #covers(id: string): boolean {
+    let alone = true;
+    for (const sibling of this.#siblings) {
+      if (sibling === this) continue;
+      alone = false;
+      if (sibling.#owned.has(id)) return false;
+    }
+    return alone || this.#owned.has(id);
+  }
+
+  // Changes: the last one of each record counts; one `update` event for all.
+
+  #apply(changes: Change[]): void {
+    const latest = new Map<string, Attributes | null>(); // null: deleted
+    let seq: number | null = null;
+    for (const change of changes) {
+      if ((change.method !== "upsert" && change.method !== "delete") || !isObject(change.data)) continue;
+      const record = safeRecord(change.data);
+      const id = this.#idOf(record);
+      if (id === undefined) continue;
+      const name = String(id);
+      if (change.method === "delete" && change.key !== null && !this.#isIn(change.key, name, latest.get(name))) continue;
+      latest.delete(name); // and at the end again: new records are added in the order of their last change
+      latest.set(name, change.method === "upsert" ? record : null);
+      seq = change.seq ?? seq;
+    }
+    if (latest.size === 0) return;
+    const options = { fromServer: true, seq };
+    const list = new Listed();
+    const removed: BackboneModel[] = [];
+    for (const [id, record] of latest) {
+      if (record !== null) {
+        this.#owned.add(id);
+        this.#upsert(list, id, record, options);
+      } else {
+        this.#owned.delete(id);
+        const model = this.#delete(id);
+        if (model !== null) removed.push(model);
+      }
+    }
+    if (removed.length === 0) {
+      if (list.size > 0) this.#collection.set([...list], { ...options, remove: false });
+    } else if (list.size === 0) {
+      this.#collection.remove(removed, options);
+    } else {
+      // Both in one `update` event: what stays where it is, then what is new; what is missing is removed.
+      const all = new Listed();
+      for (const model of this.#collection.models) if (!removed.includes(model)) all.take(model, list);
+      this.#collection.set([...all, ...list], { ...options, remove: true });
+    }
+    this.#finish(list);
+    if (this.#options.destroy) {
+      for (const model of removed) {
+        model.trigger("destroy", model, this.#collection, options);
+        this.#collection.trigger("destroy", model, this.#collection, options); // it hears the model no more
+      }
+    }
+  }
+
+  #upsert(list: Listed, id: string, row: Attributes, options: Options): void {
+    const hidden = this.#records.hidden(this.#collection, id);
+    if (hidden !== undefined) {
+      this.#records.shadow(hidden).receive(hidden.parse(row, options));
+      return;
+    }
+    let model = this.#collection.get(id);
+    let attributes: Attributes | undefined;
+    if (model !== undefined) {
+      attributes = safeRecord(model.parse(row, options));
+    } else {
+      const made = this.#collection._prepareModel(row, { ...options, parse: true });
+      if (made === false) return;
+      model = this.#collection.get(this.#collection.modelId(made.attributes, made.idAttribute));
+      if (model === undefined) {
+        this.#records.made(made, row);
+        list.add(made);
+        return;
+      }
+      attributes = made.attributes; // `parse` has given it another id than the one on the wire
+    }
+    list.merge(model, this.#records.shadow(model).receive(attributes), model.attributes[model.idAttribute]);
+  }
+
+  /** The model to remove, if it is to be removed now. */
+  #delete(id: string): BackboneModel | null {
+    const hidden = this.#records.hidden(this.#collection, id);
+    if (hidden !== undefined) this.#records.shadow(hidden).confirmed = null;
+    const model = this.#collection.get(id);
+    if (model === undefined) return null;
+    const shadow = this.#records.shadow(model);
+    shadow.confirmed = null;
+    return shadow.pending ? null : model; // a pending write may bring it back: its answer decides
+  }
+
+  /** Whether our copy of a record is in the channel `key`: it may have moved to another one that is shown here. */
+  #isIn(key: Query, id: string, coming: Attributes | null | undefined): boolean {
+    if (isObject(coming)) return matches(coming, key);
+    const model = this.#collection.get(id);
+    if (model === undefined) return true;
+    return matches(this.#records.shadow(model).confirmed ?? model.attributes, key);
+  }
+
+  #finish(list: Listed): void {
+    for (const [model, view] of list.merged()) dropUndefined(model, view);
+  }
+
+  /** A record's id by the collection's rule, else under the wire's name, which deletes always use. */
+  #idOf(record: Attributes): unknown {
+    return this.#collection.modelId(record) ?? record.id ?? undefined;
+  }
+}
+
+/** The argument of `collection.set`, and which entry stands for which model. */
+class Listed {
+  readonly #merged = new Map<BackboneModel, Attributes>();
+  readonly #items = new Map<BackboneModel, BackboneModel | Attributes>();
+
+  get size(): number {
+    return this.#items.size;
+  }
+
+  has(model: BackboneModel): boolean {
+    return this.#items.has(model);
+  }
+
+  /** A new model. */
+  add(model: BackboneModel): void {
+    this.#items.set(model, model);
+  }
+
+  /** A model that is there and stays as it is. */
+  keep(model: BackboneModel): void {
+    this.#items.set(model, model);
+  }
+
+  /** A model that is there and gets new values; its id, present or not, is how `set` finds it. */
+  merge(model: BackboneModel, view: Attributes, id: unknown): void {
+    const values = { ...view, [model.idAttribute]: id };
+    this.#merged.set(model, values);
+    this.#items.set(model, values);
+  }
+
+  /** Moves a model's entry from another list, or keeps the model. */
+  take(model: BackboneModel, from: Listed): void {
+    this.#items.set(model, from.#items.get(model) ?? model);
+    from.#items.delete(model);
+  }
+
+  merged(): Iterable<[BackboneModel, Attributes]> {
+    return this.#merged;
+  }
+
+  [Symbol.iterator](): Iterator<BackboneModel | Attributes> {
+    return this.#items.values();
+  }
+}

@@ -1,0 +1,283 @@
+/**
+ * What the server knows of each model, and the local writes that wait for its answer: optimistic until refused.
+ * Knows nothing of connections: it is told what was answered.
+ */
+
+import { BacksyncError } from "../errors.js";
+import { isObject, safeRecord } from "../protocol.js";
+import { type Attributes, type PendingWrite, Shadow } from "../shadow.js";
+import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
+
+/** What the records need to know of a live collection. */
+export interface LiveOptions {
+  rollback: boolean;
+}
+
+/** Where a model is, or was before it was destroyed; -1: about to be added. */
+export interface Place {
+  collection: BackboneCollection;
+  index: number;
+}
+
+/** A local write between its sending and its answer. */
+export class Write implements PendingWrite {
+  readonly kind: PendingWrite["kind"];
+  readonly fields: Attributes;
+  /** False with `wait: true`: nothing was shown, nothing is taken back. */
+  readonly optimistic: boolean;
+  /** Where the model was when the write began. */
+  readonly places: Place[];
+  /** The model was destroyed before the server had answered its creation. */
+  destroyed = false;
+  readonly #followers: (() => void)[] = [];
+
+  constructor(kind: PendingWrite["kind"], fields: Attributes, optimistic: boolean, places: Place[]) {
+    this.kind = kind;
+    this.fields = fields;
+    this.optimistic = optimistic;
+    this.places = places;
+  }
+
+  /** Calls back when the write has its answer. */
+  whenSettled(follower: () => void): void {
+    this.#followers.push(follower);
+  }
+
+  settled(): void {
+    for (const follower of this.#followers.splice(0)) follower();
+  }
+}
+
+export class Records {
+  readonly #shadows = new WeakMap<BackboneModel, Shadow>();
+  /** Optimistically destroyed models by id: the server's changes must not bring them back before it has answered. */
+  readonly #hidden = new WeakMap<BackboneCollection, Map<string, BackboneModel>>();
+  readonly live = new Map<BackboneCollection, LiveOptions>();
+
+  shadow(model: BackboneModel): Shadow {
+    let shadow = this.#shadows.get(model);
+    if (shadow === undefined) this.#shadows.set(model, (shadow = new Shadow()));
+    return shadow;
+  }
+
+  hidden(collection: BackboneCollection, id: unknown): BackboneModel | undefined {
+    return this.#hidden.get(collection)?.get(String(id));
+  }
+
+  /** A model was made of a server's record: what the record said is confirmed, the model's own defaults are not. */
+  made(model: BackboneModel, record: Attributes): void {
+    const defaults = (result(model, "defaults") ?? {}) as Attributes;
+    const known = Object.entries(model.attributes).filter(([name]) => Object.hasOwn(record, name) || !Object.hasOwn(defaults, name));
+    this.shadow(model).confirmed = Object.fromEntries(known);
+  }
+
+  // Writes: begin, then succeed or fail, once.
+
+  begin(method: string, model: BackboneModel, options: Options, places: Place[] = this.#placesOf(model)): Write {
+    const shadow = this.shadow(model);
+    const kind = method === "create" || method === "delete" ? method : "write";
+    const optimistic = options.wait !== true;
+    let fields: Attributes = {};
+    if (kind === "delete" && optimistic) {
+      for (const { collection } of places) this.#hide(collection, model);
+    } else if (kind !== "delete" && optimistic) {
+      // A model that the server has not told us about: the best guess is what it was before its last `set`.
+      if (shadow.confirmed === undefined && kind === "write") {
+        shadow.confirmed = { ...(model.hasChanged() ? model.previousAttributes() : model.attributes) };
+      }
+      fields = method === "patch" ? { ...(options.attrs as Attributes | undefined) } : shadow.differences(model.attributes);
+    }
+    const write = new Write(kind, fields, optimistic, places);
+    shadow.begin(write);
+    return write;
+  }
+
+  /** The unanswered creation that `write` has to wait for: a second one before it would make a second record. */
+  pendingCreation(model: BackboneModel, write: Write): Write | null {
+    if (!model.isNew()) return null;
+    const creation = this.shadow(model).pendingCreate;
+    return creation === write || !(creation instanceof Write) ? null : creation;
+  }
+
+  /** The server has accepted; `done` runs Backbone's own success with what it may set. */
+  succeed(write: Write, model: BackboneModel, response: unknown, options: Options, done: (response: unknown) => void): void {
+    const shadow = this.shadow(model);
+    let settled = false;
+    const take = (parsed: unknown): unknown => {
+      settled = true;
+      const record = isObject(parsed) ? safeRecord(parsed) : null;
+      shadow.succeed(write, record);
+      if (record === null) return parsed;
+      return shadow.withoutPending(write.kind === "create" ? this.#absorbTwin(model, record) : record);
+    };
+    try {
+      if (write.kind === "delete") done(response);
+      else if (options.parse === false) done(take(response));
+      else withParse(model, take, () => done(response));
+    } finally {
+      if (!settled) shadow.succeed(write, null);
+      this.#show(write, model);
+      write.settled();
+    }
+  }
+
+  /** The server has refused; `done` runs Backbone's own error, while model and collection still show the attempt. */
+  fail(write: Write, model: BackboneModel, error: BacksyncError, options: Options, done: () => void): void {
+    const shadow = this.shadow(model);
+    const collections = write.kind === "delete" ? write.places.map((place) => place.collection) : this.#places(model);
+    try {
+      done();
+    } finally {
+      const back = shadow.fail(write, model.attributes);
+      this.#show(write, model);
+      const rollback = write.optimistic && !write.destroyed && this.#rollsBack(model, collections);
+      const serverSide = { rollback: true, fromServer: true, error };
+      if (rollback) {
+        const current = isObject(error.details) && isObject(error.details.current) ? safeRecord(error.details.current) : null;
+        const view = current === null ? back : { ...back, ...shadow.receive(model.parse(current, serverSide)) };
+        if (write.kind === "delete") this.#putBack(write, model, shadow, serverSide);
+        if (Object.keys(view).length > 0) assign(model, view, serverSide);
+        for (const collection of collections) if (hasOrder(collection) && collection.has(model)) collection.sort(serverSide);
+      }
+      const unknown = shadow.confirmed === null || (rollback && write.kind === "create" && shadow.confirmed === undefined);
+      if (unknown && !shadow.pending) for (const collection of collections) collection.remove(model, serverSide);
+      if (rollback) {
+        model.trigger("rollback", model, error, options);
+        for (const collection of collections) {
+          if (!collection.has(model)) collection.trigger("rollback", model, error, options); // it hears the model no more
+        }
+      }
+      write.settled();
+    }
+  }
+
+  // Reads: what comes confirms, and pending fields keep their local value.
+
+  fetched(subject: BackboneModel | BackboneCollection, response: unknown, options: Options, done: (response: unknown) => void): void {
+    if (!isCollection(subject)) {
+      const take = (parsed: unknown): unknown => {
+        if (!isObject(parsed)) return parsed;
+        const shadow = this.shadow(subject);
+        const record = safeRecord(parsed);
+        shadow.confirmed = { ...record };
+        return shadow.withoutPending(record);
+      };
+      if (options.parse === false) done(take(response));
+      else withParse(subject, take, () => done(response));
+      return;
+    }
+    const rows: Attributes[] = [];
+    const take = (parsed: unknown): unknown => {
+      if (!Array.isArray(parsed)) return isObject(parsed) ? safeRecord(parsed) : parsed;
+      return (parsed as unknown[]).map((row) => {
+        if (!isObject(row)) return row;
+        const record = safeRecord(row);
+        rows.push(record);
+        const model = subject.get(subject.modelId(record));
+        return model === undefined ? record : this.shadow(model).withoutPending(record);
+      });
+    };
+    if (options.parse === false) done(take(response));
+    else withParse(subject, take, () => done(response));
+    for (const row of rows) {
+      const model = subject.get(subject.modelId(row));
+      if (model !== undefined && !this.shadow(model).pending) this.made(model, row);
+    }
+  }
+
+  #placesOf(model: BackboneModel): Place[] {
+    return this.#places(model).map((collection) => ({ collection, index: collection.indexOf(model) }));
+  }
+
+  /** The collections that a model is in and that an answer may concern. */
+  #places(model: BackboneModel): BackboneCollection[] {
+    const places = [...this.live.keys()].filter((collection) => collection.get(model.cid) === model);
+    if (model.collection !== undefined && !places.includes(model.collection)) places.push(model.collection);
+    return places;
+  }
+
+  #rollsBack(model: BackboneModel, collections: BackboneCollection[]): boolean {
+    if (model.rollback !== undefined) return model.rollback;
+    return collections.some((collection) => this.live.get(collection)?.rollback ?? collection.rollback ?? false);
+  }
+
+  #putBack(write: Write, model: BackboneModel, shadow: Shadow, options: Options): void {
+    if (shadow.confirmed === null) return; // somebody else has deleted it meanwhile
+    for (const { collection, index } of write.places) {
+      if (index >= 0) collection.add(model, hasOrder(collection) ? options : { ...options, at: index });
+    }
+    if (shadow.confirmed !== undefined) assign(model, shadow.withoutPending(shadow.confirmed), options);
+  }
+
+  /**
+   * A push has made a model of the record that this model is creating: one of them has to go, and the page holds this
+   * one. What the push said is at least as new as the answer.
+   */
+  #absorbTwin(model: BackboneModel, record: Attributes): Attributes {
+    let merged = record;
+    for (const collection of this.#places(model)) {
+      const id = collection.modelId(record, model.idAttribute);
+      const twin = id === undefined || id === null ? undefined : collection.get(id);
+      if (twin === undefined || twin === model) continue;
+      merged = { ...merged, ...this.shadow(twin).confirmed };
+      this.shadow(model).confirmed = merged;
+      collection.remove(twin, { fromServer: true });
+    }
+    return merged;
+  }
+
+  #hide(collection: BackboneCollection, model: BackboneModel): void {
+    const hidden = this.#hidden.get(collection) ?? new Map<string, BackboneModel>();
+    this.#hidden.set(collection, hidden.set(String(collection.modelId(model.attributes, model.idAttribute)), model));
+  }
+
+  #show(write: Write, model: BackboneModel): void {
+    for (const { collection } of write.places) {
+      const hidden = this.#hidden.get(collection);
+      for (const [id, other] of hidden ?? []) if (other === model) hidden?.delete(id);
+    }
+  }
+}
+
+/** Sets `view`, where undefined means that the field is to go, with one round of change events. */
+export function assign(model: BackboneModel, view: Attributes, options: Options): void {
+  model.set(view, options);
+  dropUndefined(model, view);
+}
+
+/** Fields are set to undefined first, so that their change is an event like others, and then taken out without one. */
+export function dropUndefined(model: BackboneModel, view: Attributes): void {
+  for (const [name, value] of Object.entries(view)) {
+    if (value === undefined && model.attributes[name] === undefined) delete model.attributes[name];
+  }
+}
+
+function hasOrder(collection: BackboneCollection): boolean {
+  return collection.comparator !== undefined && collection.comparator !== null && collection.comparator !== false;
+}
+
+/**
+ * Runs `action` with `change` applied to what the next `parse` of `subject` returns. Backbone parses and sets in one
+ * step of its own; this is the only place to stand between the two, and only once, so that listeners see the real one.
+ */
+export function withParse(subject: BackboneModel | BackboneCollection, change: (parsed: unknown) => unknown, action: () => void): void {
+  const target = subject as { parse: (response: unknown, options?: Options) => unknown };
+  const own = Object.getOwnPropertyDescriptor(target, "parse");
+  const parse = target.parse;
+  let standing = true;
+  const restore = (): void => {
+    if (!standing) return;
+    standing = false;
+    if (own === undefined) delete (target as { parse?: unknown }).parse;
+    else Object.defineProperty(target, "parse", own);
+  };
+  target.parse = (response, options) => {
+    restore();
+    return change(parse.call(subject, response, options));
+  };
+  try {
+    action();
+  } finally {
+    restore();
+  }
+}

@@ -1,0 +1,73 @@
+/** The parts of Backbone that the adapter touches, as structural types: any Backbone of version 1.4 to 1.6 fits. */
+
+import type { Connection } from "../connection.js";
+import type { Attributes } from "../shadow.js";
+
+/** Options of a Backbone call; users add their own. */
+export type Options = Record<string, any>;
+
+export interface BackboneEvents {
+  on(event: string, callback: (...details: never[]) => void, context?: unknown): unknown;
+  off(event?: string | null, callback?: ((...details: never[]) => void) | null, context?: unknown): unknown;
+  trigger(event: string, ...details: unknown[]): unknown;
+}
+
+interface Synced {
+  /** `true`: synced over the default connection; a connection: over that one; `false`: not at all. */
+  backsync?: boolean | Connection;
+  /** Whether failed optimistic writes are taken back. */
+  rollback?: boolean;
+}
+
+export interface BackboneModel extends BackboneEvents, Synced {
+  cid: string;
+  id?: unknown;
+  idAttribute: string;
+  attributes: Attributes;
+  collection?: BackboneCollection;
+  parse(response: unknown, options?: Options): Attributes;
+  set(attributes: Attributes, options?: Options): unknown;
+  toJSON(options?: Options): Attributes;
+  isNew(): boolean;
+  hasChanged(): boolean;
+  previousAttributes(): Attributes;
+}
+
+export interface BackboneCollection extends BackboneEvents, Synced {
+  length: number;
+  models: BackboneModel[];
+  comparator?: unknown;
+  get(id: unknown): BackboneModel | undefined;
+  has(model: unknown): boolean;
+  add(models: unknown, options?: Options): unknown;
+  remove(models: unknown, options?: Options): unknown;
+  set(models: unknown, options?: Options): unknown;
+  indexOf(model: unknown): number;
+  modelId(attributes: Attributes, idAttribute?: string): unknown;
+  parse(response: unknown, options?: Options): unknown;
+  reset(models: unknown, options?: Options): unknown;
+  sort(options?: Options): unknown;
+  /** Makes a model of a plain record as `set` does; not documented, but the same since Backbone 0.9. */
+  _prepareModel(attributes: unknown, options?: Options): BackboneModel | false;
+  _byId: Record<string, BackboneModel>;
+  _reset(): void;
+}
+
+export type SyncFunction = (method: string, model: BackboneModel | BackboneCollection, options?: Options) => unknown;
+
+export interface BackboneLike {
+  VERSION: string;
+  sync: unknown;
+    Model: { prototype: any };
+    Collection: { prototype: any };
+}
+
+export function isCollection(subject: BackboneModel | BackboneCollection): subject is BackboneCollection {
+  return "models" in subject;
+}
+
+/** `url` and `urlRoot` may be values or functions, as everywhere in Backbone. */
+export function result(subject: object, property: string): unknown {
+  const value = (subject as Record<string, unknown>)[property];
+  return typeof value === "function" ? (value as () => unknown).call(subject) : value;
+}

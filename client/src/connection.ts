@@ -1,0 +1,463 @@
+/**
+ * One lasting connection over many sockets: opens, greets, watches, comes back; carries calls and subscriptions.
+ * Knows nothing of what the records mean, nor of Backbone.
+ */
+
+import { closeWindow, isFinal, offlineDelay, readWindow, retryDelay, type Window, windowDelay } from "./backoff.js";
+import { type Call, Calls, type Settle } from "./calls.js";
+import { debug } from "./debug.js";
+import { Emitter } from "./emitter.js";
+import { BacksyncError } from "./errors.js";
+import { browserHost, guarded, type Host, type Timer } from "./host.js";
+import { decode, type Incoming, isObject, type Message, type Query } from "./protocol.js";
+import { type OpenSocket, openSocket, type Socket, type SocketOptions } from "./socket.js";
+import { type Sink, type Subscription, Subscriptions } from "./subscriptions.js";
+
+/**
+ * `connecting`: a socket is being opened. `live`: connected, every subscription is up to date. `behind`: connected, some
+ * subscription waits for its records. `offline`: no connection; the next try is planned, or nothing has asked for one
+ * yet. `closed`: for good, by the page or by a server that does not want it back.
+ */
+export type Status = "connecting" | "live" | "behind" | "offline" | "closed";
+
+export type Token = string | (() => string | Promise<string>);
+
+export interface ConnectionOptions extends SocketOptions {
+  /** Milliseconds until a call without a reply is rejected with `timeout`. Default 30 000. */
+  timeout?: number;
+  /** Sent with every greeting; a function is asked before each, so that it can renew an expired one. */
+  token?: Token;
+}
+
+export interface CallOptions {
+  /** Milliseconds, instead of the connection's. */
+  timeout?: number;
+}
+
+export interface SubscribeOptions {
+  query?: Query;
+  /** False: no records, only what happens from now on. */
+  snapshot?: false;
+}
+
+/** Why a connection is `closed`. */
+export interface CloseInfo {
+  code: number;
+  reason: string;
+}
+
+type Events = {
+  status: [status: Status];
+  /** Each message that is no reply, before it is applied. */
+  message: [message: Incoming];
+};
+
+const CALL_TIMEOUT_MS = 30_000;
+/** Over the worst of SockJS's falling back from one transport to the next. */
+const OPEN_TIMEOUT_MS = 30_000;
+/** The server's default; its greeting says the real one. */
+const HEARTBEAT_S = 25;
+/** Silence of a heartbeat and this is asked about with `$:ping`; together with the next number at most 35 s. */
+const PING_AFTER_MS = 2_000;
+const PING_TIMEOUT_MS = 8_000;
+/** A connection that stood so long starts its delays from the beginning. */
+const STABLE_MS = 10_000;
+const NORMAL = 1000;
+const POLICY = 4500;
+
+export class Connection {
+  readonly url: string;
+  /** Random, kept over reconnects: with it the server recognises a write that is sent twice. */
+  readonly clientId: string;
+  readonly #options: ConnectionOptions;
+  readonly #host: Host;
+  readonly #open: OpenSocket;
+  readonly #events: Emitter<Events>;
+  readonly #calls: Calls;
+  readonly #subscriptions: Subscriptions;
+
+  #phase: "idle" | "opening" | "greeting" | "ready" | "waiting" | "closed" = "idle";
+  #status: Status = "offline";
+  #socket: Socket | null = null;
+  #transport: string | null = null;
+  #closed: CloseInfo | null = null;
+  #token: Token | undefined;
+  #attempt = 0;
+  #readyAt: number | null = null;
+  #heardAt = 0;
+  #heartbeatMs = HEARTBEAT_S * 1000;
+  #window: Window | null = null;
+  #networkGone = false;
+  #inbox: Incoming[] = [];
+  /** The one timer of the present phase: deadline of opening, watchdog, or next attempt. */
+  #timer: Timer | null = null;
+  #goodbye: Timer | null = null;
+  #stopNetwork: (() => void) | null = null;
+
+  /** `host` and `open` are for tests: a page passes neither. */
+  constructor(url: string, options: ConnectionOptions = {}, host: Host = browserHost, open: OpenSocket = openSocket) {
+    this.url = absolute(url);
+    checkOptions(options);
+    this.#options = options;
+    this.#token = options.token;
+    this.#host = host;
+    this.#open = open;
+    this.#events = new Emitter<Events>(host);
+    this.#calls = new Calls(host);
+    this.#subscriptions = new Subscriptions(host, () => this.#showStatus());
+    this.clientId = randomId(host);
+  }
+
+  get status(): Status {
+    return this.#status;
+  }
+
+  /** What the present socket uses: `"websocket"`, `"xhr-streaming"`, `"xhr-polling"` …; null without a socket. */
+  get transport(): string | null {
+    return this.#transport;
+  }
+
+  /** Code and reason once `status` is `closed`. */
+  get closed(): CloseInfo | null {
+    return this.#closed;
+  }
+
+  /** Number of calls and writes without an answer yet, those that wait for a connection included. */
+  get pending(): number {
+    return this.#calls.size;
+  }
+
+  /** Calls `listener` at each event until the returned function is called. */
+  on<Name extends keyof Events>(name: Name, listener: (...details: Events[Name]) => void): () => void {
+    return this.#events.on(name, listener);
+  }
+
+  /** Opens; not needed before calls and subscriptions, which do so. After `close` it opens again. */
+  open(): this {
+    if (this.#phase === "idle" || this.#phase === "closed") {
+      this.#closed = null;
+      this.#attempt = 0;
+      this.#stopNetwork ??= this.#host.onNetwork((online) => this.#network(online));
+      this.#connect();
+    }
+    return this;
+  }
+
+  /** Closes for good: calls without an answer are rejected with `closed`, subscriptions end. */
+  close(code = NORMAL, reason = ""): void {
+    this.#end({ code, reason });
+  }
+
+  /**
+   * Calls `MODEL:METHOD` and resolves with the reply's data. Without a connection it waits for one; over a lost one it
+   * is sent again with the same id, so that a write is applied once. Rejects with a `BacksyncError`.
+   */
+  call(event: string, data?: unknown, options: CallOptions = {}): Promise<unknown> {
+    return new Promise((resolve, reject) => {
+      this.request({ event, ...(data === undefined ? {} : { data }) }, options, (error, result) => {
+        if (error === null) resolve(result);
+        else reject(error);
+      });
+    });
+  }
+
+  /** `call` for adapters: the answer arrives in order with the changes around it, which a promise's would not. */
+  request(message: Message, options: CallOptions, settle: Settle): Call {
+    if (this.#closed !== null) {
+      const error = this.#closedError(this.#closed);
+      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      return { abort() {}, unsent: true };
+    }
+    const call = this.#calls.start(message, options.timeout ?? this.#options.timeout ?? CALL_TIMEOUT_MS, settle);
+    this.open();
+    return call;
+  }
+
+  /** Follows a channel: its records and all that happens there go to `sink`, over reconnects, until `stop()`. */
+  subscribe(model: string, options: SubscribeOptions, sink: Sink): Subscription {
+    const subscription = this.#subscriptions.add(model, options.query, options.snapshot !== false, sink);
+    if (this.#closed === null) this.open();
+    else this.#subscriptions.failAll(this.#closedError(this.#closed));
+    return subscription;
+  }
+
+  /** Signs in, or renews, on the live connection, and greets with this token from now on. */
+  async authenticate(token: string): Promise<void> {
+    this.#token = token;
+    await this.call("$:auth", { token });
+  }
+
+  // The life of a socket: #connect → #opened → #greeted → #ended, and again.
+
+  #connect(): void {
+    this.#phase = "opening";
+    this.#setTimer(OPEN_TIMEOUT_MS, () => this.#drop("no answer while connecting"));
+    this.#heardAt = this.#host.now();
+    let socket: Socket | null = null;
+    const current = (): boolean => socket !== null && socket === this.#socket;
+    try {
+      socket = this.#open(this.url, this.#options, {
+        open: (transport) => current() && this.#opened(transport),
+        message: (text) => current() && this.#received(text),
+        heartbeat: () => current() && this.#heard(),
+        close: (code, reason) => current() && this.#ended(code, reason),
+      });
+    } catch (error) {
+      this.#end({ code: POLICY, reason: error instanceof Error ? error.message : String(error) });
+      return;
+    }
+    this.#socket = socket;
+    this.#showStatus();
+  }
+
+  #opened(transport: string): void {
+    const socket = this.#socket;
+    this.#phase = "greeting";
+    this.#transport = transport;
+    debug.log("·", "open", transport);
+    const greet = (token: string | undefined): void => {
+      if (socket === null || socket !== this.#socket) return;
+      const data = { version: 1, client: this.clientId, ...(token === undefined ? {} : { token }) };
+      this.#callNow({ event: "$:hello", data }, OPEN_TIMEOUT_MS, (error, reply) => this.#greeted(error, reply));
+    };
+    if (typeof this.#token === "function") {
+      const token = this.#token;
+      new Promise<string>((resolve) => resolve(token())).then(greet, (error: unknown) => {
+        this.#host.report(error);
+        if (socket === this.#socket) this.#drop("no token");
+      });
+    } else {
+      greet(this.#token);
+    }
+  }
+
+  #greeted(error: BacksyncError | null, reply: unknown): void {
+    if (error !== null) {
+      if (error.code === "unauthorized" || error.code === "forbidden") this.#end({ code: POLICY, reason: error.message });
+      else this.#drop(`greeting refused: ${error.message}`);
+      return;
+    }
+    const { heartbeat } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown };
+    this.#heartbeatMs = 1000 * (typeof heartbeat === "number" && heartbeat > 0 ? heartbeat : HEARTBEAT_S);
+    this.#phase = "ready";
+    this.#readyAt = this.#host.now();
+    this.#watch();
+    // Calls first: the reply to a write that is sent again must come before the change that it made.
+    this.#calls.opened((text) => this.#send(text));
+    this.#subscriptions.opened((message, settle) => this.#callNow(message, CALL_TIMEOUT_MS, settle));
+    this.#showStatus();
+  }
+
+  #ended(code: number, reason: string): void {
+    debug.log("·", "closed", code, reason);
+    this.#flush(); // what was received before the end counts
+    if (this.#phase === "closed") return; // a listener has closed us
+    this.#forgetSocket();
+    if (isFinal(code)) this.#end({ code, reason });
+    else this.#retry(this.#window ?? closeWindow(code));
+  }
+
+  /** Gives up the socket from our side and comes back. */
+  #drop(reason: string): void {
+    const socket = this.#socket;
+    this.#ended(1006, reason);
+    if (socket !== null) guarded(this.#host, () => socket.close());
+  }
+
+  #retry(window: Window | null): void {
+    const random = this.#host.random();
+    if (this.#readyAt !== null && this.#host.now() - this.#readyAt >= STABLE_MS) this.#attempt = 0;
+    let delay = retryDelay(this.#attempt, random);
+    if (this.#networkGone) delay = offlineDelay(random);
+    else if (window !== null) delay = windowDelay(window, random);
+    this.#attempt += 1;
+    this.#readyAt = null;
+    this.#window = null;
+    this.#phase = "waiting";
+    this.#setTimer(delay, () => this.#connect());
+    this.#showStatus();
+  }
+
+  #end(info: CloseInfo): void {
+    if (this.#phase === "closed") return;
+    const socket = this.#socket;
+    this.#forgetSocket();
+    this.#phase = "closed";
+    this.#closed = info;
+    this.#window = null;
+    this.#setTimer(null);
+    this.#stopNetwork?.();
+    this.#stopNetwork = null;
+    this.#networkGone = false;
+    if (socket !== null) guarded(this.#host, () => socket.close(info.code === NORMAL ? NORMAL : undefined));
+    const error = this.#closedError(info);
+    this.#calls.failAll(error);
+    this.#subscriptions.failAll(error);
+    this.#showStatus();
+  }
+
+  #forgetSocket(): void {
+    this.#socket = null;
+    this.#transport = null;
+    this.#inbox = [];
+    if (this.#goodbye !== null) this.#host.clearTimeout(this.#goodbye);
+    this.#goodbye = null;
+    this.#calls.lost();
+    this.#subscriptions.lost();
+  }
+
+  // Messages.
+
+  #received(text: string): void {
+    this.#heard();
+    const message = decode(text);
+    debug.log("←", message ?? text);
+    if (message === null) return;
+    // All messages of a frame are dispatched in one task: they are handled together, after the last of them.
+    if (this.#inbox.push(message) === 1) queueMicrotask(() => this.#flush());
+  }
+
+  #flush(): void {
+    const messages = this.#inbox;
+    this.#inbox = [];
+    for (const message of messages) {
+      const isReply = message.id !== undefined && message.id !== null;
+      if (isReply) this.#subscriptions.flush(); // what came before a reply is applied before it
+      if (isReply && this.#calls.receive(message)) continue;
+      if (message.event === "$:bye") this.#bye(message.data);
+      this.#events.emit("message", message);
+      this.#subscriptions.receive(message);
+    }
+    this.#subscriptions.flush();
+  }
+
+  /** The server goes away: no new calls, the answers that are due still come, then back within its window. */
+  #bye(data: unknown): void {
+    const { retry } = (isObject(data) ? data : {}) as { retry?: unknown };
+    if (this.#phase !== "ready" || this.#goodbye !== null) return;
+    this.#calls.paused();
+    this.#window = readWindow(retry) ?? closeWindow(1012);
+    const longest = (this.#window?.[1] ?? 0) * 1000;
+    // A server that forgets to close is left after the window's end.
+    this.#goodbye = this.#host.setTimeout(() => {
+      this.#window = [0, 0];
+      this.#drop("the server said goodbye");
+    }, longest + PING_TIMEOUT_MS);
+  }
+
+  #send(text: string): void {
+    debug.log("→", text);
+    try {
+      this.#socket?.send(text);
+    } catch (error) {
+      // A socket that is closing may throw; its close event is on the way and brings us back.
+      debug.log("·", "send failed", error);
+    }
+  }
+
+  #callNow(message: Message, timeoutMs: number, settle: Settle): void {
+    this.#calls.startNow(message, timeoutMs, (text) => this.#send(text), settle);
+  }
+
+  // Watching.
+
+  #heard(): void {
+    this.#heardAt = this.#host.now();
+  }
+
+  /** Looks at the silence when it may have become too long; one timer, however many messages come. */
+  #watch(): void {
+    const quiet = this.#heartbeatMs + PING_AFTER_MS;
+    const due = this.#heardAt + quiet - this.#host.now();
+    if (due > 0) {
+      this.#setTimer(due, () => this.#watch());
+      return;
+    }
+    const asked = this.#host.now();
+    this.#callNow({ event: "$:ping" }, PING_TIMEOUT_MS * 2, () => {});
+    this.#setTimer(PING_TIMEOUT_MS, () => {
+      if (this.#heardAt < asked) this.#drop("the server does not answer");
+      else this.#watch();
+    });
+  }
+
+  #network(online: boolean): void {
+    this.#networkGone = !online;
+    if (!online && this.#socket !== null) {
+      this.#drop("the page is offline");
+    } else if (online && this.#phase === "waiting") {
+      this.#attempt = 0;
+      this.#connect();
+    } else if (!online && this.#phase === "waiting") {
+      this.#setTimer(offlineDelay(this.#host.random()), () => this.#connect());
+    }
+  }
+
+  #setTimer(milliseconds: number | null, callback?: () => void): void {
+    if (this.#timer !== null) this.#host.clearTimeout(this.#timer);
+    this.#timer = null;
+    if (milliseconds === null || callback === undefined) return;
+    this.#timer = this.#host.setTimeout(() => {
+      this.#timer = null;
+      callback();
+    }, milliseconds);
+  }
+
+  #showStatus(): void {
+    const status = this.#currentStatus();
+    if (status === this.#status) return;
+    this.#status = status;
+    debug.log("·", "status", status);
+    this.#events.emit("status", status);
+  }
+
+  #currentStatus(): Status {
+    switch (this.#phase) {
+      case "idle":
+      case "waiting":
+        return "offline";
+      case "opening":
+      case "greeting":
+        return "connecting";
+      case "ready":
+        return this.#subscriptions.behind ? "behind" : "live";
+      case "closed":
+        return "closed";
+    }
+  }
+
+  #closedError({ code, reason }: CloseInfo): BacksyncError {
+    const why = reason === "" ? `${code}` : `${code}: ${reason}`;
+    return new BacksyncError("closed", `The connection to ${this.url} is closed (${why}). connection.open() opens it again.`);
+  }
+}
+
+function absolute(url: string): string {
+  const base = typeof document === "object" ? document.baseURI : undefined;
+  let result: URL;
+  try {
+    result = new URL(url, base);
+  } catch {
+    throw new BacksyncError("usage", `"${url}" is no URL that can be connected to. Pass the one that Backsync is mounted at, such as "/backsync".`);
+  }
+  return result.href.replace(/^ws/, "http").replace(/[?#].*$/, "").replace(/\/+$/, "");
+}
+
+function checkOptions(options: ConnectionOptions): void {
+  const known = ["transport", "transports", "timeout", "token"];
+  for (const name of Object.keys(options)) {
+    if (!known.includes(name)) {
+      throw new BacksyncError("usage", `Unknown connection option "${name}". The options are ${known.join(", ")}.`);
+    }
+  }
+  if (options.transport !== undefined && options.transport !== "sockjs" && options.transport !== "websocket") {
+    throw new BacksyncError("usage", `transport is "${String(options.transport)}": it must be "sockjs" or "websocket".`);
+  }
+}
+
+function randomId(host: Host): string {
+  const bytes = new Uint8Array(16);
+  if (typeof crypto === "object") crypto.getRandomValues(bytes);
+  else bytes.forEach((_, index) => (bytes[index] = host.random() * 256));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

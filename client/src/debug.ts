@@ -1,0 +1,9 @@
+/** The switch that logs every message, and where the log goes. Knows nothing of what it logs. */
+
+export const debug = {
+  enabled: false,
+
+  log(direction: "→" | "←" | "·", ...details: unknown[]): void {
+    if (debug.enabled) console.debug("backsync", direction, ...details);
+  },
+};

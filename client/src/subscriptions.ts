@@ -1,0 +1,308 @@
+/**
+ * Who follows which channel, from which position, and what has to be asked when a socket opens.
+ * Knows nothing of sockets and of how records are kept: a `Sink` does that.
+ */
+
+import type { Settle } from "./calls.js";
+import { BacksyncError } from "./errors.js";
+import { guarded, type Host, type Timer } from "./host.js";
+import { retryDelay } from "./backoff.js";
+import {
+  type Change,
+  canonical,
+  type Incoming,
+  isObject,
+  matches,
+  type Message,
+  type Position,
+  type Query,
+  type ServerRecord,
+  splitEvent,
+} from "./protocol.js";
+
+/** Where a channel's records go. Repeats are harmless by contract: everything is an upsert or a delete. */
+export interface Sink {
+  /** These are all records of the channel now: what it lacks is gone. */
+  snapshot(records: ServerRecord[], seq: number): void;
+  /** What happened in one frame, in order. */
+  changes(changes: Change[]): void;
+  /** Refused. Before the first success, or on a closed connection, it is over; else it is asked again on the next one. */
+  failed?(error: BacksyncError, over: boolean): void;
+}
+
+/** How the manager reaches the server: on the present socket only, which is the only one that it is true for. */
+export type Ask = (message: Message, settle: Settle) => void;
+
+/** Refusals that pass by themselves. */
+const PASSING = new Set(["unavailable", "timeout", "rate_limited"]);
+
+export class Subscription {
+  readonly model: string;
+  readonly query: Query | undefined;
+  readonly #stop: () => void;
+  /** The last change that was received; null until the first answer. */
+  position: Position | null = null;
+
+  /** @internal */
+  constructor(model: string, query: Query | undefined, stop: () => void) {
+    this.model = model;
+    this.query = query;
+    this.#stop = stop;
+  }
+
+  /** Ends it: nothing reaches the sink any more. */
+  stop(): void {
+    this.#stop();
+  }
+}
+
+interface Entry {
+  subscription: Subscription;
+  sink: Sink;
+  /** False: only what happens from now on, no records (2012's `syncBind`). */
+  wantsRecords: boolean;
+  /** `waiting` for a socket or a later try, `asking` for an answer, `following` the channel. */
+  state: "waiting" | "asking" | "following";
+  /** Whether it has ever been up to date. */
+  answered: boolean;
+  /** Counts the questions: the answer to an older one is ignored. */
+  question: number;
+  attempts: number;
+  retry: Timer | null;
+  /** Messages of the present frame, and those that came while the answer is awaited. */
+  held: Incoming[];
+}
+
+export class Subscriptions {
+  readonly #host: Host;
+  readonly #changed: () => void;
+  readonly #entries = new Set<Entry>();
+  /** The key fields of models, learned from messages: two queries with the same key are one channel. */
+  readonly #keyFields = new Map<string, string[]>();
+  readonly #leaving = new Set<string>();
+  #ask: Ask | null = null;
+
+  /** `changed` is called when `behind` may have changed. */
+  constructor(host: Host, changed: () => void) {
+    this.#host = host;
+    this.#changed = changed;
+  }
+
+  /** Whether some subscription has not caught up with the server. */
+  get behind(): boolean {
+    for (const entry of this.#entries) if (entry.state !== "following") return true;
+    return false;
+  }
+
+  add(model: string, query: Query | undefined, wantsRecords: boolean, sink: Sink): Subscription {
+    const subscription = new Subscription(model, query, () => this.#remove(entry));
+    const entry: Entry = {
+      subscription,
+      sink,
+      wantsRecords,
+      state: "waiting",
+      answered: false,
+      question: 0,
+      attempts: 0,
+      retry: null,
+      held: [],
+    };
+    this.#entries.add(entry);
+    this.#question(entry);
+    return subscription;
+  }
+
+  opened(ask: Ask): void {
+    this.#ask = ask;
+    for (const entry of this.#entries) this.#question(entry);
+  }
+
+  lost(): void {
+    this.#ask = null;
+    this.#leaving.clear();
+    for (const entry of this.#entries) {
+      this.#wait(entry);
+      entry.held = []; // what was not applied is not counted in the position: it comes again
+    }
+  }
+
+  failAll(error: BacksyncError): void {
+    for (const entry of [...this.#entries]) {
+      this.#forget(entry);
+      // Later: whoever is just subscribing has not got its subscription yet.
+      queueMicrotask(() => guarded(this.#host, () => entry.sink.failed?.(error, true)));
+    }
+  }
+
+  /** Takes a message that is no reply; it is applied at the next `flush`. */
+  receive(message: Incoming): void {
+    const [model] = splitEvent(message.event) ?? [];
+    if (model === undefined) return;
+    const key = isObject(message.key) ? message.key : null;
+    if (key !== null) this.#keyFields.set(model, Object.keys(key));
+    let wanted = false;
+    for (const entry of this.#entries) {
+      if (entry.subscription.model !== model) continue;
+      if (key !== null && !matches(entry.subscription.query ?? {}, key)) continue;
+      wanted = true;
+      if (entry.state !== "waiting") entry.held.push(message);
+    }
+    if (!wanted && key !== null) this.#leave(model, key);
+  }
+
+  /** Hands what has been received to the sinks: one call of each, however many messages there were. */
+  flush(): void {
+    for (const entry of [...this.#entries]) {
+      if (entry.state === "following" && entry.held.length > 0) this.#apply(entry);
+    }
+  }
+
+  #question(entry: Entry): void {
+    const ask = this.#ask;
+    if (ask === null || entry.state !== "waiting") return;
+    this.#wait(entry);
+    entry.state = "asking";
+    const question = entry.question;
+    const { model, query, position } = entry.subscription;
+    const message: Message = { event: `${model}:subscribe` };
+    if (query !== undefined) message.data = query;
+    if (position !== null) message.since = position;
+    if (!entry.wantsRecords) message.snapshot = false;
+    this.#changed();
+    ask(message, (error, data) => {
+      if (!this.#entries.has(entry) || entry.question !== question) return;
+      if (error !== null) this.#refused(entry, error);
+      else this.#answered(entry, data);
+      this.#changed();
+    });
+  }
+
+  #answered(entry: Entry, data: unknown): void {
+    const { mode, epoch, seq, records } = (isObject(data) ? data : {}) as Record<string, unknown>;
+    if (typeof seq !== "number") {
+      const got = JSON.stringify(data) ?? "nothing";
+      this.#refused(entry, new BacksyncError("invalid", `The reply to ${entry.subscription.model}:subscribe has no position: ${got}.`));
+      return;
+    }
+    entry.state = "following";
+    entry.answered = true;
+    entry.attempts = 0;
+    const position = entry.subscription.position;
+    if (mode === "snapshot" || position === null) {
+      entry.subscription.position = { epoch: epoch as string, seq };
+      if (entry.wantsRecords) this.#snapshot(entry, records, seq);
+    }
+    this.#apply(entry);
+  }
+
+  #refused(entry: Entry, error: BacksyncError): void {
+    this.#wait(entry);
+    if (PASSING.has(error.code)) {
+      const { retry_after: seconds } = (isObject(error.details) ? error.details : {}) as { retry_after?: unknown };
+      const asked = typeof seconds === "number" ? seconds * 1000 : 0;
+      const delay = asked + retryDelay(entry.attempts, this.#host.random());
+      entry.attempts += 1;
+      entry.retry = this.#host.setTimeout(() => this.#question(entry), delay);
+      return;
+    }
+    if (!entry.answered) this.#forget(entry);
+    guarded(this.#host, () => entry.sink.failed?.(error, !entry.answered));
+  }
+
+  #apply(entry: Entry): void {
+    const messages = entry.held;
+    entry.held = [];
+    let changes: Change[] = [];
+    const flush = (): void => {
+      if (changes.length > 0) {
+        const batch = changes;
+        guarded(this.#host, () => entry.sink.changes(batch));
+      }
+      changes = [];
+    };
+    for (const message of messages) {
+      const [, method] = splitEvent(message.event) as [string, string];
+      if (method === "snapshot" && isObject(message.data)) {
+        flush();
+        const { epoch, seq, records } = message.data as { epoch: string; seq: number; records: unknown };
+        if (this.#isOnlyQuery(entry)) {
+          entry.subscription.position = { epoch, seq };
+          if (entry.wantsRecords) this.#snapshot(entry, records, seq);
+        } else {
+          // Which of several queries these records answer is not said: each asks again, from nothing.
+          entry.subscription.position = null;
+          this.#wait(entry);
+          this.#question(entry);
+          return;
+        }
+        continue;
+      }
+      const seq = typeof message.seq === "number" ? message.seq : null;
+      const position = entry.subscription.position;
+      if (seq !== null && position !== null) {
+        if (seq <= position.seq) continue; // a repeat: an older state must not replace a newer one
+        entry.subscription.position = { epoch: position.epoch, seq };
+      }
+      changes.push({ method, data: message.data, seq, key: isObject(message.key) ? message.key : null });
+    }
+    flush();
+  }
+
+  #snapshot(entry: Entry, records: unknown, seq: number): void {
+    const rows = Array.isArray(records) ? (records as unknown[]).filter(isObject) : [];
+    guarded(this.#host, () => entry.sink.snapshot(rows, seq));
+  }
+
+  #wait(entry: Entry): void {
+    entry.state = "waiting";
+    entry.question += 1;
+    if (entry.retry !== null) this.#host.clearTimeout(entry.retry);
+    entry.retry = null;
+  }
+
+  #forget(entry: Entry): void {
+    this.#wait(entry);
+    this.#entries.delete(entry);
+    this.#changed();
+  }
+
+  #remove(entry: Entry): void {
+    if (!this.#entries.has(entry)) return;
+    const { model, query } = entry.subscription;
+    const asked = entry.state !== "waiting";
+    this.#forget(entry);
+    if (!asked || this.#ask === null) return;
+    for (const other of this.#entries) {
+      if (other.subscription.model === model && this.#mayShareChannel(model, other.subscription.query, query)) return;
+    }
+    const message: Message = { event: `${model}:unsubscribe` };
+    if (query !== undefined) message.data = query;
+    this.#ask(message, () => {});
+  }
+
+  /** Unsure counts as yes: a channel too many is closed at its first message, one too few would be silence. */
+  #mayShareChannel(model: string, one: Query | undefined, other: Query | undefined): boolean {
+    const fields = this.#keyFields.get(model);
+    if (fields === undefined) return true;
+    return fields.every((field) => canonical(one?.[field]) === canonical(other?.[field]));
+  }
+
+  /** A channel that nobody here follows any more. */
+  #leave(model: string, key: Query): void {
+    const channel = `${model}:${canonical(key)}`;
+    if (this.#ask === null || this.#leaving.has(channel)) return;
+    this.#leaving.add(channel);
+    this.#ask({ event: `${model}:unsubscribe`, data: key }, () => this.#leaving.delete(channel));
+  }
+
+  #isOnlyQuery(entry: Entry): boolean {
+    const { model, query } = entry.subscription;
+    for (const other of this.#entries) {
+      if (other === entry || other.subscription.model !== model || !other.wantsRecords) continue;
+      if (this.#mayShareChannel(model, other.subscription.query, query) && canonical(other.subscription.query) !== canonical(query)) {
+        return false;
+      }
+    }
+    return true;
+  }
+}
