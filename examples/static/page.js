@@ -55,16 +55,21 @@ export function followEnd(scroller, button) {
   const follow = () => {
     if (following) scroller.scrollTop = scroller.scrollHeight;
   };
-  scroller.addEventListener("scroll", () => {
+  const look = () => {
     following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
     button.hidden = following;
-  }, { passive: true });
+  };
+  scroller.addEventListener("scroll", look, { passive: true });
+  scroller.addEventListener("toggle", () => { // somebody opens a <details> to read it: it stays where it is
+    following = false;
+    requestAnimationFrame(look);
+  }, true);
   button.addEventListener("click", () => {
     following = true;
     follow();
   });
   new ResizeObserver(follow).observe(scroller); // the keyboard of a phone, a turned screen
-  new MutationObserver(follow).observe(scroller, { childList: true, subtree: true, characterData: true });
+  new MutationObserver(follow).observe(scroller, { childList: true, subtree: true, attributeFilter: ["hidden"] });
 }
 
 /** Makes an element: its text is always text, never HTML; attributes that are null or undefined are left out. */

@@ -124,8 +124,7 @@ function drawFace(userId, name) {
 
 function drawPerson(user) {
   const { id, screenName } = user.attributes;
-  const current = id === shownUser ? "true" : null;
-  const link = element("a", { href: `#users/${id}`, "aria-current": current, title: `Only what ${screenName} wrote` },
+  const link = element("a", { href: `#users/${id}`, title: `Only what ${screenName} wrote` },
     drawFace(id, screenName), element("span", { class: "name" }, screenName));
   if (id === me.id) link.append(element("span", { class: "you" }, "you"));
   return element("li", { class: "person", "data-testid": "person", "data-user": id }, link);
@@ -138,7 +137,6 @@ function drawMessage(message) {
   const item = element("li", { class: own ? "message own" : "message", "data-testid": "message", "data-user": userId });
   if (!own) item.append(drawFace(userId, screenName));
   item.append(element("header", {}, author, drawTime(time)), element("p", { class: "text" }, text));
-  item.hidden = shownUser !== null && shownUser !== userId;
   return item;
 }
 
@@ -170,6 +168,9 @@ followEnd($("scroller"), $("newest"));
 
 function drawSurroundings() {
   const shown = shownUser === null ? messages.models : messages.where({ userId: shownUser });
+  // Only attributes change, so that nothing loses its focus or is read aloud again.
+  for (const item of $("messages").children) item.hidden = shownUser !== null && item.dataset.user !== shownUser;
+  for (const item of $("people").children) item.firstChild.ariaCurrent = String(item.dataset.user === shownUser);
   $("count").textContent = users.length;
   $("empty").hidden = shown.length + drafts.length > 0;
   $("drafts").hidden = shownUser !== null && shownUser !== me.id;
@@ -191,7 +192,7 @@ const Router = Backbone.Router.extend({
   routes: { "users/:id": "show", "*any": "show" },
   show(id) {
     shownUser = location.hash.startsWith("#users/") ? id : null;
-    redraw();
+    drawSurroundings();
   },
 });
 new Router();
