@@ -93,27 +93,30 @@ class Indexer:
                     self.read(path)
                     self.stopping.wait(PAUSE)
             except Exception:  # the root of this thread: whatever one file does to us, the others want indexing
-                log.exception("Cannot index %s", path)
+                log.exception("Cannot index %s", path and self.label(path))
             finally:
                 self.todo.task_done()
 
+    def label(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else path.name
+
     def read(self, path: Path) -> None:
-        source = path.read_bytes()
+        name, source = self.label(path), path.read_bytes()
         digest = hashlib.sha256(source).hexdigest()
         known = self.index.get(path)
         if known is not None and known.digest == digest:
-            log.debug("%s is unchanged", path.name)
+            log.debug("%s is unchanged", name)
             return
         self.index.pop(path, None)  # it describes another text, whatever comes of this one
         tree = ast.parse(source.decode(), filename=str(path))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         classes = sum(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
-        self.index[path] = Entry(digest, source.count(b"\n"), len(functions), classes)
-        log.info("%s: %d lines, %d functions, %d classes", path.name, source.count(b"\n"), len(functions), classes)
+        entry = self.index[path] = Entry(digest, source.count(b"\n"), len(functions), classes)
+        log.info("%s: %d lines, %d functions, %d classes", name, entry.lines, entry.functions, entry.classes)
         for function in functions:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             if length > LONG_FUNCTION:
-                log.warning("%s:%d: %s is %d lines long", path.name, function.lineno, function.name, length)
+                log.warning("%s:%d: %s is %d lines long", name, function.lineno, function.name, length)
 
     async def check(self) -> None:
         """Compares the index with the disk: what changed meanwhile is told, what is gone is dropped."""
@@ -122,12 +125,12 @@ class Indexer:
             try:
                 source = await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:
-                log.warning("%s is gone", path.name)
+                log.warning("%s is gone", self.label(path))
                 del self.index[path]
                 continue
             if hashlib.sha256(source).hexdigest() != entry.digest:
                 changed += 1
-                log.warning("%s changed since it was indexed", path.name)
+                log.warning("%s changed since it was indexed", self.label(path))
         if not self.index:
             log.critical("The index is empty: is %s the right folder?", self.root)
         log.debug("Checked %d files, %d changed", len(self.index), changed)
