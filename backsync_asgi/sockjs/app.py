@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -35,7 +34,10 @@ class SockJS:
         self.server = Server(self._connect, Settings(**settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.server(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)  # run alone: the server's lifespan is the inner app's
+        else:
+            await self.server(scope, receive, send)
 
     def _connect(self, session: Session, scope: Scope) -> ApplicationEndpoint:
         endpoint = ApplicationEndpoint(session)
@@ -48,19 +50,31 @@ class SockJS:
 class ApplicationEndpoint:
     """The end of a session at which an ASGI application runs."""
 
+    __slots__ = (
+        "_arrived",
+        "_ended",
+        "_inbox",
+        "_inbox_size",
+        "_outbox",
+        "_outbox_size",
+        "_room_in",
+        "_room_out",
+        "_session",
+        "_taken",
+    )
+
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._inbox: deque[Event] = deque([{"type": "websocket.connect"}])
+        self._inbox: list[Event] = [{"type": "websocket.connect"}]
+        self._taken: list[Event] = []  # what the application reads from, newest first
         self._inbox_size = 0
         self._outbox: list[Message] = []
         self._outbox_size = 0
-        self._arrived = asyncio.Event()
-        self._arrived.set()
-        self._room_in = asyncio.Event()
-        self._room_in.set()
-        self._room_out = asyncio.Event()
-        self._room_out.set()
         self._ended = False
+        # Made only while somebody waits: most sessions are idle, and there may be many.
+        self._arrived: asyncio.Future[None] | None = None  # a Future, for it takes a third of an Event's memory
+        self._room_in: asyncio.Event | None = None
+        self._room_out: asyncio.Event | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application for this session, to its end."""
@@ -80,8 +94,9 @@ class ApplicationEndpoint:
         self._put({"type": "websocket.receive", key: message}, len(message))
         if self._inbox_size <= QUEUE_LIMIT:
             return None
-        self._room_in.clear()
-        return self._wait_for_room()
+        if self._room_in is None:
+            self._room_in = asyncio.Event()
+        return wait(self._room_in)
 
     def pull(self) -> Frame | None:
         if not self._outbox:
@@ -89,14 +104,17 @@ class ApplicationEndpoint:
         frame = batch(self._outbox)
         self._outbox = []
         self._outbox_size = 0
-        self._room_out.set()
+        wake(self._room_out)
+        self._room_out = None
         return frame
 
     def closed(self, code: int, reason: str) -> None:
         self._ended = True
         self._put({"type": "websocket.disconnect", "code": code, "reason": reason}, 0)
-        self._room_in.set()
-        self._room_out.set()
+        wake(self._room_in)
+        self._room_in = None
+        wake(self._room_out)
+        self._room_out = None
 
     @property
     def urgent(self) -> bool:
@@ -108,21 +126,23 @@ class ApplicationEndpoint:
     def _put(self, event: Event, size: int) -> None:
         self._inbox.append(event)
         self._inbox_size += size
-        self._arrived.set()
-
-    async def _wait_for_room(self) -> None:
-        await self._room_in.wait()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
 
     # As the application sees it
 
     async def _receive(self) -> Event:
-        while not self._inbox:
-            self._arrived.clear()
-            await self._arrived.wait()
-        event = self._inbox.popleft()
+        while not self._taken:
+            if self._inbox:
+                self._taken, self._inbox = self._inbox[::-1], []
+            else:
+                self._arrived = asyncio.get_running_loop().create_future()
+                await self._arrived
+        event = self._taken.pop()
         self._inbox_size -= len(event.get("text") or event.get("bytes") or "")
         if self._inbox_size <= QUEUE_LIMIT:
-            self._room_in.set()
+            wake(self._room_in)
+            self._room_in = None
         return event
 
     async def _send(self, event: Event) -> None:
@@ -145,7 +165,8 @@ class ApplicationEndpoint:
     async def _send_message(self, event: Event) -> None:
         if not self._session.accepted:
             raise RuntimeError("send got a message before websocket.accept.")
-        await self._room_out.wait()
+        if self._room_out is not None:
+            await self._room_out.wait()
         if self._ended:
             raise OSError("The client has gone.")
         text = event.get("text")
@@ -154,8 +175,19 @@ class ApplicationEndpoint:
         self._outbox.append(Message(text))
         self._outbox_size += len(text)
         if self._outbox_size > QUEUE_LIMIT:
-            self._room_out.clear()
+            self._room_out = self._room_out or asyncio.Event()
         self._session.wake()
+
+
+async def wait(event: asyncio.Event) -> None:
+    """Wait for an event, as a coroutine that returns nothing."""
+    await event.wait()
+
+
+def wake(event: asyncio.Event | None) -> None:
+    """Let those go on who wait for the event."""
+    if event is not None:
+        event.set()
 
 
 def websocket_scope(scope: Scope) -> Scope:

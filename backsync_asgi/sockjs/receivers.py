@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from typing import Any, cast
 
 from .frames import HEARTBEAT, OPEN, Close, Frame
 from .transports import Transport
@@ -32,7 +31,7 @@ class Writer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []  # behind the one that waits
         self._on_writable: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.failed = False
@@ -45,14 +44,15 @@ class Writer:
         """Call back each time that writing has become possible again."""
         self._on_writable = callback
 
-    def write(self, events: Iterable[Event]) -> None:
-        self._events.extend(events)
-        if self._task is None:
-            self._run()
-
-    def _run(self) -> None:
-        while self._events and not self.failed:
-            steps = self._send(self._events.popleft()).__await__()
+    def write(self, events: list[Event]) -> None:
+        """Send the events, after those that wait."""
+        if self._task is not None:
+            self._events += events
+            return
+        for index, event in enumerate(events):
+            if self.failed:
+                return
+            steps = self._send(event).__await__()
             try:
                 waits_for = next(steps)
             except StopIteration:
@@ -60,6 +60,7 @@ class Writer:
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
                 return
+            self._events = events[index + 1 :]
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
             return
 
@@ -67,7 +68,7 @@ class Writer:
         try:
             await _Rest(steps, waits_for)
             while self._events:
-                await self._send(self._events.popleft())
+                await self._send(self._events.pop(0))
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
             self._fail(error)
         finally:
@@ -84,11 +85,31 @@ class Writer:
             logger.warning("A frame could not be written and its connection is given up: %r", error)
 
     def abort(self) -> None:
-        """Write nothing more."""
+        """Write nothing more, and cut the connection of a peer that does not read.
+
+        ASGI has no event for that: a server waits until the peer has taken all that is in its buffer, at shutdown too.
+        """
         self.failed = True
         self._events.clear()
-        if self._task is not None:
+        transport = find_transport(self._send)
+        if transport is not None:
+            transport.abort()
+        elif self._task is not None:
             self._task.cancel()
+
+
+def find_transport(send: object) -> asyncio.WriteTransport | None:
+    """The transport behind a server's `send`, also through the closures of middleware; None where there is none."""
+    for _ in range(16):  # layers of middleware
+        transport = getattr(getattr(send, "__self__", None), "transport", None)
+        if isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "abort"):
+            return cast(asyncio.WriteTransport, transport)
+        names = getattr(getattr(send, "__code__", None), "co_freevars", ())
+        cells = getattr(send, "__closure__", None) or ()
+        send = next((cell.cell_contents for name, cell in zip(names, cells, strict=True) if name == "send"), None)
+        if send is None:
+            return None
+    return None
 
 
 class _Rest:

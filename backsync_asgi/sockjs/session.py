@@ -118,9 +118,10 @@ class Session:
     # The application's side
 
     def accept(self) -> None:
-        """Open the session: its client gets the open frame, then whatever waits."""
-        self.accepted = True
-        self.wake()
+        """Open the session: its client gets the open frame, then whatever waits. Too late once it is closed."""
+        if self.close_frame is None:
+            self.accepted = True
+            self.wake()
 
     def wake(self) -> None:
         """Something waits at the endpoint: pull it if a receiver can take it."""
