@@ -126,7 +126,10 @@ class Server:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(Request(scope, receive, send))
+            request = Request(scope, receive, send)
+            route = await self._admit(request)
+            if route is not None:
+                await route.handle(request)
         else:
             raise ValueError(f"A SockJS server got a scope of type {scope['type']!r}, expected 'http' or 'websocket'.")
 
@@ -177,18 +180,19 @@ class Server:
 
     # HTTP
 
-    async def _http(self, request: Request) -> None:
+    async def _admit(self, request: Request) -> Route | None:
+        """The route that is to handle a request. None: it is answered already."""
         size = sum(len(name) + len(value) for name, value in request.headers)
         if size > self.settings.header_limit or len(request.headers) > self.settings.header_count:
             await request.refuse(431, "headers_too_large", "Request header fields too large.")
-            return
+            return None
         if request.header(b"host") is None and request.scope.get("http_version") not in ("1.0", "2", "3"):
             await request.refuse(400, "host_missing", "A request needs a Host header.")
-            return
+            return None
         route = self._route(split_path(route_path(request.scope)))
         if route is None:
             await request.respond(404, [_TEXT], b"Not found.")
-            return
+            return None
         allowed = self._origins.allows(request.headers, request.scheme)
         if route.cors:
             request.extra += self._origins.cors(request.headers, request.scheme)
@@ -201,7 +205,8 @@ class Server:
         else:
             if route.session is not None and self.settings.cookies:
                 request.extra.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(request.headers)))
-            await route.handle(request)
+            return route
+        return None
 
     def _route(self, path: tuple[str, ...] | None) -> Route | None:
         settings = self.settings
