@@ -122,8 +122,16 @@ class _Rest:
         self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, None, None]:
-        yield self._waits_for
-        yield from self._steps
+        try:
+            yield self._waits_for
+        except BaseException as error:  # what was waited for has failed, or this wait is cancelled: `send` may care
+            try:
+                waits_for = self._steps.throw(error)
+            except StopIteration:
+                return
+            yield from _Rest(self._steps, waits_for).__await__()
+        else:
+            yield from self._steps
 
 
 class HttpReceiver:
