@@ -1,0 +1,291 @@
+"""Receivers: a `send` that is stepped in place, or waited for in one task; runs no server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from backsync_asgi.sockjs.frames import HEARTBEAT, OPEN, Close, Frame, Message, batch
+from backsync_asgi.sockjs.receivers import Event, HttpReceiver, Send, SocketReceiver, Writer
+from backsync_asgi.sockjs.transports import TRANSPORTS
+
+DEADLINE = 5.0  # seconds; only a failing test waits so long
+
+
+def event(number: int) -> Event:
+    return {"type": "test", "number": number}
+
+
+def numbers(events: list[Event]) -> list[int]:
+    return [each["number"] for each in events]
+
+
+class Peer:
+    """A server's `send`: it finishes at once, or waits while the peer does not read."""
+
+    def __init__(self) -> None:
+        self.sent: list[Event] = []
+        self.started: list[Event] = []
+        self.fails: dict[int, Exception] = {}
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def send(self, event: Event) -> None:
+        self.started.append(event)
+        await self.wait()
+        if (error := self.fails.get(len(self.sent))) is not None:
+            raise error
+        self.sent.append(event)
+
+    async def wait(self) -> None:
+        if not self.reads.is_set():
+            await self.reads.wait()
+
+
+async def settle(writer: Writer, peer: Peer) -> None:
+    """Let the peer read, and wait until the writer says that it can be written to again."""
+    writable = asyncio.Event()
+    writer.on_writable(writable.set)
+    peer.reads.set()
+    async with asyncio.timeout(DEADLINE):
+        await writable.wait()
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks()
+
+
+async def test_a_send_that_does_not_wait_is_done_at_once_and_without_a_task() -> None:
+    peer = Peer()
+    writer = Writer(peer.send)
+    before = tasks()
+    writer.write([event(1), event(2)])
+    writer.write([event(3)])
+    assert numbers(peer.sent) == [1, 2, 3]
+    assert tasks() == before
+    assert writer.writable
+
+
+async def test_a_send_that_waits_gets_one_task_and_what_comes_later_stands_behind_it() -> None:
+    peer = Peer()
+    writer = Writer(peer.send)
+    before = tasks()
+    peer.reads.clear()
+    writer.write([event(1), event(2)])
+    writer.write([event(3)])
+    assert not writer.writable
+    assert numbers(peer.started) == [1]
+    assert len(tasks() - before) == 1
+    await settle(writer, peer)
+    assert numbers(peer.sent) == [1, 2, 3]
+    assert writer.writable
+
+
+async def test_who_waits_for_a_writable_writer_is_called_each_time_and_may_write_right_then() -> None:
+    peer = Peer()
+    writer = Writer(peer.send)
+    done = asyncio.Event()
+    calls: list[bool] = []
+
+    def writable() -> None:
+        calls.append(writer.writable)
+        writer.write([event(10 + len(calls))])
+        done.set()
+
+    writer.on_writable(writable)
+    for _ in range(2):
+        done.clear()
+        peer.reads.clear()
+        writer.write([event(1)])
+        peer.reads.set()
+        async with asyncio.timeout(DEADLINE):
+            await done.wait()
+    assert calls == [True, True]
+    assert numbers(peer.sent) == [1, 11, 1, 12]
+
+
+async def test_a_bare_pause_inside_send_is_waited_for_too() -> None:
+    sent: list[Event] = []
+
+    async def send(event: Event) -> None:
+        await asyncio.sleep(0)
+        sent.append(event)
+        await asyncio.sleep(0)
+
+    writer = Writer(send)
+    writable = asyncio.Event()
+    writer.on_writable(writable.set)
+    writer.write([event(1), event(2)])
+    async with asyncio.timeout(DEADLINE):
+        await writable.wait()
+    assert numbers(sent) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ConnectionResetError(), RuntimeError("refused")], ids=repr)
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after waiting"])
+async def test_after_a_failure_nothing_more_is_written(
+    error: Exception, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer()
+    writer = Writer(peer.send)
+    writer.on_writable(lambda: pytest.fail("a failed writer is not writable"))
+    peer.fails[1] = error
+    if waits:
+        peer.reads.clear()
+    before = tasks()
+    with caplog.at_level(logging.WARNING, "backsync.sockjs"):
+        writer.write([event(1), event(2), event(3)])
+        if waits:
+            (task,) = tasks() - before
+            peer.reads.set()
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.wait([task])
+    writer.write([event(4)])
+    assert numbers(peer.sent) == [1]
+    assert writer.failed
+    assert not writer.writable
+    # A peer that is gone is no news; anything else is a mistake, and somebody's to see.
+    assert len(caplog.records) == (not isinstance(error, OSError))
+
+
+async def test_the_error_of_what_send_waits_for_reaches_send() -> None:
+    """`send` is a coroutine like any other: it may catch what it awaits, and clean up."""
+    waited_for: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    seen: list[str] = []
+
+    async def send(event: Event) -> None:
+        try:
+            await waited_for
+        except ConnectionResetError:
+            seen.append("caught")
+        await asyncio.sleep(0)
+        seen.append("went on")
+
+    writer = Writer(send)
+    writable = asyncio.Event()
+    writer.on_writable(writable.set)
+    writer.write([event(1)])
+    waited_for.set_exception(ConnectionResetError())
+    async with asyncio.timeout(DEADLINE):
+        await writable.wait()
+    assert seen == ["caught", "went on"]
+
+
+async def test_an_abort_ends_the_wait_and_tells_send() -> None:
+    cleaned_up = asyncio.Event()
+
+    async def send(event: Event) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.set()
+
+    writer = Writer(send)
+    writer.on_writable(lambda: pytest.fail("an aborted writer is not writable"))
+    writer.write([event(1), event(2)])
+    await asyncio.sleep(0)  # the task has begun to wait
+    writer.abort()
+    writer.write([event(3)])
+    assert not writer.writable
+    async with asyncio.timeout(DEADLINE):
+        await cleaned_up.wait()
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+async def test_an_abort_cuts_the_connection_of_a_real_server_through_middleware(layers: int) -> None:
+    class Transport:
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.transport = Transport()
+
+        async def send(self, event: Event) -> None:
+            pass
+
+    def wrapped(send: Send) -> Send:
+        async def layer(event: Event) -> None:
+            await send(event)
+
+        return layer
+
+    cycle = Cycle()
+    send: Send = cycle.send
+    for _ in range(layers):
+        send = wrapped(send)
+    Writer(send).abort()
+    assert cycle.transport.aborted
+
+
+async def test_an_abort_before_anything_was_written_is_harmless() -> None:
+    peer = Peer()
+    writer = Writer(peer.send)
+    writer.abort()
+    writer.write([event(1)])
+    assert peer.started == []
+
+
+# What the receivers write
+
+
+def http(name: str, send: Send, limit: int = 100) -> HttpReceiver:
+    return HttpReceiver(Writer(send), TRANSPORTS[name], "cb", [(b"x", b"y")], limit, 25.0)
+
+
+async def test_a_poll_is_one_complete_response() -> None:
+    peer = Peer()
+    receiver = http("xhr", peer.send)
+    receiver.start()
+    assert peer.sent == [], "nothing is told before there is something to tell"
+    assert receiver.fills(OPEN)
+    receiver.write(OPEN, last=True)
+    start, body = peer.sent
+    assert start["status"] == 200
+    assert dict(start["headers"])[b"content-length"] == b"2"
+    assert dict(start["headers"])[b"x"] == b"y"
+    assert (body["body"], body["more_body"]) == (b"o\n", False)
+
+
+async def test_a_stream_starts_with_its_prelude_and_ends_at_its_limit() -> None:
+    peer = Peer()
+    receiver = http("xhr_streaming", peer.send, limit=20)
+    receiver.start()
+    assert peer.sent[-1]["body"] == b"h" * 2048 + b"\n"
+    message = batch([Message("x" * 5)])  # 11 bytes with its line feed
+    assert not receiver.fills(message)
+    receiver.write(message, last=False)
+    assert receiver.fills(message)
+    receiver.write(message, last=True)
+    assert [each["more_body"] for each in peer.sent[1:]] == [True, True, False]
+    assert b"content-length" not in dict(peer.sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "texts"), [(False, ["o", "h", 'a["1","2"]', 'c[3000,"Go"]']), (True, ["1", "2"])], ids=["framed", "raw"]
+)
+async def test_a_socket_is_accepted_with_the_open_frame(raw: bool, texts: list[str]) -> None:
+    peer = Peer()
+    receiver = SocketReceiver(Writer(peer.send), raw)
+    receiver.subprotocol = "chat"
+    frames: list[Frame] = [OPEN, HEARTBEAT, batch([Message("1"), Message("2")])]
+    for frame in frames:
+        assert not receiver.fills(frame)
+        receiver.write(frame, last=False)
+    receiver.write(Close(3000, "Go"), last=True)
+    accept, *sent, close = peer.sent
+    assert (accept["type"], accept["subprotocol"]) == ("websocket.accept", "chat")
+    assert [each["text"] for each in sent] == texts
+    assert (close["type"], close["code"], close["reason"]) == ("websocket.close", 3000, "Go")
+
+
+async def test_a_socket_that_was_refused_is_closed_without_being_accepted() -> None:
+    peer = Peer()
+    receiver = SocketReceiver(Writer(peer.send), raw=False)
+    receiver.write(Close(4503, "No"), last=True)
+    assert [each["type"] for each in peer.sent] == ["websocket.close"]
