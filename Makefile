@@ -25,7 +25,7 @@ setup: $(VENV)/.browser client/node_modules/.installed backsync_asgi/static/back
 	@:
 
 demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1)
-	@scripts/demo --host $(HOST) --port $(PORT)
+	@exec uvicorn examples.app:app --host $(HOST) --port $(PORT)
 
 test: setup ## run all checks, as CI does
 	@scripts/check
