@@ -262,12 +262,33 @@ class Connection:
     """One client: the application's end of its session.
 
     Its requests are handled one at a time per model, in the order sent; control messages never wait.
+    What only some connections need is made when it is needed: most are idle, and there may be many.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_app",
+        "_opened",
+        "_queries",
+        "_queues",
+        "_request",
+        "_room",
+        "_scope",
+        "_session",
+        "_setup",
+        "_since",
+        "_state",
+        "_subscriber",
+        "_waiting",
+        "_workers",
+        "id",
+        "user",
+    )
 
     def __init__(self, app: Backsync, session: Session, scope: Scope) -> None:
         self.id = secrets.token_hex(8)
         self.user: Any = scope.get("user")
-        self.state = SimpleNamespace()
+        self._state: SimpleNamespace | None = None
         self._app = app
         self._session = session
         self._scope = scope
@@ -275,15 +296,22 @@ class Connection:
         self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown)
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._queues: dict[str, deque[Request]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
-        self._room = asyncio.Event()
+        self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
         self._since: float | None = None
         session.accept()
         if app._auth is None or app._is_2012:
             self._begin(None)
+
+    @property
+    def state(self) -> SimpleNamespace:
+        """A namespace for the application's attributes."""
+        if self._state is None:
+            self._state = SimpleNamespace()
+        return self._state
 
     @property
     def request(self) -> HTTPConnection:
@@ -315,24 +343,25 @@ class Connection:
         if queue is None:
             queue = self._queues[request.model] = deque()
             worker = self._app.spawn(self._work(request.model, queue))
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.append(worker)
+            worker.add_done_callback(self._workers.remove)
         queue.append(request)
         self._waiting += 1
         if self._waiting < self._app.limits.requests:
             return None
-        self._room.clear()
-        return self._wait_for_room()
+        self._room = self._room or asyncio.Event()
+        return self._wait_for_room(self._room)
 
-    async def _wait_for_room(self) -> None:
-        await self._room.wait()
+    async def _wait_for_room(self, room: asyncio.Event) -> None:
+        await room.wait()
 
     def pull(self) -> Frame | None:
         return self._subscriber.pull()
 
     def closed(self, code: int, reason: str) -> None:
         self._app.connections.discard(self)
-        self._subscriber.detach_all()
+        for topic in self._queries:
+            self._subscriber.detach(topic)
         self._queries.clear()
         if code == 1012 and not self._app._is_2012:
             # The more clients there are, the wider the window in which they come back.
@@ -415,7 +444,9 @@ class Connection:
         while queue:
             request = queue.popleft()
             self._waiting -= 1
-            self._room.set()
+            if self._room is not None:
+                self._room.set()
+                self._room = None
             if self._opened:
                 await self._handle(request)
         del self._queues[name]

@@ -213,7 +213,6 @@ class Subscriber:
         "link",
         "outbox",
         "outbox_size",
-        "topics",
     )
 
     def __init__(
@@ -222,7 +221,6 @@ class Subscriber:
         self.link = link
         self.outbox: list[Message] = []
         self.outbox_size = 0
-        self.topics: set[Topic] = set()
         self.behind: dict[Topic, int] = {}
         self._held: dict[Topic, int] = {}
         self._hub = hub
@@ -243,21 +241,18 @@ class Subscriber:
 
     def attach(self, topic: Topic, seq: int) -> None:
         """Listen to a topic, from after a position."""
-        self.topics.add(topic)
         topic.live.pop(self, None)
         self.behind[topic] = seq
         self._hub.want(self)
 
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
-        self.topics.discard(topic)
         topic.live.pop(self, None)
         self.behind.pop(topic, None)
 
-    def detach_all(self) -> None:
-        """Listen to nothing any more."""
-        for topic in list(self.topics):
-            self.detach(topic)
+    def listens_to(self, topic: Topic) -> bool:
+        """Whether it is attached to a topic."""
+        return self in topic.live or topic in self.behind
 
     def hold(self, topic: Topic) -> None:
         """Deliver nothing of the topic until it is released as often as held."""
@@ -322,7 +317,7 @@ class Acting:
 
     def hold(self, topic: Topic) -> None:
         """Hold the topic back until the reply, if the subscriber listens to it."""
-        if self._open and topic not in self._held and topic in self._subscriber.topics:
+        if self._open and topic not in self._held and self._subscriber.listens_to(topic):
             self._held.add(topic)
             self._subscriber.hold(topic)
 

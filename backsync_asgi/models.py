@@ -43,7 +43,9 @@ class Connection(Protocol):
 
     id: str
     user: Any
-    state: Any
+
+    @property
+    def state(self) -> Any: ...
 
     @property
     def request(self) -> HTTPConnection: ...
