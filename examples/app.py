@@ -22,6 +22,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 app = Starlette(
     routes=[
+        Mount("/backsync", app=chat.sync),  # the chat's, for who knocks at the usual door
         Mount("/chat", app=chat.app),
         Mount("/console", app=console.app),
         Mount("/static", app=StaticFiles(directory=HERE / "static")),
