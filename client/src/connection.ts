@@ -69,8 +69,9 @@ export class Connection {
   readonly url: string;
   /** Random, kept over reconnects: with it the server recognises a write that is sent twice. */
   readonly clientId: string;
+  /** @internal */
+  readonly host: Host;
   readonly #options: ConnectionOptions;
-  readonly #host: Host;
   readonly #open: OpenSocket;
   readonly #events: Emitter<Events>;
   readonly #calls: Calls;
@@ -100,7 +101,7 @@ export class Connection {
     checkOptions(options);
     this.#options = options;
     this.#token = options.token;
-    this.#host = host;
+    this.host = host;
     this.#open = open;
     this.#events = new Emitter<Events>(host);
     this.#calls = new Calls(host);
@@ -137,7 +138,7 @@ export class Connection {
     if (this.#phase === "idle" || this.#phase === "closed") {
       this.#closed = null;
       this.#attempt = 0;
-      this.#stopNetwork ??= this.#host.onNetwork((online) => this.#network(online));
+      this.#stopNetwork ??= this.host.onNetwork((online) => this.#network(online));
       this.#connect();
     }
     return this;
@@ -165,7 +166,7 @@ export class Connection {
   request(message: Message, options: CallOptions, settle: Settle): Call {
     if (this.#closed !== null) {
       const error = this.#closedError(this.#closed);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      queueMicrotask(() => guarded(this.host, () => settle(error, null)));
       return { abort() {}, unsent: true };
     }
     const call = this.#calls.start(message, options.timeout ?? this.#options.timeout ?? CALL_TIMEOUT_MS, settle);
@@ -192,7 +193,7 @@ export class Connection {
   #connect(): void {
     this.#phase = "opening";
     this.#setTimer(OPEN_TIMEOUT_MS, () => this.#drop("no answer while connecting"));
-    this.#heardAt = this.#host.now();
+    this.#heardAt = this.host.now();
     let socket: Socket | null = null;
     const current = (): boolean => socket !== null && socket === this.#socket;
     try {
@@ -223,7 +224,7 @@ export class Connection {
     if (typeof this.#token === "function") {
       const token = this.#token;
       new Promise<string>((resolve) => resolve(token())).then(greet, (error: unknown) => {
-        this.#host.report(error);
+        this.host.report(error);
         if (socket === this.#socket) this.#drop("no token");
       });
     } else {
@@ -240,7 +241,7 @@ export class Connection {
     const { heartbeat } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown };
     this.#heartbeatMs = 1000 * (typeof heartbeat === "number" && heartbeat > 0 ? heartbeat : HEARTBEAT_S);
     this.#phase = "ready";
-    this.#readyAt = this.#host.now();
+    this.#readyAt = this.host.now();
     this.#watch();
     // Calls first: the reply to a write that is sent again must come before the change that it made.
     this.#calls.opened((text) => this.#send(text));
@@ -261,12 +262,12 @@ export class Connection {
   #drop(reason: string): void {
     const socket = this.#socket;
     this.#ended(1006, reason);
-    if (socket !== null) guarded(this.#host, () => socket.close());
+    if (socket !== null) guarded(this.host, () => socket.close());
   }
 
   #retry(window: Window | null): void {
-    const random = this.#host.random();
-    if (this.#readyAt !== null && this.#host.now() - this.#readyAt >= STABLE_MS) this.#attempt = 0;
+    const random = this.host.random();
+    if (this.#readyAt !== null && this.host.now() - this.#readyAt >= STABLE_MS) this.#attempt = 0;
     let delay = retryDelay(this.#attempt, random);
     if (this.#networkGone) delay = offlineDelay(random);
     else if (window !== null) delay = windowDelay(window, random);
@@ -289,7 +290,7 @@ export class Connection {
     this.#stopNetwork?.();
     this.#stopNetwork = null;
     this.#networkGone = false;
-    if (socket !== null) guarded(this.#host, () => socket.close(info.code === NORMAL ? NORMAL : undefined));
+    if (socket !== null) guarded(this.host, () => socket.close(info.code === NORMAL ? NORMAL : undefined));
     const error = this.#closedError(info);
     this.#calls.failAll(error);
     this.#subscriptions.failAll(error);
@@ -300,7 +301,7 @@ export class Connection {
     this.#socket = null;
     this.#transport = null;
     this.#inbox = [];
-    if (this.#goodbye !== null) this.#host.clearTimeout(this.#goodbye);
+    if (this.#goodbye !== null) this.host.clearTimeout(this.#goodbye);
     this.#goodbye = null;
     this.#calls.lost();
     this.#subscriptions.lost();
@@ -339,7 +340,7 @@ export class Connection {
     this.#window = readWindow(retry) ?? closeWindow(1012);
     const longest = (this.#window?.[1] ?? 0) * 1000;
     // A server that forgets to close is left after the window's end.
-    this.#goodbye = this.#host.setTimeout(() => {
+    this.#goodbye = this.host.setTimeout(() => {
       this.#window = [0, 0];
       this.#drop("the server said goodbye");
     }, longest + PING_TIMEOUT_MS);
@@ -362,18 +363,18 @@ export class Connection {
   // Watching.
 
   #heard(): void {
-    this.#heardAt = this.#host.now();
+    this.#heardAt = this.host.now();
   }
 
   /** Looks at the silence when it may have become too long; one timer, however many messages come. */
   #watch(): void {
     const quiet = this.#heartbeatMs + PING_AFTER_MS;
-    const due = this.#heardAt + quiet - this.#host.now();
+    const due = this.#heardAt + quiet - this.host.now();
     if (due > 0) {
       this.#setTimer(due, () => this.#watch());
       return;
     }
-    const asked = this.#host.now();
+    const asked = this.host.now();
     this.#callNow({ event: "$:ping" }, PING_TIMEOUT_MS * 2, () => {});
     this.#setTimer(PING_TIMEOUT_MS, () => {
       if (this.#heardAt < asked) this.#drop("the server does not answer");
@@ -389,15 +390,15 @@ export class Connection {
       this.#attempt = 0;
       this.#connect();
     } else if (!online && this.#phase === "waiting") {
-      this.#setTimer(offlineDelay(this.#host.random()), () => this.#connect());
+      this.#setTimer(offlineDelay(this.host.random()), () => this.#connect());
     }
   }
 
   #setTimer(milliseconds: number | null, callback?: () => void): void {
-    if (this.#timer !== null) this.#host.clearTimeout(this.#timer);
+    if (this.#timer !== null) this.host.clearTimeout(this.#timer);
     this.#timer = null;
     if (milliseconds === null || callback === undefined) return;
-    this.#timer = this.#host.setTimeout(() => {
+    this.#timer = this.host.setTimeout(() => {
       this.#timer = null;
       callback();
     }, milliseconds);

@@ -4,7 +4,7 @@ import { Connection } from "../connection.js";
 import { BacksyncError } from "../errors.js";
 import { type Change, canonical, modelName, type Query } from "../protocol.js";
 import type { Subscription } from "../subscriptions.js";
-import { browserHost, guarded } from "../host.js";
+import { guarded, type Host } from "../host.js";
 import { Binding, type LivePromise } from "./live.js";
 import { Records } from "./records.js";
 import { syncOver } from "./sync.js";
@@ -154,7 +154,7 @@ class Installation {
       model,
       query: options.query,
       destroy: options.destroy ?? false,
-      heard: (change) => this.#tell(collection, state, change),
+      heard: (change) => this.#tell(connection.host, collection, state, change),
       ended,
     });
     state.bindings.set(channel, binding);
@@ -205,7 +205,7 @@ class Installation {
       state.bare = connection.subscribe(nameOf(collection), { snapshot: false }, {
         snapshot: () => {},
         changes: (changes) => {
-          for (const change of changes) this.#tell(collection, state, change);
+          for (const change of changes) this.#tell(connection.host, collection, state, change);
         },
         failed: (error, over) => {
           if (over) state.bare = null;
@@ -219,10 +219,10 @@ class Installation {
     if (state.bound.length === 0 && state.bindings.size === 0) this.#states.delete(collection);
   }
 
-  #tell(collection: BackboneCollection, state: CollectionState, change: Change): void {
+  #tell(host: Host, collection: BackboneCollection, state: CollectionState, change: Change): void {
     for (const { event, listener, context } of [...state.bound]) {
       if (event !== change.method) continue;
-      guarded(browserHost, () => listener.call(context ?? collection, change.data, { fromServer: true, seq: change.seq }));
+      guarded(host, () => listener.call(context ?? collection, change.data, { fromServer: true, seq: change.seq }));
     }
   }
 

@@ -5,7 +5,7 @@
 
 import type { Connection } from "../connection.js";
 import { BacksyncError } from "../errors.js";
-import { browserHost, guarded } from "../host.js";
+import { guarded, type Host } from "../host.js";
 import { type Change, isObject, matches, type Query, safeRecord, type ServerRecord } from "../protocol.js";
 import type { Attributes } from "../shadow.js";
 import type { Sink, Subscription } from "../subscriptions.js";
@@ -31,6 +31,7 @@ export interface BindingOptions {
 
 export class Binding implements Sink {
   readonly promise: LivePromise;
+  readonly #host: Host;
   readonly #collection: BackboneCollection;
   readonly #records: Records;
   readonly #options: BindingOptions;
@@ -48,6 +49,7 @@ export class Binding implements Sink {
     siblings: Iterable<Binding>,
     options: BindingOptions,
   ) {
+    this.#host = connection.host;
     this.#collection = collection;
     this.#records = records;
     this.#siblings = siblings;
@@ -85,8 +87,8 @@ export class Binding implements Sink {
       this.#replace(rows, options);
     } catch (error) {
       // A listener has thrown in the middle of Backbone's work, which leaves the rest undone.
-      browserHost.report(error);
-      guarded(browserHost, () => this.#collection.reset([...this.#list(rows, options)], options));
+      this.#host.report(error);
+      guarded(this.#host, () => this.#collection.reset([...this.#list(rows, options)], options));
     }
     this.#resolve(this.#collection);
   }
@@ -95,8 +97,8 @@ export class Binding implements Sink {
     try {
       this.#apply(changes);
     } catch (error) {
-      browserHost.report(error);
-      for (const change of changes) guarded(browserHost, () => this.#apply([change])); // repeats are harmless
+      this.#host.report(error);
+      for (const change of changes) guarded(this.#host, () => this.#apply([change])); // repeats are harmless
     }
     for (const change of changes) this.#options.heard(change);
   }
@@ -113,19 +115,18 @@ export class Binding implements Sink {
 
   #list(rows: Map<string, Attributes>, options: Options): Listed {
     const list = new Listed();
-    for (const [id, row] of rows) this.#upsert(list, id, row, options);
+    const missing: BackboneModel[] = [];
     for (const model of this.#collection.models) {
-      if (list.has(model)) continue;
-      const shadow = this.#records.shadow(model);
       const id = String(this.#collection.modelId(model.attributes, model.idAttribute));
-      if (!this.#covers(id)) {
-        list.keep(model);
-      } else if (shadow.pending) {
-        if (shadow.confirmed !== undefined) shadow.confirmed = null;
-        list.keep(model);
-      } else {
-        shadow.confirmed = null;
-      }
+      if (!this.#covers(id)) list.keep(model);
+      else if (!rows.has(id)) missing.push(model);
+    }
+    for (const [id, row] of rows) this.#upsert(list, id, row, options);
+    for (const model of missing) {
+      if (list.has(model)) continue; // its record came under another id than the wire's
+      const shadow = this.#records.shadow(model);
+      if (shadow.confirmed !== undefined) shadow.confirmed = null;
+      if (shadow.pending) list.keep(model);
     }
     return list;
   }
@@ -176,7 +177,8 @@ export class Binding implements Sink {
     } else if (list.size === 0) {
       this.#collection.remove(removed, options);
     } else {
-      // Both in one `update` event: what stays where it is, then what is new; what is missing is removed.
+      // Both in one `update` event: what stays where it is, then what is new; what is missing is removed. (Backbone adds a
+      // `sort` event of its own, as after every `set` that makes an unsorted collection longer or shorter.)
       const all = new Listed();
       for (const model of this.#collection.models) if (!removed.includes(model)) all.take(model, list);
       this.#collection.set([...all, ...list], { ...options, remove: true });

@@ -132,15 +132,12 @@ export class Records {
       this.#show(write, model);
       const rollback = write.optimistic && !write.destroyed && this.#rollsBack(model, collections);
       const serverSide = { rollback: true, fromServer: true, error };
-      if (rollback) {
-        const current = isObject(error.details) && isObject(error.details.current) ? safeRecord(error.details.current) : null;
-        const view = current === null ? back : { ...back, ...shadow.receive(model.parse(current, serverSide)) };
-        if (write.kind === "delete") this.#putBack(write, model, shadow, serverSide);
-        if (Object.keys(view).length > 0) assign(model, view, serverSide);
-        for (const collection of collections) if (hasOrder(collection) && collection.has(model)) collection.sort(serverSide);
-      }
+      const current = error.code === "conflict" && isObject(error.details) ? error.details.current : undefined;
+      const news = isObject(current) ? shadow.receive(model.parse(safeRecord(current), serverSide)) : {};
+      // Whatever was written, the server has no such record: the model goes, and keeps what the page may want to save.
       const unknown = shadow.confirmed === null || (rollback && write.kind === "create" && shadow.confirmed === undefined);
       if (unknown && !shadow.pending) for (const collection of collections) collection.remove(model, serverSide);
+      else if (rollback) this.#takeBack(write, model, { ...back, ...news }, collections, serverSide);
       if (rollback) {
         model.trigger("rollback", model, error, options);
         for (const collection of collections) {
@@ -201,12 +198,23 @@ export class Records {
     return collections.some((collection) => this.live.get(collection)?.rollback ?? collection.rollback ?? false);
   }
 
-  #putBack(write: Write, model: BackboneModel, shadow: Shadow, options: Options): void {
-    if (shadow.confirmed === null) return; // somebody else has deleted it meanwhile
-    for (const { collection, index } of write.places) {
-      if (index >= 0) collection.add(model, hasOrder(collection) ? options : { ...options, at: index });
+  #takeBack(
+    write: Write,
+    model: BackboneModel,
+    back: Attributes,
+    collections: BackboneCollection[],
+    options: Options,
+  ): void {
+    const shadow = this.shadow(model);
+    let view = back;
+    if (write.kind === "delete") {
+      for (const { collection, index } of write.places) {
+        if (index >= 0) collection.add(model, hasOrder(collection) ? options : { ...options, at: index });
+      }
+      view = shadow.withoutPending(shadow.confirmed ?? {});
     }
-    if (shadow.confirmed !== undefined) assign(model, shadow.withoutPending(shadow.confirmed), options);
+    if (Object.keys(view).length > 0) assign(model, view, options);
+    for (const collection of collections) if (hasOrder(collection) && collection.has(model)) collection.sort(options);
   }
 
   /**

@@ -1,0 +1,6 @@
+/** Tests use Backbone as page code does: untyped. */
+
+declare module "backbone" {
+  const Backbone: any;
+  export default Backbone;
+}
