@@ -129,7 +129,8 @@ def _running(server: Server, errors_expected: bool, stop_within: float) -> Itera
         yield server
     except BaseException as error:
         server.kill()
-        error.add_note(f"Log of {server.name}:\n{server.log}")
+        if server.port:  # without one it is the start that failed, and that error has the log
+            error.add_note(f"Log of {server.name}:\n{server.log}")
         raise
     server.stop(stop_within)
     if not errors_expected:
