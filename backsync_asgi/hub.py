@@ -80,8 +80,9 @@ class Hub:
         self._scheduled = False
         dirty, self._dirty = self._dirty, []
         for topic in dirty:
-            for late in topic.flush():
-                self._wanting[late] = None
+            if topic.dirty:  # else a burst has flushed it in the middle of the tick, and it stands here twice
+                for late in topic.flush():
+                    self._wanting[late] = None
         wanting, self._wanting = self._wanting, {}
         for subscriber in wanting:
             subscriber.link.wake()
@@ -135,7 +136,7 @@ class Topic:
         count = self.channel.seq - self.flushed + len(self._events)
         if count >= self._burst or self._unflushed_size >= self._burst_size:
             for late in self.flush():
-                self._hub.want(late)
+                late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
             self.forget_events()
 
     def flush(self) -> list[Subscriber]:
