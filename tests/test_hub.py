@@ -1,0 +1,706 @@
+"""The hub against its model: whoever listens, however slowly, ends with the newest state; no sockets, no models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from backsync_asgi.channel import Horizon
+from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
+from backsync_asgi.sockjs.frames import Frame, Message
+
+LIMIT = 200  # bytes of waiting replies
+
+
+class FakeLink:
+    """The way to a client that reads or does not; it notes the frames and looks into them."""
+
+    def __init__(self) -> None:
+        self.subscriber: Subscriber | None = None
+        self.writable = True
+        self.frames: list[Frame] = []
+        self.offered: list[Frame] = []
+
+    def offer(self, frame: Frame) -> bool:
+        if not self.writable:
+            return False
+        self.offered.append(frame)
+        self.frames.append(frame)
+        return True
+
+    def wake(self) -> None:
+        assert self.subscriber is not None
+        while self.writable and (frame := self.subscriber.pull()) is not None:
+            assert frame.messages, "an empty frame is not worth a write"
+            self.frames.append(frame)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All that came, in order."""
+        return [json.loads(message.text) for frame in self.frames for message in frame.messages]
+
+    @property
+    def ids(self) -> list[Any]:
+        """The ids of the changed records and the replies that came, in order."""
+        return [message["data"]["id"] if "data" in message else message["reply"] for message in self.messages]
+
+
+@dataclass
+class Notes:
+    lost: list[Topic] = field(default_factory=list)
+    overflows: int = 0
+
+
+def subscribe(hub: Hub, topic: Topic | None = None) -> tuple[FakeLink, Notes]:
+    link, notes = FakeLink(), Notes()
+
+    def overflow() -> None:
+        notes.overflows += 1
+
+    link.subscriber = Subscriber(hub, link, LIMIT, notes.lost.append, overflow)
+    if topic is not None:
+        link.subscriber.attach(topic, topic.channel.seq)
+    return link, notes
+
+
+def subscriber_of(link: FakeLink) -> Subscriber:
+    assert link.subscriber is not None
+    return link.subscriber
+
+
+async def tick() -> None:
+    """Let the hub's flush run: it was scheduled before this."""
+    await asyncio.sleep(0)
+
+
+@contextmanager
+def acting_for(link: FakeLink) -> Iterator[Acting]:
+    """What is published inside is published on behalf of that client."""
+    acting = Acting(subscriber_of(link))
+    token = Acting.current.set(acting)
+    try:
+        yield acting
+    finally:
+        Acting.current.reset(token)
+
+
+def put(topic: Topic, id: str) -> None:
+    topic.publish("upsert", id, json.dumps({"id": id}))
+
+
+# Examples: one for each promise
+
+
+async def test_what_is_published_in_one_tick_comes_in_one_frame() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    for id in "abca":
+        put(topic, id)
+    topic.publish_event("typing", '{"id":"t"}')
+    assert link.frames == []
+    await tick()
+    assert len(link.frames) == 1
+    assert link.messages == [
+        {"event": "M:upsert", "data": {"id": "b"}, "seq": 2},
+        {"event": "M:upsert", "data": {"id": "c"}, "seq": 3},
+        {"event": "M:upsert", "data": {"id": "a"}, "seq": 4},
+        {"event": "M:typing", "data": {"id": "t"}},
+    ]
+
+
+async def test_a_change_is_encoded_once_however_many_listen() -> None:
+    made: list[str] = []
+    quoted: list[str] = []
+
+    class CountingMessage(Message):
+        __slots__ = ()
+
+        def __init__(self, text: str) -> None:
+            made.append(text)
+            super().__init__(text)
+
+        @property
+        def quoted(self) -> bytes:
+            if self._quoted is None:
+                quoted.append(self.text)
+            return super().quoted
+
+    hub = Hub(Horizon(), CountingMessage)
+    topic = hub.topic("M")
+    links = [subscribe(hub, topic)[0] for _ in range(50)]
+    await tick()
+    put(topic, "a")
+    put(topic, "b")
+    await tick()
+    frames = {id(frame) for link in links for frame in link.frames}
+    assert len(frames) == 1
+    for link in links:
+        assert json.loads(link.frames[0].body[1:])
+    assert len(made) == len(quoted) == 2
+
+
+async def test_all_who_are_behind_at_the_same_position_share_a_frame_too() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    links = [subscribe(hub, topic)[0] for _ in range(20)]
+    await tick()
+    for link in links:
+        link.writable = False
+    put(topic, "a")
+    await tick()
+    put(topic, "a")
+    put(topic, "b")
+    await tick()
+    for link in links:
+        link.writable = True
+        link.wake()
+    assert {len(link.frames) for link in links} == {1}
+    assert len({id(link.frames[0]) for link in links}) == 1
+    assert [message["seq"] for message in links[0].messages] == [2, 3]
+
+
+async def test_who_resumes_gets_the_tail_and_then_keeps_up() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    for id in "abc":
+        put(topic, id)
+    await tick()
+    link, _ = subscribe(hub)
+    subscriber_of(link).attach(topic, 1)
+    await tick()
+    put(topic, "d")
+    await tick()
+    assert link.ids == ["b", "c", "d"]
+
+
+async def test_nobody_is_told_of_what_was_before() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    put(topic, "a")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    assert link.frames == []
+
+
+async def test_who_has_left_gets_nothing_more() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    put(topic, "a")
+    subscriber_of(link).detach(topic)
+    await tick()
+    assert link.frames == []
+    assert not topic.live
+
+
+async def test_replies_go_before_changes_that_wait() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    put(topic, "a")
+    subscriber_of(link).send('{"reply":1}')
+    subscriber_of(link).send('{"reply":2}')
+    await tick()
+    assert link.ids == [1, 2, "a"]
+    assert len(link.frames) == 1
+
+
+async def test_an_author_hears_its_reply_first_and_others_need_not_wait_for_that() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    author, _ = subscribe(hub, topic)
+    other, _ = subscribe(hub, topic)
+    await tick()
+    with acting_for(author) as acting:
+        put(topic, "a")
+    await tick()
+    put(topic, "b")
+    await tick()
+    assert (author.ids, other.ids) == ([], ["a", "b"])
+    subscriber_of(author).send('{"reply":1}')
+    acting.finish()
+    await tick()
+    assert author.ids == [1, "a", "b"]
+
+
+async def test_what_came_before_a_request_is_not_held_back_by_it() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    author, _ = subscribe(hub, topic)
+    await tick()
+    put(topic, "before")
+    await tick()
+    with acting_for(author) as acting:
+        put(topic, "own")
+    await tick()
+    assert author.ids == ["before"]
+    acting.finish()
+    await tick()
+    assert author.ids == ["before", "own"]
+
+
+async def test_two_requests_of_an_author_are_held_until_both_are_answered() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    author, _ = subscribe(hub, topic)
+    await tick()
+    with acting_for(author) as first:
+        put(topic, "a")
+    with acting_for(author) as second:
+        put(topic, "b")
+    first.finish()
+    await tick()
+    assert author.ids == []
+    second.finish()
+    await tick()
+    assert author.ids == ["a", "b"]
+
+
+async def test_what_a_request_leaves_running_holds_nobody_back() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    author, _ = subscribe(hub, topic)
+    await tick()
+    with acting_for(author) as acting:
+        acting.finish()
+        put(topic, "later")
+    await tick()
+    assert author.ids == ["later"]
+
+
+async def test_a_transient_event_is_for_those_who_keep_up() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    quick, _ = subscribe(hub, topic)
+    slow, _ = subscribe(hub, topic)
+    await tick()
+    slow.writable = False
+    put(topic, "a")
+    topic.publish_event("typing", '{"id":"t"}')
+    put(topic, "b")
+    await tick()
+    slow.writable = True
+    slow.wake()
+    late, _ = subscribe(hub)
+    subscriber_of(late).attach(topic, 0)
+    await tick()
+    assert (quick.ids, slow.ids, late.ids) == (["a", "t", "b"], ["a", "b"], ["a", "b"])
+
+
+async def test_an_event_reaches_a_client_that_gets_a_reply_in_the_same_tick() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    topic.publish_event("typing", '{"id":"t"}')
+    subscriber_of(link).send('{"reply":1}')
+    await tick()
+    assert link.ids == [1, "t"]
+
+
+@pytest.mark.parametrize("size", [1, 400], ids=["by count", "by bytes"])
+async def test_a_burst_larger_than_the_horizon_loses_nothing(size: int) -> None:
+    hub = Hub(Horizon(records=10) if size == 1 else Horizon(size=4_000))
+    topic = hub.topic("M")
+    link, notes = subscribe(hub, topic)
+    await tick()
+    ids = [f"{number:0{size}}" for number in range(100)]
+    for id in ids:
+        put(topic, id)
+    await tick()
+    assert link.ids == ids
+    assert notes.lost == []
+
+
+async def test_a_burst_of_events_loses_nothing_and_is_not_kept() -> None:
+    hub = Hub(Horizon(records=10))
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    for number in range(100):
+        topic.publish_event("typing", json.dumps({"id": number}))
+    await tick()
+    assert link.ids == list(range(100))
+
+
+async def test_a_reply_that_waits_during_a_burst_does_not_make_its_client_late() -> None:
+    hub = Hub(Horizon(records=10))
+    topic = hub.topic("M")
+    link, notes = subscribe(hub, topic)
+    await tick()
+    subscriber_of(link).send('{"reply":"r"}')
+    topic.publish_event("typing", '{"id":"t"}')
+    ids = [str(number) for number in range(100)]
+    for id in ids:
+        put(topic, id)
+    await tick()
+    assert link.ids == ["r", "t", *ids]
+    assert notes.lost == []
+
+
+async def test_who_falls_beyond_the_horizon_is_told_once_and_held_until_released() -> None:
+    hub = Hub(Horizon(records=4))
+    topic = hub.topic("M")
+    link, notes = subscribe(hub, topic)
+    await tick()
+    link.writable = False
+    for id in "abcdef":
+        put(topic, id)
+        await tick()
+    link.writable = True
+    link.wake()
+    link.wake()
+    put(topic, "g")
+    await tick()
+    assert notes.lost == [topic]
+    assert link.frames == []
+    subscriber_of(link).attach(topic, topic.channel.seq)  # as a snapshot does
+    subscriber_of(link).release(topic)
+    put(topic, "h")
+    await tick()
+    assert link.ids == ["h"]
+
+
+async def test_time_alone_can_put_a_client_beyond_the_horizon() -> None:
+    now = 0.0
+    hub = Hub(Horizon(age=10.0), now=lambda: now)
+    topic = hub.topic("M")
+    link, notes = subscribe(hub, topic)
+    await tick()
+    link.writable = False
+    put(topic, "a")
+    await tick()
+    now = 11.0
+    put(topic, "b")
+    await tick()
+    link.writable = True
+    link.wake()
+    assert notes.lost == [topic]
+
+
+async def test_replies_that_nobody_takes_are_dropped_at_their_limit() -> None:
+    hub = Hub(Horizon())
+    link, notes = subscribe(hub)
+    link.writable = False
+    subscriber = subscriber_of(link)
+    subscriber.send('"' + "x" * LIMIT + '"')  # a single one may be larger
+    await tick()
+    assert notes.overflows == 0
+    subscriber.send('"y"')
+    assert notes.overflows == 1
+    assert (subscriber.outbox, subscriber.outbox_size) == ([], 0)
+
+
+async def test_topics_of_one_name_are_one_topic_and_each_run_has_its_epoch() -> None:
+    hub = Hub(Horizon())
+    assert hub.topic("M") is hub.topic("M")
+    assert (
+        len({hub.topic("M").channel.epoch, hub.topic("N").channel.epoch, Hub(Horizon()).topic("M").channel.epoch}) == 3
+    )
+
+
+async def test_an_idle_hub_schedules_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    subscribe(hub, topic)
+    await tick()
+    flushes: list[None] = []
+    monkeypatch.setattr(hub, "flush", lambda: flushes.append(None))
+    for _ in range(3):
+        await tick()
+    assert flushes == []
+    put(topic, "a")
+    put(topic, "b")
+    await tick()
+    assert len(flushes) == 1
+
+
+# Any order of events
+
+
+@dataclass
+class Client:
+    """A subscriber beside what it should have heard."""
+
+    link: FakeLink
+    notes: Notes
+    base: dict[str, int] = field(default_factory=dict)  # topic → the position from which it listens
+    actings: dict[int, Acting] = field(default_factory=dict)  # requests under way
+    lost: set[str] = field(default_factory=set)  # topics held until a snapshot
+    undisturbed: bool = True  # in this tick: it reads, listens as before and has no reply or request of its own
+    replies: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)  # that it must get, having kept up
+    seen: int = 0  # messages looked at
+    last: dict[str, int] = field(default_factory=dict)  # topic → the newest position that came
+    newest: dict[tuple[str, str], int] = field(default_factory=dict)
+    got_replies: list[int] = field(default_factory=list)
+    got_events: list[int] = field(default_factory=list)
+    after_event: dict[str, int] = field(default_factory=dict)  # topic → nothing up to that position may come any more
+
+
+CLIENTS = 3
+clients = st.integers(0, CLIENTS - 1)
+names = st.sampled_from(["M", "N"])
+
+
+class HubMachine(RuleBasedStateMachine):
+    """Clients that listen, stall, ask and leave while others publish. Rules fill a tick; the rule `tick` runs it."""
+
+    @initialize(records=st.integers(2, 8))
+    def begin(self, records: int) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.hub = Hub(Horizon(records=records))
+        self.clients: list[Client] = []
+        for _ in range(CLIENTS):
+            link, notes = subscribe(self.hub)
+            self.clients.append(Client(link, notes))
+        self.log: list[tuple[str, str, int, int | None]] = []  # topic, id, position, the request it was made in
+        self.answered: dict[int, int] = {}  # request → the client that made it; its reply is queued
+        self.authors: dict[int, Client] = {}
+        self.event_positions: dict[int, tuple[str, int]] = {}
+        self.number = 0
+        self.work: list[Callable[[], None]] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "loop"):
+            self.loop.close()
+
+    def next(self) -> int:
+        self.number += 1
+        return self.number
+
+    # What happens within a tick
+
+    @rule(name=names, id=st.sampled_from("abcde"), author=st.none() | clients)
+    def publish(self, name: str, id: str, author: int | None) -> None:
+        self.work.append(lambda: self.do_publish(name, id, author))
+
+    @rule(name=names, count=st.integers(5, 25))
+    def publish_much(self, name: str, count: int) -> None:
+        self.work += [lambda id=f"id{number}": self.do_publish(name, id, None) for number in range(count)]  # type: ignore[misc]
+
+    def do_publish(self, name: str, id: str, author: int | None) -> None:
+        topic = self.hub.topic(name)
+        request = None
+        acting = None
+        if author is not None:
+            client = self.clients[author]
+            client.undisturbed = False
+            if not client.actings:
+                number = self.next()
+                client.actings[number] = Acting(subscriber_of(client.link))
+                self.authors[number] = client
+            request, acting = next(iter(client.actings.items()))
+        self.in_context(acting, lambda: put(topic, id))
+        self.log.append((name, id, topic.channel.seq, request))
+
+    @rule(name=names)
+    def publish_event(self, name: str) -> None:
+        def do() -> None:
+            number = self.next()
+            topic = self.hub.topic(name)
+            self.event_positions[number] = (name, topic.channel.seq)
+            topic.publish_event("event", json.dumps({"id": number}))
+            for client in self.clients:
+                if name in client.base:
+                    client.events.append(number)
+
+        self.work.append(do)
+
+    @rule(who=clients)
+    def reply(self, who: int) -> None:
+        """Answer the client's request that is under way, or send it a message out of the blue."""
+
+        def do() -> None:
+            client = self.clients[who]
+            client.undisturbed = False
+            request, acting = client.actings.popitem() if client.actings else (self.next(), None)
+            overflows = client.notes.overflows
+            subscriber_of(client.link).send(json.dumps({"reply": request}))
+            if client.notes.overflows > overflows:
+                client.replies = client.got_replies[:]
+            else:
+                client.replies.append(request)
+            if acting is not None:
+                acting.finish()
+
+        self.work.append(do)
+
+    @rule(who=clients, name=names, resume=st.booleans())
+    def attach(self, who: int, name: str, resume: bool) -> None:
+        def do() -> None:
+            client, topic = self.clients[who], self.hub.topic(name)
+            if name in client.lost:
+                return
+            client.undisturbed = False
+            position = topic.channel.seq
+            if resume and name in client.base and client.last.get(name, 0) >= topic.channel.floor:
+                position = client.last.get(name, client.base[name])
+                if position < topic.channel.floor:
+                    return
+            subscriber_of(client.link).attach(topic, position)
+            client.base[name] = position
+            client.last[name] = position
+
+        self.work.append(do)
+
+    @rule(who=clients, name=names)
+    def detach(self, who: int, name: str) -> None:
+        def do() -> None:
+            client = self.clients[who]
+            if name in client.lost:
+                return
+            client.undisturbed = False
+            subscriber_of(client.link).detach(self.hub.topic(name))
+            client.base.pop(name, None)
+
+        self.work.append(do)
+
+    @rule(who=clients)
+    def stall(self, who: int) -> None:
+        def do() -> None:
+            self.clients[who].link.writable = False
+            self.clients[who].undisturbed = False
+
+        self.work.append(do)
+
+    @rule(who=clients)
+    def read_again(self, who: int) -> None:
+        def do() -> None:
+            link = self.clients[who].link
+            if not link.writable:
+                link.writable = True
+                link.wake()
+
+        self.work.append(do)
+
+    @rule(who=clients)
+    def snapshot(self, who: int) -> None:
+        """What the app does for a client that has fallen beyond the horizon."""
+
+        def do() -> None:
+            client = self.clients[who]
+            for name in client.lost:
+                topic = self.hub.topic(name)
+                subscriber_of(client.link).attach(topic, topic.channel.seq)
+                client.base[name] = client.last[name] = topic.channel.seq
+                subscriber_of(client.link).release(topic)
+            client.lost.clear()
+            client.undisturbed = False
+
+        self.work.append(do)
+
+    @rule()
+    def tick(self) -> None:
+        work, self.work = self.work, []
+        for client in self.clients:
+            client.undisturbed = client.link.writable and not client.actings and not client.lost
+            client.events = []
+        offered = [len(client.link.offered) for client in self.clients]
+
+        async def run() -> None:
+            for do in work:
+                do()
+                self.check()  # much in one tick may be written in its middle
+            await tick()
+
+        self.loop.run_until_complete(run())
+        self.check()
+        for client in self.clients:
+            if client.undisturbed:
+                assert client.notes.lost == [], "who keeps up is never lost"
+                assert client.got_events[len(client.got_events) - len(client.events) :] == client.events
+            self.note_lost(client)
+            self.check_complete(client)
+        self.check_shared(offered)
+
+    def in_context(self, acting: Acting | None, do: Callable[[], None]) -> None:
+        context = contextvars.copy_context()
+        context.run(Acting.current.set, acting)
+        context.run(do)
+
+    # What holds
+
+    def check(self) -> None:
+        """Look at what has come since the last look."""
+        for client in self.clients:
+            messages = client.link.messages
+            for message in messages[client.seen :]:
+                self.look_at(client, message)
+            client.seen = len(messages)
+            subscriber = subscriber_of(client.link)
+            assert subscriber.outbox_size <= LIMIT or len(subscriber.outbox) == 1
+
+    def look_at(self, client: Client, message: dict[str, Any]) -> None:
+        if "reply" in message:
+            client.got_replies.append(message["reply"])
+            assert client.got_replies == client.replies[: len(client.got_replies)], "replies come in order, each once"
+            return
+        name, _, method = message["event"].partition(":")
+        assert name in client.base, "nothing of a topic that the client does not listen to"
+        assert name not in client.lost, "nothing while a snapshot is on its way"
+        if method == "event":
+            number = message["data"]["id"]
+            _, position = self.event_positions[number]
+            assert number not in client.got_events
+            assert client.last.get(name, 0) <= position, "an event comes before the changes that were made after it"
+            client.got_events.append(number)
+            client.after_event[name] = position
+            return
+        seq, id = message["seq"], message["data"]["id"]
+        assert seq > client.last.get(name, 0), "positions grow"
+        assert seq > client.base[name]
+        published = next(entry for entry in self.log if (entry[0], entry[2]) == (name, seq))
+        assert published[1] == id
+        request = published[3]
+        if request is not None and self.authors[request] is client:
+            assert request not in client.actings, "nobody hears of its own change before its request is answered"
+            assert request in client.got_replies or request not in client.replies
+        client.last[name] = seq
+        client.newest[name, id] = seq
+
+    def note_lost(self, client: Client) -> None:
+        for topic in client.notes.lost:
+            assert topic.name not in client.lost, "told once"
+            assert client.last.get(topic.name, client.base[topic.name]) < topic.channel.floor, "not without need"
+            client.lost.add(topic.name)
+        client.notes.lost.clear()
+
+    def check_complete(self, client: Client) -> None:
+        """Who reads, and has no request under way, has the newest state of all that has changed."""
+        if not client.link.writable or client.actings:
+            return
+        assert client.got_replies == client.replies
+        for name, base in client.base.items():
+            if name not in client.lost:
+                newest = {id: seq for topic, id, seq, _ in self.log if topic == name and seq > base}
+                for id, seq in newest.items():
+                    assert client.newest.get((name, id)) == seq, f"{name} {id}"
+
+    def check_shared(self, before: list[int]) -> None:
+        """A frame that two clients got by an offer is one object: equal ones were not made twice."""
+        frames = {
+            id(frame): frame
+            for client, count in zip(self.clients, before, strict=True)
+            for frame in client.link.offered[count:]
+        }
+        texts = [tuple(message.text for message in frame.messages) for frame in frames.values()]
+        assert len(set(texts)) == len(texts)
+
+
+HubMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+test_the_hub_keeps_its_promises_in_any_order_of_events = HubMachine.TestCase
