@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def too_deep(text: str | bytes, value: Any) -> bool:
     if brackets <= MAX_DEPTH:
         return False
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for parent in level
@@ -164,6 +165,9 @@ def _find_nan(value: Any, path: str) -> str | None:
         children = ((f"{path}.{key}" if path else str(key), child) for key, child in value.items())
     elif isinstance(value, (list, tuple)):
         children = ((f"{path}[{index}]", child) for index, child in enumerate(value))
+    elif dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        children = ((f"{path}.{name}" if path else name, getattr(value, name, None)) for name in names)
     else:
         return None
     for child_path, child in children:
