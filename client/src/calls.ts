@@ -141,6 +141,7 @@ export class Calls {
     this.#lastId = id;
     const call: PendingCall = { id, event: message.event, text, sent: false, oneSocket, timer: null, settle };
     this.#pending.set(id, call);
+    if (timeoutMs === Infinity) return call;
     call.timer = this.#host.setTimeout(() => {
       const where = call.sent ? "the server did not answer" : "there was no connection";
       this.#giveUp(call, new BacksyncError("timeout", `${call.event} got no reply within ${timeoutMs / 1000} s: ${where}.`));
@@ -178,7 +179,7 @@ export class Calls {
 
   #remove(call: PendingCall): void {
     this.#pending.delete(call.id);
-    this.#host.clearTimeout(call.timer);
+    if (call.timer !== null) this.#host.clearTimeout(call.timer);
     if (call.oneSocket) return;
     if (call.sent) this.#unanswered -= call.text.length;
     else this.#waiting -= 1;

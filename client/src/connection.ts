@@ -23,7 +23,7 @@ export type Status = "connecting" | "live" | "behind" | "offline" | "closed";
 export type Token = string | (() => string | Promise<string>);
 
 export interface ConnectionOptions extends SocketOptions {
-  /** Milliseconds until a call without a reply is rejected with `timeout`. Default 30 000. */
+  /** Milliseconds until a call without a reply is rejected with `timeout`; waiting for a connection counts. Default 30 000. */
   timeout?: number;
   /** Sent with every greeting; a function is asked before each, so that it can renew an expired one. */
   token?: Token;
@@ -427,9 +427,10 @@ export class Connection {
     }
   }
 
-  #closedError({ code, reason }: CloseInfo): BacksyncError {
+  #closedError(info: CloseInfo): BacksyncError {
+    const { code, reason } = info;
     const why = reason === "" ? `${code}` : `${code}: ${reason}`;
-    return new BacksyncError("closed", `The connection to ${this.url} is closed (${why}). connection.open() opens it again.`);
+    return new BacksyncError("closed", `The connection to ${this.url} is closed (${why}). connection.open() opens it again.`, info);
   }
 }
 

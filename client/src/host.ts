@@ -16,9 +16,12 @@ export interface Host {
   report(error: unknown): void;
 }
 
+/** Browsers take a longer delay for none at all. */
+const LONGEST_DELAY_MS = 2 ** 31 - 1;
+
 export const browserHost: Host = {
   now: () => performance.now(),
-  setTimeout: (callback, milliseconds) => setTimeout(callback, milliseconds),
+  setTimeout: (callback, milliseconds) => setTimeout(callback, Math.min(milliseconds, LONGEST_DELAY_MS)),
   clearTimeout: (timer) => clearTimeout(timer as ReturnType<typeof setTimeout>),
   random: () => Math.random(),
   onNetwork(callback) {

@@ -131,6 +131,18 @@ describe("calls", () => {
     assert.match(unconnected.value.message, /there was no connection/);
   });
 
+  it("wait for ever with timeout: Infinity", async () => {
+    const { connection, socket, host } = await connected({ timeout: 5 });
+    const call = watch(connection.call("A:a", null, { timeout: Infinity }));
+    const sent = socket.takeOne("A:a");
+    for (let i = 0; i < 20; i += 1) {
+      await host.advance(20_000);
+      socket.handlers.heartbeat();
+    }
+    await socket.reply(sent, 1);
+    assert.equal(call.value, 1);
+  });
+
   it("have ids that are never used twice", async () => {
     const { connection, socket } = await connected();
     for (let i = 0; i < 5; i += 1) connection.call("A:a").catch(() => {});

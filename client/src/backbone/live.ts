@@ -71,7 +71,8 @@ export class Binding implements Sink {
     if (over) {
       this.#options.ended();
       this.#reject(error);
-      console.warn(`backsync: ${this.#options.model} is not live: ${error.message} (${error.code})`);
+      const byPage = error.code === "closed" && (error.details as { code?: unknown }).code === 1000;
+      if (!byPage) console.warn(`backsync: ${this.#options.model} is not live: ${error.message} (${error.code})`);
     }
     this.#collection.trigger("error", this.#collection, error, { fromServer: true });
   }
