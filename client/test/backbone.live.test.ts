@@ -231,7 +231,10 @@ describe("pushes", () => {
     await socket.frame(...ids.map((id) => upsert({ id, n: 2 })));
     assert.deepEqual(todos.pluck("id"), ids);
     assert.deepEqual(todos.pluck("n"), ids.map(() => 2));
-    todos.reset(todos.toJSON());
+    todos.reset();
+    assert.equal(todos.get("toString"), undefined);
+    await socket.frame(...ids.map((id) => upsert({ id, n: 3 })));
+    assert.deepEqual(todos.pluck("id"), ids);
     await socket.frame(...ids.map((id) => remove(id)));
     assert.equal(todos.length, 0);
   });
