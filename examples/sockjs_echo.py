@@ -19,7 +19,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
     await send({"type": "websocket.accept"})
     while (event := await receive())["type"] == "websocket.receive":
-        await send({"type": "websocket.send", "text": event["text"]})
+        await send({**event, "type": "websocket.send"})
 
 
 async def close(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +35,7 @@ async def amplify(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.accept"})
     while (event := await receive())["type"] == "websocket.receive":
         try:
-            power = int(float(event["text"]))
+            power = int(float(event.get("text", "")))
         except (ValueError, OverflowError):
             power = 1
         await send({"type": "websocket.send", "text": "x" * 2 ** min(max(power, 0), 19)})
@@ -50,7 +50,7 @@ async def broadcast(scope: Scope, receive: Receive, send: Send) -> None:
         while (event := await receive())["type"] == "websocket.receive":
             for listener in list(_listeners):
                 try:
-                    await listener({"type": "websocket.send", "text": event["text"]})
+                    await listener({"type": "websocket.send", "text": event.get("text", "")})
                 except OSError:
                     _listeners.discard(listener)
     finally:
@@ -72,7 +72,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
-    prefix = "/" + scope["path"].split("/", 2)[1]
+    prefix = "/" + scope["path"].removeprefix("/").split("/", 1)[0]
     service = SERVICES.get(prefix)
     if service is not None:
         await service({**scope, "root_path": scope.get("root_path", "") + prefix}, receive, send)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .frames import Frame, Message, batch
+from .frames import BinaryMessage, Frame, Message, batch
 from .receivers import Event, Receive, Scope, Send, SocketReceiver
 from .server import Server, Settings, route_path
 from .session import Session
@@ -170,10 +170,14 @@ class ApplicationEndpoint:
         if self._ended:
             raise OSError("The client has gone.")
         text = event.get("text")
-        if text is None:
+        if text is not None:
+            message = Message(text)
+        elif isinstance(receiver := self._session.receiver, SocketReceiver) and receiver.raw:
+            message = BinaryMessage(event["bytes"])
+        else:
             raise ValueError("send got bytes; SockJS carries text only. Encode them, as base64 for example.")
-        self._outbox.append(Message(text))
-        self._outbox_size += len(text)
+        self._outbox.append(message)
+        self._outbox_size += len(event["bytes"] if text is None else text)
         if self._outbox_size > QUEUE_LIMIT:
             self._room_out = self._room_out or asyncio.Event()
         self._session.wake()

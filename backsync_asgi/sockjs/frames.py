@@ -88,6 +88,16 @@ class Message:
         return self._quoted
 
 
+class BinaryMessage(Message):
+    """Bytes, which only a raw WebSocket can carry."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("")
+        self.data = data
+
+
 class ObjectMessage(Message):
     """A message of the 2012 protocol: it stands in the frame as a JSON object, not as a string."""
 

@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 Headers = list[tuple[bytes, bytes]]
 
 YEAR = 31_536_000  # seconds
-_TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~\-, ]{1,1024}")
+_TOKEN = rb"[A-Za-z0-9!#$%&'*+.^_`|~\-]+"
+_TOKENS = re.compile(rb"%b(?: *, *%b)*" % (_TOKEN, _TOKEN))
+_TOKENS_MAX = 1024  # bytes
 _ORIGIN = re.compile(r"(?:https?|[a-z][a-z0-9+.-]*)://[a-z0-9.\-_\[\]:]+", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _SECURE = {"https": True, "wss": True, "http": False, "ws": False}
@@ -71,7 +73,7 @@ def preflight(headers: Iterable[tuple[bytes, bytes]], methods: bytes) -> Headers
         (b"access-control-max-age", b"%d" % YEAR),
     ]
     for name, value in headers:
-        if name == b"access-control-request-headers" and _TOKENS.fullmatch(value):
+        if name == b"access-control-request-headers" and len(value) <= _TOKENS_MAX and _TOKENS.fullmatch(value):
             answer.append((b"access-control-allow-headers", value))
             break
     return answer

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from typing import Any, cast
 
-from .frames import HEARTBEAT, OPEN, Close, Frame
+from .frames import HEARTBEAT, OPEN, BinaryMessage, Close, Frame
 from .transports import Transport
 
 Scope = MutableMapping[str, Any]
@@ -124,7 +124,7 @@ class _Rest:
     def __await__(self) -> Generator[Any, None, None]:
         try:
             yield self._waits_for
-        except BaseException as error:  # what was waited for has failed, or this wait is cancelled: `send` may care
+        except BaseException as error:  # noqa: BLE001 - a failure or cancellation is for `send` to hear of
             try:
                 waits_for = self._steps.throw(error)
             except StopIteration:
@@ -190,11 +190,11 @@ class HttpReceiver:
 class SocketReceiver:
     """An open WebSocket: framed as SockJS frames it, or raw."""
 
-    __slots__ = ("_accepted", "_raw", "_writer", "accept_headers", "lifetime", "subprotocol")
+    __slots__ = ("_accepted", "_writer", "accept_headers", "lifetime", "raw", "subprotocol")
 
     def __init__(self, writer: Writer, raw: bool) -> None:
         self._writer = writer
-        self._raw = raw
+        self.raw = raw
         self._accepted = False
         self.lifetime: float | None = None
         self.subprotocol: str | None = None
@@ -221,13 +221,18 @@ class SocketReceiver:
         if frame is OPEN:
             self._accepted = True
             accept = {"type": "websocket.accept", "subprotocol": self.subprotocol, "headers": self.accept_headers}
-            return [accept] if self._raw else [accept, {"type": "websocket.send", "text": frame.text}]
+            return [accept] if self.raw else [accept, {"type": "websocket.send", "text": frame.text}]
         events: list[Event] = []
-        if not self._raw:
+        if not self.raw:
             if self._accepted:
                 events.append({"type": "websocket.send", "text": frame.text})
         elif frame is not HEARTBEAT and not isinstance(frame, Close):
-            events = [{"type": "websocket.send", "text": message.text} for message in frame.messages]
+            events = [
+                {"type": "websocket.send", "bytes": message.data}
+                if isinstance(message, BinaryMessage)
+                else {"type": "websocket.send", "text": message.text}
+                for message in frame.messages
+            ]
         if last:
             close = frame if isinstance(frame, Close) else None
             events.append(

@@ -7,14 +7,17 @@ transport does differently stands in the table of transports.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import re
 import secrets
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from types import FrameType
 from typing import Any, Literal
 from urllib.parse import parse_qs
@@ -33,13 +36,13 @@ SWEEP = 1.0  # seconds between two looks at all sessions
 _SEGMENT = re.compile(r"[^./;%\x00-\x1f\x7f\ufffd]{1,255}")
 _IFRAME = re.compile(r"iframe[^/]*\.html")
 _COOKIE = re.compile(rb"[A-Za-z0-9!#$%&'()*+\-./:<=>?@\[\]^_`{|}~]{1,256}")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _TEXT = (b"content-type", b"text/plain; charset=UTF-8")
 _HTML = (b"content-type", b"text/html; charset=UTF-8")
 _JSON = (b"content-type", b"application/json; charset=UTF-8")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NOT_CACHED = (b"cache-control", b"no-store, no-cache, no-transform, must-revalidate, max-age=0")
 _UNCHANGING = b"public, max-age=%d" % YEAR
-_EXPIRES = b"Thu, 31 Dec 2037 23:55:55 GMT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +189,12 @@ class Server:
         if size > self.settings.header_limit or len(request.headers) > self.settings.header_count:
             await request.refuse(431, "headers_too_large", "Request header fields too large.")
             return None
-        if request.header(b"host") is None and request.scope.get("http_version") not in ("1.0", "2", "3"):
+        hosts = [value for name, value in request.headers if name == b"host"]
+        if not hosts and request.scope.get("http_version") not in ("1.0", "2", "3"):
             await request.refuse(400, "host_missing", "A request needs a Host header.")
+            return None
+        if len(hosts) > 1 or (hosts and _HOST.fullmatch(hosts[0]) is None):
+            await request.refuse(400, "bad_host", "The Host header is not a host.")
             return None
         route = self._route(split_path(route_path(request.scope)))
         if route is None:
@@ -198,7 +205,7 @@ class Server:
             request.extra += self._origins.cors(request.headers, request.scheme)
         if route.session is not None and not allowed:
             await self._refuse_origin(request)
-        elif request.method == "OPTIONS" and route.cors:
+        elif request.method == "OPTIONS" and route.preflight:
             await self._preflight(request, route, allowed)
         elif request.method != route.method:
             await request.respond(405, [(b"allow", route.allow)])
@@ -214,7 +221,7 @@ class Server:
             case ():
                 return Route("GET", self._greeting)
             case ("info",):
-                return Route("GET", self._info, cors=True)
+                return Route("GET", self._info, cors=True, preflight=True)
             case ("websocket",) if settings.websocket:
                 return Route("GET", self._not_upgraded)
             case (page,) if settings.iframe and _IFRAME.fullmatch(page):
@@ -222,7 +229,7 @@ class Server:
             case (_, session, "websocket") if settings.websocket:
                 return Route("GET", self._not_upgraded, session=session)
             case (_, session, "xhr_send"):
-                return Route("POST", lambda request: self._upload(request, session), session=session, cors=True)
+                return Route("POST", lambda request: self._upload(request, session), session, cors=True, preflight=True)
             case (_, session, "jsonp_send") if settings.jsonp:
                 return Route("POST", lambda request: self._upload_form(request, session), session=session)
             case (_, session, name) if name in TRANSPORTS:
@@ -232,8 +239,9 @@ class Server:
                 return Route(
                     transport.method,
                     lambda request: self._receive(request, session, transport),
-                    session=session,
+                    session,
                     cors=transport.cors,
+                    preflight=transport.cors and transport.method == "POST",
                 )
         return None
 
@@ -241,7 +249,7 @@ class Server:
         if not allowed:
             await self._refuse_origin(request)
             return
-        headers = [(b"cache-control", _UNCHANGING), (b"expires", _EXPIRES), *preflight(request.headers, route.allow)]
+        headers = [(b"cache-control", _UNCHANGING), (b"expires", in_a_year()), *preflight(request.headers, route.allow)]
         await request.respond(204, headers)
 
     async def _refuse_origin(self, request: Request) -> None:
@@ -277,7 +285,7 @@ class Server:
         await request.respond(200, [_JSON, _NOT_CACHED], orjson.dumps(info))
 
     async def _iframe_page(self, request: Request) -> None:
-        headers = [(b"cache-control", _UNCHANGING), (b"expires", _EXPIRES), (b"etag", self._etag)]
+        headers = [(b"cache-control", _UNCHANGING), (b"expires", in_a_year()), (b"etag", self._etag)]
         tags = (request.header(b"if-none-match") or b"").split(b",")
         if any(tag.strip().removeprefix(b"W/") in (self._etag, b"*") for tag in tags):
             await request.respond(304, headers)
@@ -291,6 +299,8 @@ class Server:
 
     async def _receive(self, request: Request, session_id: str, transport: Transport) -> None:
         """The pump of all receiving transports."""
+        if transport.callback:
+            request.extra.append(_NOSNIFF)
         headers = [_NOT_CACHED, *request.extra]
         callback = ""
         if transport.callback:
@@ -299,12 +309,10 @@ class Server:
             except FrameError as error:
                 await request.refuse(500, error.code, str(error))
                 return
-            headers.append(_NOSNIFF)
         if not transport.polling:
             headers.append((b"x-accel-buffering", b"no"))  # asks nginx not to hold the stream back
-        session = self._find_or_open(request, session_id)
+        session = await self._find_or_open(request, session_id)
         if session is None:
-            await request.refuse(404, "unknown_session", "Not found.")
             return
         writer = Writer(request.send)
         timing = self.settings.timing
@@ -326,18 +334,22 @@ class Server:
         finally:
             session.detach(receiver)
 
-    def _find_or_open(self, request: Request, session_id: str) -> Session | None:
-        """The session of that id; a new one if there is none; None if it is another principal's."""
+    async def _find_or_open(self, request: Request, session_id: str) -> Session | None:
+        """The session of that id, a new one if there is none. None: the request is answered already."""
         principal = self._principal(request.scope)
         session = self._sessions.get(session_id)
         if session is not None:
-            return session if session.principal == principal else None
+            if session.principal == principal:
+                return session
+            await request.refuse(404, "unknown_session", "Not found.")
+            return None
         session = Session(self.settings.timing, principal)
         if self.draining:
             session.go_away()
         elif self.sessions >= self.settings.session_limit:
             logger.warning("session_limit=%d is reached: a new session is refused.", self.settings.session_limit)
-            session.close(1013, "Too many sessions")
+            await request.refuse(503, "too_many_sessions", "Too many sessions.")
+            return None
         else:
             self._sessions[session_id] = session
             self._open(session, request.scope)
@@ -381,7 +393,7 @@ class Server:
         except FrameError as error:
             return await request.refuse(500, error.code, str(error))
         largest = self.settings.message_limit
-        if any(len(message) * 4 > largest and len(message.encode()) > largest for message in messages):
+        if any(too_big(message, largest) for message in messages):
             return await request.refuse(413, "message_too_big", f"A message may have {largest} bytes.")
         session = self._open_session(request, session_id)
         if session is None:  # it ended while the body was on its way
@@ -406,15 +418,15 @@ class Server:
         framed = path is not None and len(path) == 3 and path[2] == "websocket"
         await receive()  # websocket.connect
         if not self.settings.websocket or not (raw or framed):
-            await deny(scope, send, 404, b"Not found.")
+            await deny(scope, receive, send, 404, b"Not found.")
             return
         headers: Headers = scope["headers"]
         if not self._origins.allows(headers, scope["scheme"]):
             self._log_refusal(next(value for name, value in headers if name == b"origin"))
-            await deny(scope, send, 403, b"Origin not allowed.")
+            await deny(scope, receive, send, 403, b"Origin not allowed.")
             return
         if self.draining or self.sessions >= self.settings.session_limit:
-            await deny(scope, send, 503, b"No more sessions.")
+            await deny(scope, receive, send, 503, b"No more sessions.")
             return
         session = Session(self.settings.timing)
         writer = Writer(send)
@@ -426,34 +438,41 @@ class Server:
         try:
             self._open(session, scope)
             session.attach(receiver)
-            await self._read_socket(session, receiver, receive, raw)
+            end = await self._read_socket(session, receiver, receive, raw)
+            if end["code"] != 1005:  # which servers also say where the connection was lost
+                session.detach(receiver, end["code"], end.get("reason") or "")
         finally:
             session.detach(receiver)
             self._sockets.discard(session)
 
-    async def _read_socket(self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool) -> None:
+    async def _read_socket(
+        self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool
+    ) -> MutableMapping[str, Any]:
+        """Pass on what comes, until the end. Returns the event that says how it ended."""
+        largest = self.settings.message_limit
         while (event := await receive())["type"] != "websocket.disconnect":
             text: str | None = event.get("text")
-            if text is None and not raw:
-                session.close(1003, "Binary messages are not supported")
-                continue
-            message: str | bytes = event["bytes"] if text is None else text
-            limit = self.settings.message_limit if raw else self.settings.body_limit
-            if len(message) > limit:
-                session.close(1009, f"A message may have {limit} bytes")
-                continue
             if raw:
-                messages: list[Any] = [message]
+                messages: Sequence[str | bytes] = [event["bytes"] if text is None else text]
+            elif text is None:
+                receiver.drop(1003, "binary_not_supported")
+                continue
+            elif len(text) > self.settings.body_limit:  # not worth parsing
+                messages = [text]
             else:
                 try:
-                    messages = parse_websocket(str(message))
+                    messages = parse_websocket(text)
                 except FrameError as error:
-                    receiver.drop(1002, str(error))
-                    return
-            for one in messages:
-                wait = session.received(one)
+                    receiver.drop(3000, str(error))
+                    continue
+            if any(too_big(message, largest) for message in messages):
+                session.close(1009, f"A message may have {largest} bytes")
+                continue
+            for message in messages:
+                wait = session.received(message)
                 if wait is not None:
                     await wait
+        return event
 
     # Time
 
@@ -497,10 +516,11 @@ class Route:
     handle: Callable[[Request], Awaitable[Any]]
     session: str | None = None
     cors: bool = False
+    preflight: bool = False  # browsers ask before they send
 
     @property
     def allow(self) -> bytes:
-        return f"OPTIONS, {self.method}".encode() if self.cors else self.method.encode()
+        return f"OPTIONS, {self.method}".encode() if self.preflight else self.method.encode()
 
 
 class Request:
@@ -568,14 +588,31 @@ class Request:
         await self.refuse(413, "body_too_large", f"A body may have {limit} bytes.")
 
 
-async def deny(scope: Scope, send: Send, status: int, text: bytes) -> None:
+async def deny(scope: Scope, receive: Receive, send: Send, status: int, text: bytes) -> None:
     """Refuse a WebSocket handshake; with the status where the server can send it, else with its 403."""
     if "websocket.http.response" in scope.get("extensions", {}):
         headers = [_TEXT, (b"content-length", b"%d" % len(text))]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": text})
+        # uvicorn logs an error for an app that returns before the connection is gone, of which it tells twice.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await receive()
+                await receive()
     else:
         await send({"type": "websocket.close", "code": 1008})
+
+
+def in_a_year() -> bytes:
+    """The HTTP date a year ahead; the wall clock's, since it is for the other side."""
+    return formatdate(time.time() + YEAR, usegmt=True).encode()
+
+
+def too_big(message: str | bytes, limit: int) -> bool:
+    """Whether a message has more bytes than it may."""
+    if isinstance(message, bytes):
+        return len(message) > limit
+    return len(message) * 4 > limit and len(message.encode()) > limit  # a character has at most four bytes
 
 
 def route_path(scope: Scope) -> str:

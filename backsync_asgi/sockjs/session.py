@@ -163,11 +163,14 @@ class Session:
         self._attached_at = None
         self.wake()
 
-    def detach(self, receiver: Receiver) -> None:
-        """The receiver's request is over. One that broke off before its last frame ends the session."""
+    def detach(self, receiver: Receiver, code: int = 1006, reason: str = INTERRUPTED.reason) -> None:
+        """The receiver's request is over. One that broke off before its last frame ends the session.
+
+        code, reason: what the peer said at its end; 1006 if it said nothing.
+        """
         if self.receiver is receiver:
             self._release()
-            self._end(INTERRUPTED, gone=True)
+            self._end(INTERRUPTED, (code, reason))
 
     def received(self, message: str | bytes) -> Awaitable[None] | None:
         """Pass a message to the application, in order. See `Endpoint.received`."""
@@ -188,7 +191,7 @@ class Session:
         if receiver is None:
             if waited < self.timing.disconnect_delay:
                 return True
-            self._end(TIMED_OUT, gone=True)
+            self._end(TIMED_OUT, (1006, TIMED_OUT.reason))
             return False
         if not receiver.writable:
             self._tick_blocked(receiver, now, waited)
@@ -210,7 +213,7 @@ class Session:
         overdue = receiver.lifetime is not None and waited >= receiver.lifetime + deadline
         if overdue or (urgent and now - self._blocked_since >= deadline):
             self._release()
-            self._end(INTERRUPTED, gone=True)
+            self._end(INTERRUPTED, (1006, INTERRUPTED.reason))
             receiver.abort()
 
     # Inside
@@ -243,16 +246,16 @@ class Session:
         self._attached_at = None
         self._blocked_since = None
 
-    def _end(self, frame: Close, gone: bool = False) -> None:
-        """Close with the frame; `gone`: nobody is there any more to take what waits."""
+    def _end(self, frame: Close, gone: tuple[int, str] | None = None) -> None:
+        """Close with the frame; `gone`: nobody is there any more to take what waits, and how the peer went."""
         if self.close_frame is not None:
             return
         self.close_frame = frame
         endpoint = self.endpoint
-        if gone:
+        if gone is not None:
             self.endpoint = None
         if self.receiver is None:
             self._attached_at = None  # the close frame is served for a full disconnect delay
         if endpoint is not None:
-            endpoint.closed(1006 if gone else frame.code, frame.reason)
+            endpoint.closed(*(gone or (frame.code, frame.reason)))
         self.wake()
