@@ -31,16 +31,31 @@ export type OpenSocket = (url: string, options: SocketOptions, handlers: SocketH
 /** SockJS gives a transport some round trips and then tries the next: on a busy machine that is too little. */
 const TRANSPORT_TIMEOUT_MS = 3000;
 
+/** What a close event says when there was no close frame. */
+const FAILED = 1006;
+
 export const openSocket: OpenSocket = (url, options, handlers) => {
   const socket = options.transport === "websocket" ? openWebSocket(url) : openSockJS(url, options.transports);
   socket.onopen = () => handlers.open("transport" in socket ? socket.transport : "websocket");
   socket.onmessage = (event: { data: unknown }) => handlers.message(asText(event.data));
   socket.onclose = (event: { code: number; reason: string }) => handlers.close(event.code, event.reason);
-  if ("onheartbeat" in socket) socket.onheartbeat = () => handlers.heartbeat();
+  if ("onheartbeat" in socket) {
+    socket.onheartbeat = () => handlers.heartbeat();
+  } else {
+    // An error is always the end of a WebSocket. A close event follows, except in Node 20 when nobody listens on the port.
+    socket.onerror = () => {
+      detach();
+      handlers.close(FAILED, "");
+    };
+  }
+  const detach = (): void => {
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    if (!("onheartbeat" in socket)) socket.onerror = null;
+  };
   return {
     send: (text) => socket.send(text),
     close(code = 1000, reason = "") {
-      socket.onopen = socket.onmessage = socket.onclose = null;
+      detach();
       socket.close(code, reason);
     },
   };
