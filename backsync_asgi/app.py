@@ -466,7 +466,10 @@ class Connection:
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # the program ends
+                if self._app._server.draining:
+                    raise  # the program ends
+                while task.uncancel():  # the handler has cancelled itself; who asks next needs this task
+                    pass
             if isinstance(error, EncodeError):
                 logger.error("The result of %s cannot be sent: %s", request.event, error)
             else:
@@ -499,10 +502,17 @@ class Connection:
             self._send_error(request.id, request.event, code, message, details)
 
     def _send_error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> None:
+        try:
+            text = self._error_text(id, event, code, message, details)
+        except EncodeError as error:
+            logger.error("The message or details of a refusal of %s cannot be sent: %s", event, error)
+            text = self._error_text(id, event, code, CODES.get(code, code), None)
+        self._subscriber.send(text)
+
+    def _error_text(self, id: str | int, event: str | None, code: str, message: str, details: Any) -> str:
         if self._app._is_2012:
-            self._subscriber.send(messages.error_reply_2012(id, event, message))
-        else:
-            self._subscriber.send(messages.error_reply(id, event, code, message, details))
+            return messages.error_reply_2012(id, event, message)
+        return messages.error_reply(id, event, code, message, details)
 
     def _bad_message(self, error: BadMessage) -> None:
         if error.id is None:
