@@ -136,7 +136,7 @@ class Caller:
             return await function(ctx, *args)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._thread_limit, thread_name_prefix="backsync")
-        run = functools.partial(contextvars.copy_context().run, function, ctx, *args)
+        run = functools.partial(contextvars.copy_context().run, _call_plain, function, ctx, *args)
         return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def shutdown(self) -> None:
@@ -144,6 +144,13 @@ class Caller:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
+
+
+def _call_plain(function: HandlerFunction, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except StopIteration as error:  # no future can carry it: whoever waits for the thread would wait for ever
+        raise RuntimeError("a plain handler raised StopIteration") from error
 
 
 class Turns:
@@ -259,6 +266,7 @@ class Model:
         and a store that could give one.
         """
         check_record(record)
+        messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
         async with self._turns.turn(turn_key(record)):
             stored = dict(record) if self.store is None else await self.store.upsert(record)
             self.publish("upsert", stored)
@@ -271,6 +279,7 @@ class Model:
         """
         if self.store is None:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
+        messages.encode(fields)
         async with self._turns.turn(str(id)):
             stored = await self.store.patch(id, fields, unset)
             self.publish("upsert", stored)
