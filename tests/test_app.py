@@ -1,0 +1,761 @@
+"""The app as the protocol describes it, row by row, by a WebSocket in process; handlers are test_models' affair."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi import app as app_module
+from backsync_asgi.app import Limits
+from backsync_asgi.channel import Horizon
+from backsync_asgi.stores import MemoryStore
+from tests.inprocess import Closed, connect, fetch
+
+
+@pytest.fixture
+def sync() -> Backsync:
+    """An app with one model, kept in memory."""
+    sync = Backsync()
+    sync.model("Todo", store=MemoryStore())
+    return sync
+
+
+async def epoch_of(sync: Backsync) -> str:
+    async with connect(sync) as client:
+        epoch = (await client.call("Todo:subscribe", snapshot=False))["epoch"]
+        assert isinstance(epoch, str)
+        return epoch
+
+
+# Requests and replies
+
+
+async def test_a_reply_carries_the_id_and_the_event_as_received(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        client.send({"id": "my-id", "event": "Todo:create", "data": {"id": 1}})
+        assert await client.receive() == {"id": "my-id", "event": "Todo:create", "data": {"id": 1}}
+
+
+async def test_without_an_id_there_is_no_reply_but_the_deed_is_done(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        client.send({"event": "Todo:upsert", "data": {"id": 1}})
+        assert await client.call("Todo:read") == [{"id": 1}]
+
+
+async def test_a_failure_without_an_id_is_logged(sync: Backsync, caplog: pytest.LogCaptureFixture) -> None:
+    async with connect(sync) as client:
+        client.send({"event": "Todo:patch", "data": {"id": 1}})
+        await client.call("Todo:read")
+    assert "Todo:patch failed" in caplog.text
+    assert "not_found" in caplog.text
+
+
+async def test_requests_to_one_model_are_answered_in_order(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        ids = [client.ask("Todo:upsert", {"id": number}) for number in range(50)]
+        assert [(await client.receive())["id"] for _ in ids] == ids
+
+
+async def test_read_gives_the_records_that_a_query_asks_for(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", [{"id": 1, "done": True}, {"id": 2, "done": False}])
+        assert await client.call("Todo:read") == [{"id": 1, "done": True}, {"id": 2, "done": False}]
+        assert await client.call("Todo:read", {"done": False}) == [{"id": 2, "done": False}]
+        assert await client.call("Todo:read", {"id": 1}) == {"id": 1, "done": True}
+        assert (await client.error("Todo:read", {"id": 3}))["code"] == "not_found"
+        queries: list[Any] = [[], "x", 1, True]
+        for query in queries:
+            assert (await client.error("Todo:read", query))["code"] == "invalid"
+
+
+async def test_upsert_gives_the_stored_record_with_its_id(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        record = await client.call("Todo:upsert", {"title": "x"})
+        assert record == {"title": "x", "id": record["id"]}
+        assert await client.call("Todo:upsert", {"id": record["id"]}) == {"id": record["id"]}, "it replaces"
+
+
+async def test_create_and_update_are_upserts(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        assert await client.call("Todo:create", {"id": 1}) == {"id": 1}
+        assert await client.call("Todo:update", {"id": 1, "x": 2}) == {"id": 1, "x": 2}
+
+
+async def test_an_array_is_written_record_by_record_until_one_fails(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        assert await client.call("Todo:upsert", [{"id": 1}, {"id": 2}]) == [{"id": 1}, {"id": 2}]
+        assert await client.call("Todo:upsert", []) == []
+        error = await client.error("Todo:patch", [{"id": 1, "x": 1}, {"id": 9}, {"id": 2, "x": 1}])
+        assert (error["code"], error["details"]["done"]) == ("not_found", 1)
+        assert await client.call("Todo:read") == [{"id": 1, "x": 1}, {"id": 2}]
+
+
+async def test_patch_changes_and_removes_fields_and_gives_the_whole_record(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", {"id": 1, "a": 1, "b": 2})
+        assert await client.call("Todo:patch", {"id": 1, "a": 3}, unset=["b"]) == {"id": 1, "a": 3}
+        assert (await client.error("Todo:patch", {"id": 9}))["code"] == "not_found"
+        assert (await client.error("Todo:patch", {"a": 1}))["code"] == "invalid"
+        wrong: list[Any] = ["b", [1], {}, 1]
+        for unset in wrong:
+            assert (await client.error("Todo:patch", {"id": 1}, unset=unset))["code"] == "invalid"
+
+
+async def test_delete_counts_the_id_only_and_is_broadcast_once(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:subscribe")
+        await client.call("Todo:upsert", {"id": 1})
+        assert await client.call("Todo:delete", {"id": 1, "title": "whatever"}) == {}
+        assert await client.call("Todo:delete", {"id": 1}) == {}
+        assert [push["data"] for push in await client.pushes() if push["event"] == "Todo:delete"] == []
+        deletes = [it for it in client.received if it.get("event") == "Todo:delete" and "seq" in it]
+        assert [it["data"] for it in deletes] == [{"id": 1}]
+        assert (await client.error("Todo:delete", {}))["code"] == "invalid"
+        assert (await client.error("Todo:delete"))["code"] == "invalid"
+
+
+@pytest.mark.parametrize("id", ["", "x" * 129, True, 1.5, [], {}, 2**53])
+@pytest.mark.parametrize("method", ["upsert", "patch", "delete"])
+async def test_a_record_has_an_id_as_they_are(sync: Backsync, method: str, id: Any) -> None:
+    async with connect(sync) as client:
+        error = await client.error(f"Todo:{method}", {"id": id})
+        assert error["code"] == "invalid"
+        assert error["details"][0]["field"] == "id"
+
+
+@pytest.mark.parametrize("data", [None, 1, "x", True])
+@pytest.mark.parametrize("method", ["upsert", "patch", "delete"])
+async def test_a_record_is_an_object(sync: Backsync, method: str, data: Any) -> None:
+    async with connect(sync) as client:
+        assert (await client.error(f"Todo:{method}", data))["code"] == "invalid"
+        assert (await client.error(f"Todo:{method}", [data]))["code"] == "invalid"
+
+
+async def test_a_record_has_at_most_256_fields_with_names_of_at_most_128_characters(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        many = {"id": 1, **{f"f{number}": 0 for number in range(255)}}
+        assert await client.call("Todo:upsert", many) == many
+        assert (await client.error("Todo:upsert", {**many, "more": 0}))["code"] == "too_large"
+        assert await client.call("Todo:upsert", {"id": 1, "x" * 128: 0})
+        assert (await client.error("Todo:upsert", {"id": 1, "x" * 129: 0}))["code"] == "invalid"
+
+
+@pytest.mark.parametrize("id", ["__proto__", "constructor", "../x", "\0", "<script>", "é😀\u2028"])
+async def test_odd_ids_are_ids(sync: Backsync, id: str) -> None:
+    async with connect(sync) as client:
+        assert await client.call("Todo:upsert", {"id": id, "__proto__": {"x": 1}}) == {"id": id, "__proto__": {"x": 1}}
+        assert await client.call("Todo:read", {"id": id}) == {"id": id, "__proto__": {"x": 1}}
+
+
+# What is refused, while the connection lives
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ("None:read", "unknown_model"),
+        ("None:subscribe", "unknown_model"),
+        ("None:unsubscribe", "unknown_model"),
+        ("Todo:fly", "unknown_method"),
+        ("Todo:on", "unknown_method"),
+        ("Todo:store", "unknown_method"),
+        ("Todo:__init__", "unknown_method"),
+        ("Todo:_write", "unknown_method"),
+        ("Todo:publish", "unknown_method"),
+        ("$:fly", "unknown_method"),
+        ("$:__init__", "unknown_method"),
+        ("$:auth", "unknown_method"),
+        ("Todo", "bad_message"),
+        ("", "bad_message"),
+        ("Todo:", "bad_message"),
+        ("$$:x", "bad_message"),
+    ],
+)
+async def test_the_unknown_gets_its_error_and_the_connection_lives(sync: Backsync, event: str, code: str) -> None:
+    async with connect(sync) as client:
+        reply = await client.reply(client.ask(event))
+        assert (reply["event"], reply["data"], reply["error"]["code"]) == (event, None, code)
+        assert reply["error"]["message"]
+        assert await client.call("Todo:read") == []
+
+
+async def test_what_has_nobody_to_tell_is_counted_and_the_connection_lives(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(sync) as client:
+        bad = ["", "x", "[]", "1", "null", '"x"', "{", '{"event":1}', '{"id":[],"event":"Todo:read"}', "[" * 60_000]
+        for text in bad:
+            client.send_text(text)
+        assert await client.pushes() == []
+        assert sync.bad_messages == len(bad)
+    assert all(len(record.getMessage()) < 500 for record in caplog.records)
+
+
+async def test_a_missing_event_is_told(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        client.send({"id": 5})
+        reply = await client.receive()
+        assert (reply["id"], reply["event"], reply["error"]["code"]) == (5, None, "bad_message")
+
+
+async def test_bytes_are_read_as_text(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        client._to_app.put_nowait({"type": "websocket.receive", "bytes": b'{"id":1,"event":"Todo:read"}'})
+        client._to_app.put_nowait({"type": "websocket.receive", "bytes": b"\xff"})
+        assert (await client.receive())["data"] == []
+        assert await client.pushes() == []
+        assert sync.bad_messages == 1
+
+
+# Subscribing
+
+
+async def test_a_subscription_begins_with_a_snapshot_and_its_position(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", {"id": 1})
+        answer = await client.call("Todo:subscribe")
+        assert answer == {"mode": "snapshot", "epoch": answer["epoch"], "seq": 1, "records": [{"id": 1}]}
+        await sync.model("Todo").upsert({"id": 2})
+        await sync.model("Todo").delete(1)
+        assert await client.pushes() == [
+            {"event": "Todo:upsert", "data": {"id": 2}, "seq": 2},
+            {"event": "Todo:delete", "data": {"id": 1}, "seq": 3},
+        ]
+
+
+async def test_a_query_is_for_the_snapshot_and_does_not_filter_changes(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", [{"id": 1, "done": True}, {"id": 2, "done": False}])
+        assert (await client.call("Todo:subscribe", {"done": True}))["records"] == [{"id": 1, "done": True}]
+        await sync.model("Todo").upsert({"id": 3, "done": False})
+        assert [push["data"]["id"] for push in await client.pushes()] == [3]
+
+
+async def test_a_snapshot_by_id_is_a_list_of_one(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", {"id": 1})
+        assert (await client.call("Todo:subscribe", {"id": 1}))["records"] == [{"id": 1}]
+
+
+async def test_who_was_away_gets_what_has_changed_each_record_once(sync: Backsync) -> None:
+    todo = sync.model("Todo")
+    async with connect(sync) as client:
+        start = await client.call("Todo:subscribe")
+    for number in (1, 2, 1, 3):
+        await todo.upsert({"id": number})
+    await todo.delete(2)
+    async with connect(sync) as client:
+        since = {"epoch": start["epoch"], "seq": start["seq"]}
+        assert await client.call("Todo:subscribe", since=since) == {"mode": "resume", "epoch": start["epoch"], "seq": 0}
+        assert [(push["event"], push["data"], push["seq"]) for push in await client.pushes()] == [
+            ("Todo:upsert", {"id": 1}, 3),
+            ("Todo:upsert", {"id": 3}, 4),
+            ("Todo:delete", {"id": 2}, 5),
+        ]
+        assert (await client.call("Todo:subscribe", since={**since, "seq": 5}))["mode"] == "resume"
+        assert await client.pushes() == []
+
+
+async def test_a_resume_repeated_gives_the_same(sync: Backsync) -> None:
+    epoch = await epoch_of(sync)
+    await sync.model("Todo").upsert({"id": 1})
+    async with connect(sync) as client:
+        for _ in range(2):
+            await client.call("Todo:subscribe", since={"epoch": epoch, "seq": 0})
+            assert [push["seq"] for push in await client.pushes()] == [1]
+
+
+async def test_without_a_snapshot_one_starts_at_the_current_position(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await sync.model("Todo").upsert({"id": 1})
+        answer = await client.call("Todo:subscribe", snapshot=False)
+        assert answer == {"mode": "resume", "epoch": answer["epoch"], "seq": 1}
+        assert await client.pushes() == []
+        await sync.model("Todo").upsert({"id": 2})
+        assert [push["seq"] for push in await client.pushes()] == [2]
+
+
+@pytest.mark.parametrize("wants", [True, False], ids=["with records", "without"])
+async def test_a_position_beyond_the_horizon_gets_a_snapshot(wants: bool) -> None:
+    sync = Backsync(horizon=Horizon(records=2))
+    todo = sync.model("Todo", store=MemoryStore())
+    epoch = await epoch_of(sync)
+    for number in range(5):
+        await todo.upsert({"id": number})
+    async with connect(sync) as client:
+        answer = await client.call("Todo:subscribe", since={"epoch": epoch, "seq": 2}, snapshot=wants)
+        assert (answer["mode"], answer["seq"]) == ("snapshot", 5)
+        assert ("records" in answer) == wants
+        assert await client.pushes() == []
+
+
+@pytest.mark.parametrize(
+    "since",
+    [
+        *(
+            {"seq": -1},
+            {"seq": "5"},
+            {"seq": 2**63},
+            {"seq": 3},
+            {"seq": 1.0},
+            {"seq": True},
+            {"seq": None},
+            {"seq": []},
+        ),
+        *({"epoch": "other"}, {"epoch": ""}, {"epoch": 5}, {"epoch": None}, {"epoch": "x" * 1_000}),
+        *({}, [], "x", 1, True, {"epoch": {}, "seq": {}}),
+    ],
+    ids=repr,
+)
+async def test_any_other_position_gets_a_snapshot(sync: Backsync, since: Any) -> None:
+    await sync.model("Todo").upsert({"id": 1})
+    epoch = await epoch_of(sync)
+    if isinstance(since, dict) and len(since) == 1:
+        since = {"epoch": epoch, "seq": 0, **since}
+    async with connect(sync) as client:
+        answer = await client.call("Todo:subscribe", since=since)
+        assert answer == {"mode": "snapshot", "epoch": epoch, "seq": 1, "records": [{"id": 1}]}
+
+
+async def test_subscribing_twice_answers_twice_and_is_one_subscription(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        assert await client.call("Todo:subscribe") == await client.call("Todo:subscribe", {"done": True})
+        await sync.model("Todo").upsert({"id": 1})
+        assert len(await client.pushes()) == 1
+        await client.call("Todo:unsubscribe")
+        await sync.model("Todo").upsert({"id": 2})
+        assert await client.pushes() == []
+
+
+async def test_unsubscribing_from_what_one_does_not_hear_is_no_error(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        assert await client.call("Todo:unsubscribe", {"any": "query"}) == {}
+
+
+async def test_nobody_hears_what_it_did_not_subscribe_to(sync: Backsync) -> None:
+    sync.model("Other", store=MemoryStore())
+    async with connect(sync) as client:
+        await client.call("Other:subscribe")
+        await sync.model("Todo").upsert({"id": 1})
+        assert await client.pushes() == []
+
+
+async def test_an_author_hears_its_reply_first_and_then_its_own_change(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:subscribe")
+        id = client.ask("Todo:upsert", {"id": 1})
+        reply, echo = await client.receive(), await client.receive()
+        assert reply == {"id": id, "event": "Todo:upsert", "data": {"id": 1}}
+        assert echo == {"event": "Todo:upsert", "data": {"id": 1}, "seq": 1}
+
+
+async def test_a_write_that_races_with_a_snapshot_is_in_it_or_comes_after_it() -> None:
+    sync = Backsync()
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    rows: list[dict[str, Any]] = []
+
+    @sync.model("M").on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[dict[str, Any]]:
+        seen = list(rows)
+        reading.set()
+        await go_on.wait()
+        return seen
+
+    async with connect(sync) as client:
+        id = client.ask("M:subscribe")
+        await reading.wait()
+        rows.append({"id": 1})
+        await sync.model("M").upsert({"id": 1})
+        go_on.set()
+        reply = await client.receive()
+        assert (reply["id"], reply["data"]["seq"], reply["data"]["records"]) == (id, 0, [])
+        assert await client.receive() == {"event": "M:upsert", "data": {"id": 1}, "seq": 1}
+
+
+async def test_a_subscription_whose_snapshot_fails_is_none() -> None:
+    sync = Backsync()
+
+    @sync.model("M").on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[dict[str, Any]]:
+        raise Reject("forbidden", "No.")
+
+    async with connect(sync) as client:
+        assert (await client.error("M:subscribe"))["code"] == "forbidden"
+        await sync.model("M").upsert({"id": 1})
+        assert await client.pushes() == []
+
+
+async def test_a_model_that_nobody_can_read_has_what_its_channel_remembers() -> None:
+    sync = Backsync()
+    model = sync.model("M")
+    for id in ("a", "b", "a"):
+        model.publish("upsert", {"id": id})
+    model.publish("delete", {"id": "b"})
+    async with connect(sync) as client:
+        answer = await client.call("M:subscribe")
+        assert (answer["seq"], answer["records"]) == (4, [{"id": "a"}])
+
+
+async def test_a_client_may_have_so_many_subscriptions_and_no_more() -> None:
+    sync = Backsync(limits=Limits(subscriptions=2))
+    for name in "ABC":
+        sync.model(name, store=MemoryStore())
+    async with connect(sync) as client:
+        for name in "ABA":
+            await client.call(f"{name}:subscribe")
+        error = await client.error("C:subscribe")
+        assert (error["code"], error["details"]) == ("too_large", {"limit": 2})
+        await client.call("A:unsubscribe")
+        await client.call("C:subscribe")
+
+
+async def test_a_live_client_beyond_the_horizon_gets_a_new_snapshot() -> None:
+    sync = Backsync(horizon=Horizon(records=2))
+    todo = sync.model("Todo", store=MemoryStore())
+    async with connect(sync) as client:
+        epoch = (await client.call("Todo:subscribe"))["epoch"]
+        client.stall()
+        await todo.upsert({"id": "wakes"})
+        await asyncio.sleep(0)
+        for number in range(10):
+            await todo.upsert({"id": number})
+            await asyncio.sleep(0)
+        client.read_again()
+        first, snapshot = await client.receive(), await client.receive()
+        assert first["data"] == {"id": "wakes"}, "what was on its way already"
+        assert snapshot["event"] == "Todo:snapshot"
+        assert (snapshot["data"]["epoch"], snapshot["data"]["seq"]) == (epoch, 11)
+        assert [record["id"] for record in snapshot["data"]["records"]] == ["wakes", *range(10)]
+        await todo.upsert({"id": "after"})
+        assert [push["seq"] for push in await client.pushes()] == [12]
+
+
+async def test_a_client_that_is_behind_gets_the_newest_states_only(sync: Backsync) -> None:
+    todo = sync.model("Todo")
+    async with connect(sync) as slow, connect(sync) as quick:
+        for client in (slow, quick):
+            await client.call("Todo:subscribe")
+        slow.stall()
+        for number in range(20):
+            await todo.upsert({"id": "a", "n": number})
+            assert [push["data"]["n"] for push in await quick.pushes()] == [number]
+        slow.read_again()
+        assert [push["data"]["n"] for push in await slow.pushes()] in ([0, 19], [19])
+
+
+async def test_a_transient_event_has_no_position_and_is_not_resumed(sync: Backsync) -> None:
+    todo = sync.model("Todo")
+    async with connect(sync) as client:
+        epoch = (await client.call("Todo:subscribe"))["epoch"]
+        todo.publish("typing", {"who": "Ann"})
+        assert await client.pushes() == [{"event": "Todo:typing", "data": {"who": "Ann"}}]
+    async with connect(sync) as client:
+        await client.call("Todo:subscribe", since={"epoch": epoch, "seq": 0})
+        assert await client.pushes() == []
+
+
+async def test_what_a_full_store_drops_is_announced_as_deleted() -> None:
+    sync = Backsync()
+    log = sync.model("Log", store=MemoryStore(limit=2, full="evict"))
+    async with connect(sync) as client:
+        await client.call("Log:subscribe")
+        for number in range(3):
+            await log.upsert({"id": number})
+        pushes = await client.pushes()
+        assert {(push["event"], push["data"]["id"]) for push in pushes} == {
+            *(("Log:upsert", 1), ("Log:upsert", 2), ("Log:delete", 0))
+        }
+
+
+# Control
+
+
+async def test_a_greeting_tells_version_heartbeat_and_limits(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        welcome = await client.call("$:hello", {"version": 1, "client": "c1"})
+        assert (welcome["version"], welcome["heartbeat"]) == (1, 25.0)
+        assert welcome["limits"]["message"] == 65_536
+
+
+async def test_a_ping_is_answered_at_once_whatever_a_handler_does() -> None:
+    sync = Backsync()
+    go_on = asyncio.Event()
+
+    @sync.model("M").on("wait")
+    async def wait(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    async with connect(sync) as client:
+        waiting = client.ask("M:wait")
+        assert await client.call("$:ping") == {}
+        go_on.set()
+        assert (await client.reply(waiting))["data"] is None
+
+
+async def test_a_slow_handler_holds_up_its_own_model_only() -> None:
+    sync = Backsync()
+    go_on = asyncio.Event()
+    sync.model("Quick", store=MemoryStore())
+
+    @sync.model("Slow").on("wait")
+    async def wait(ctx: Context, data: Any) -> Any:
+        if data == "first":
+            await go_on.wait()
+        return data
+
+    async with connect(sync) as client:
+        first, second = client.ask("Slow:wait", "first"), client.ask("Slow:wait", "second")
+        assert await client.call("Quick:read") == []
+        go_on.set()
+        assert (await client.reply(first))["data"] == "first"
+        assert (await client.reply(second))["data"] == "second"
+
+
+async def test_a_drain_says_goodbye_and_when_to_come_back(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("$:ping")
+        sync.drain()
+        sync.drain()
+        bye = await client.receive()
+        assert bye["event"] == "$:bye"
+        assert bye["data"]["code"] == 1012
+        low, high = bye["data"]["retry"]
+        assert 0 <= low < high <= 30
+        with pytest.raises(Closed) as caught:
+            await client.receive()
+        assert caught.value.code == 1012
+    async with connect(sync) as late:
+        with pytest.raises(Closed) as caught:
+            await late.receive()
+        assert not caught.value.accepted
+
+
+async def test_a_framed_client_gets_the_goodbye_in_frames(sync: Backsync) -> None:
+    async with connect(sync, "/000/abc/websocket") as client:
+        assert await client.text() == "o"
+        client.send_text(json.dumps([json.dumps({"id": 1, "event": "$:ping"})]))
+        assert json.loads(json.loads((await client.text())[1:])[0])["id"] == 1
+        sync.drain()
+        assert json.loads(json.loads((await client.text())[1:])[0])["event"] == "$:bye"
+        assert await client.text() == 'c[1012,"Service restart"]'
+        assert await client.close_code() == 1012
+
+
+async def test_what_waits_is_in_one_frame(sync: Backsync) -> None:
+    async with connect(sync, "/000/abc/websocket") as client:
+        assert await client.text() == "o"
+        client.send_text(json.dumps([json.dumps({"id": 1, "event": "Todo:subscribe"})]))
+        await client.text()
+        for number in range(10):
+            await sync.model("Todo").upsert({"id": number})
+        assert len(json.loads((await client.text())[1:])) == 10
+
+
+# Limits of one client
+
+
+async def test_a_client_that_does_not_take_its_replies_is_closed_and_may_come_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sync = Backsync(limits=Limits(replies=1_000))
+    sync.model("Todo", store=MemoryStore())
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", {"id": 1, "text": "x" * 2_000})  # a single one may be larger
+        client.stall()
+        for _ in range(5):
+            client.ask("Todo:read")
+        async with connect(sync) as control:
+            while "does not read its replies" not in caplog.text:
+                await control.call("Todo:read")
+        client.read_again()
+        assert await client.close_code() == 4413
+
+
+async def test_who_asks_faster_than_the_handlers_answer_is_not_read_from() -> None:
+    sync = Backsync(limits=Limits(requests=4))
+    go_on = asyncio.Event()
+
+    @sync.model("M").on("wait")
+    async def wait(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    async with connect(sync) as client:
+        asked = [client.ask("M:wait") for _ in range(20)]
+        async with connect(sync) as control:
+            await control.call("$:ping")
+        assert client._to_app.qsize() >= 10, "the rest waits where it came from"
+        go_on.set()
+        assert [(await client.receive())["id"] for _ in asked] == asked
+
+
+@pytest.mark.parametrize("name", ["handler_timeout", "threads", "replies", "requests", "subscriptions", "greeting"])
+@pytest.mark.parametrize("value", [0, -1, True, "1", None])
+def test_a_limit_is_a_positive_number(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"Limits got {name}="):
+        Limits(**{name: value})
+
+
+def test_settings_that_make_no_sense_are_found_at_start() -> None:
+    with pytest.raises(ValueError, match="compat"):
+        Backsync(compat="2013")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="allowed_origins got"):
+        Backsync(allowed_origins=["https://example.com/"])
+    with pytest.raises(TypeError):
+        Backsync(unknown=True)  # type: ignore[call-arg]
+
+
+# Who may connect
+
+
+async def test_a_page_of_another_origin_is_refused(sync: Backsync) -> None:
+    async with connect(sync, headers=[(b"origin", b"https://evil.example")]) as client:
+        with pytest.raises(Closed) as caught:
+            await client.receive()
+        assert not caught.value.accepted
+    async with connect(sync, headers=[(b"origin", b"http://testserver")]) as client:
+        await client.call("$:ping")
+
+
+async def test_origins_that_are_named_may_connect() -> None:
+    sync = Backsync(allowed_origins=["https://page.example"])
+    async with connect(sync, headers=[(b"origin", b"https://page.example")]) as client:
+        await client.call("$:ping")
+    answer = await fetch(sync, "/info", headers=[(b"origin", b"https://page.example")])
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"
+
+
+# The client's files
+
+
+@pytest.fixture
+def static(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the built client's."""
+    monkeypatch.setattr(app_module, "STATIC", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("root", ["", "/backsync"])
+async def test_the_client_is_served_beside_the_protocol(static: Path, root: str) -> None:
+    (static / "backsync.js").write_text("// é")
+    (static / "backsync.mjs").write_text("export {}")
+    sync = Backsync()
+    answer = await fetch(sync, f"{root}/backsync.js", root_path=root)
+    assert (answer.status, answer.text) == (200, "// é")
+    assert "javascript" in answer.headers["content-type"]
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert (
+        (await fetch(sync, f"{root}/backsync.mjs", root_path=root))
+        .headers["content-type"]
+        .startswith("text/javascript")
+    )
+    again = await fetch(
+        sync, f"{root}/backsync.js", headers=[(b"if-none-match", answer.headers["etag"].encode())], root_path=root
+    )
+    assert (again.status, again.body) == (304, b"")
+    head = await fetch(sync, f"{root}/backsync.js", "HEAD", root_path=root)
+    assert (head.status, head.body) == (200, b"")
+
+
+async def test_a_client_that_is_not_built_is_not_found_and_told_how_to_build_it(static: Path) -> None:
+    answer = await fetch(Backsync(), "/backsync.js")
+    assert answer.status == 404
+    assert "make client" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/secret.txt", "/../app.py", "/static/backsync.js", "/backsync.js/", "//backsync.js"])
+async def test_nothing_else_is_served(static: Path, path: str) -> None:
+    (static / "secret.txt").write_text("secret")
+    assert (await fetch(Backsync(), path)).status == 404
+
+
+async def test_the_mount_itself_is_the_greeting_of_sockjs(sync: Backsync) -> None:
+    assert (await fetch(sync, "/")).text == "Welcome to SockJS!\n"
+    assert json.loads((await fetch(sync, "/info")).body)["websocket"] is True
+
+
+# Coming, going, and the server's life
+
+
+async def test_whoever_leaves_is_forgotten(sync: Backsync) -> None:
+    before = asyncio.all_tasks()
+    async with connect(sync) as client:
+        await client.call("Todo:subscribe")
+        assert len(sync.connections) == 1
+    assert len(sync.connections) == 0
+    assert not sync.model("Todo").topic.live
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_disconnect_does_not_cancel_a_running_handler() -> None:
+    sync = Backsync()
+    started, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @sync.model("M").on("work")
+    async def work(ctx: Context, data: Any) -> None:
+        started.set()
+        await go_on.wait()
+        done.set()
+
+    async with connect(sync) as client:
+        client.ask("M:work")
+        await started.wait()
+    go_on.set()
+    async with asyncio.timeout(5):
+        await done.wait()
+
+
+async def test_the_lifespan_of_the_app_itself(sync: Backsync) -> None:
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.ensure_future(sync({"type": "lifespan"}, events.get, sent.put))
+    events.put_nowait({"type": "lifespan.startup"})
+    assert (await sent.get())["type"] == "lifespan.startup.complete"
+    async with connect(sync) as client:
+        await client.call("$:ping")
+        events.put_nowait({"type": "lifespan.shutdown"})
+        assert await client.close_code() == 1012
+    assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+    await task
+
+
+async def test_what_was_published_before_the_loop_ran_goes_out_when_it_does(sync: Backsync) -> None:
+    with_nobody = Backsync()
+    with_nobody.model("M").publish_soon("upsert", {"id": 1})
+    async with connect(with_nobody) as client:
+        while (answer := await client.call("M:subscribe"))["seq"] != 1:
+            pass
+        assert answer["records"] == [{"id": 1}]
+
+
+async def test_a_handler_that_fails_is_logged_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync()
+
+    @sync.model("M").on("fail")
+    async def fail(ctx: Context, data: Any) -> None:
+        raise RuntimeError("secret")
+
+    with caplog.at_level(logging.ERROR, "backsync"):
+        async with connect(sync) as client:
+            error = await client.error("M:fail")
+    assert error["code"] == "handler_error"
+    assert "secret" not in json.dumps(error)
+    assert "M:fail" in caplog.text
+    assert "secret" in caplog.text
+
+
+async def test_in_debug_the_exception_is_told() -> None:
+    sync = Backsync(debug=True)
+
+    @sync.model("M").on("fail")
+    async def fail(ctx: Context, data: Any) -> None:
+        raise RuntimeError("helpful")
+
+    async with connect(sync) as client:
+        assert "helpful" in (await client.error("M:fail"))["message"]

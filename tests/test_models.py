@@ -1,0 +1,1113 @@
+"""Models: what can be registered, what handlers are told, in which order things happen; by a socket in process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from http.cookies import SimpleCookie
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi.app import Limits
+from backsync_asgi.errors import EncodeError
+from backsync_asgi.models import SOON_LIMIT
+from backsync_asgi.stores import MemoryStore
+from tests.inprocess import DEADLINE, Closed, Socket, connect
+
+Record = dict[str, Any]
+
+
+@pytest.fixture
+def sync() -> Backsync:
+    return Backsync()
+
+
+async def until(condition: Callable[[], bool], client: Socket) -> None:
+    """Let the app go on until the condition holds: a round trip of a ping at a time."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await client.call("$:ping")
+
+
+# Registering
+
+
+def test_a_model_has_one_name_and_is_the_same_each_time(sync: Backsync) -> None:
+    assert sync.model("Todo") is sync.model("Todo")
+    assert sync.model("Todo") is not sync.model("todo")
+
+
+@pytest.mark.parametrize("name", ["", "$", "1a", "a b", "a:b", "a/b", "é", "-a", "x" * 129, "a\n"])
+def test_a_model_is_named_as_the_wire_can_name_it(sync: Backsync, name: str) -> None:
+    with pytest.raises(ValueError, match="expected a letter"):
+        sync.model(name)
+
+
+def test_a_store_is_given_once(sync: Backsync) -> None:
+    store = MemoryStore()
+    sync.model("Todo", store=store)
+    assert sync.model("Todo", store=store).store is store
+    with pytest.raises(ValueError, match="second store"):
+        sync.model("Todo", store=MemoryStore())
+    sync.model("Late")
+    assert sync.model("Late", store=store).store is store
+
+
+def test_a_method_has_one_handler(sync: Backsync) -> None:
+    model = sync.model("M")
+
+    @model.on("read")
+    def first(ctx: Context, data: Any) -> None: ...
+
+    with pytest.raises(ValueError, match="M.on got 'read' twice"):
+
+        @model.on("read")
+        def second(ctx: Context, data: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("method", "hint"), [("create", "upsert"), ("update", "upsert"), ("unsubscribe", "built in")])
+def test_a_name_that_is_taken_is_refused_with_the_remedy(sync: Backsync, method: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        sync.model("M").on(method)(lambda ctx, data: None)
+
+
+@pytest.mark.parametrize("method", ["", "a b", "a:b", "1a", "é", "a.b"])
+def test_a_method_is_named_as_the_wire_can_name_it(sync: Backsync, method: str) -> None:
+    with pytest.raises(ValueError, match="expected letters"):
+        sync.model("M").on(method)(lambda ctx, data: None)
+
+
+def no_arguments() -> None: ...
+def one_argument(ctx: Any) -> None: ...
+def three_arguments(ctx: Any, data: Any, more: Any) -> None: ...
+def keyword_only(ctx: Any, *, data: Any) -> None: ...
+def generator(ctx: Any, data: Any) -> Any:
+    yield
+
+
+async def async_generator(ctx: Any, data: Any) -> Any:
+    yield
+
+
+@pytest.mark.parametrize(
+    "function", [no_arguments, one_argument, three_arguments, keyword_only, generator, async_generator]
+)
+def test_a_function_that_cannot_be_called_is_found_at_decoration(sync: Backsync, function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"a handler takes \(ctx, data\)"):
+        sync.model("M").on("x")(function)
+    if function is not one_argument:
+        with pytest.raises(TypeError, match=r"the open hook takes \(ctx\)"):
+            sync.on("open")(function)
+    with pytest.raises(TypeError, match=r"the auth hook takes \(ctx, token\)"):
+        sync.on("auth")(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda ctx, data: None,
+        lambda *args: None,
+        lambda ctx, data, more=None: None,
+        functools.partial(three_arguments, more=1),
+    ],
+)
+def test_other_ways_to_take_two_arguments_are_fine(sync: Backsync, function: Callable[..., Any]) -> None:
+    assert sync.model("M").on("x")(function) is function
+
+
+def test_hooks_have_their_names_and_there_is_one_auth_hook(sync: Backsync) -> None:
+    with pytest.raises(ValueError, match="sync.on got 'read'"):
+        sync.on("read")  # type: ignore[arg-type]
+    sync.on("auth")(lambda ctx, token: None)
+    with pytest.raises(ValueError, match="twice"):
+        sync.on("auth")(lambda ctx, token: None)
+
+
+def test_the_class_form_wants_a_class(sync: Backsync) -> None:
+    with pytest.raises(TypeError, match=r"decorate functions with \.on"):
+        sync.model("M")(lambda ctx, data: None)  # type: ignore[arg-type]
+
+
+def test_a_method_of_a_class_is_checked_too(sync: Backsync) -> None:
+    with pytest.raises(TypeError, match=r"Wrong\.read takes \(self, ctx, data\)"):
+
+        @sync.model("M")
+        class Wrong:
+            def read(self, ctx: Context) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Hooked\.on_open takes \(self, ctx\)"):
+
+        @sync.model("N")
+        class Hooked:
+            def on_open(self) -> None: ...
+
+
+# Calling
+
+
+@pytest.mark.parametrize("kind", ["async", "plain", "partial", "object"])
+async def test_a_handler_may_be_any_kind_of_function(sync: Backsync, kind: str) -> None:
+    threads: list[bool] = []
+
+    def note() -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+
+    async def coroutine(ctx: Context, data: Any) -> Any:
+        note()
+        return [ctx.method, data]
+
+    def plain(ctx: Context, data: Any) -> Any:
+        note()
+        return [ctx.method, data]
+
+    class Answering:
+        async def __call__(self, ctx: Context, data: Any) -> Any:
+            note()
+            return [ctx.method, data]
+
+    handlers: dict[str, Callable[..., Any]] = {
+        "async": coroutine,
+        "plain": plain,
+        "partial": functools.partial(coroutine),
+        "object": Answering(),
+    }
+    sync.model("M").on("do")(handlers[kind])
+    async with connect(sync) as client:
+        assert await client.call("M:do", 1) == ["do", 1]
+    assert threads == [kind != "plain"], "plain functions run in worker threads, the others on the event loop"
+
+
+async def test_a_handler_is_told_who_asks_and_what_for(sync: Backsync) -> None:
+    store = MemoryStore()
+    seen: list[Any] = []
+
+    @sync.model("M", store=store).on("look")
+    async def look(ctx: Context, data: Any) -> Any:
+        ctx.state.count = getattr(ctx.state, "count", 0) + 1
+        seen.append((ctx.connection, hash(ctx.connection)))
+        assert ctx.model is sync.model("M")
+        assert ctx.store is store
+        return [ctx.user, ctx.method, ctx.state.count, ctx.request.headers["x-test"], ctx.request.query_params["q"]]
+
+    options: dict[str, Any] = {"headers": [(b"x-test", b"1")], "user": "ann", "query_string": b"q=2"}
+    async with connect(sync, **options) as first, connect(sync, **options) as second:
+        assert await first.call("M:look") == ["ann", "look", 1, "1", "2"]
+        assert await first.call("M:look") == ["ann", "look", 2, "1", "2"]
+        assert await second.call("M:look") == ["ann", "look", 1, "1", "2"]
+    assert seen[0] == seen[1] != seen[2]
+    assert len({connection.id for connection, _ in seen}) == 2
+
+
+async def test_a_model_without_a_store_says_so(sync: Backsync) -> None:
+    @sync.model("M").on("look")
+    async def look(ctx: Context, data: Any) -> Any:
+        with pytest.raises(AttributeError, match="store=MemoryStore"):
+            ctx.store  # noqa: B018 - reading it is the test
+        return "looked"
+
+    async with connect(sync) as client:
+        assert await client.call("M:look") == "looked"
+
+
+async def test_methods_without_handlers_are_unknown(sync: Backsync) -> None:
+    sync.model("M")
+    async with connect(sync) as client:
+        for method in ("read", "upsert", "patch", "delete", "custom"):
+            assert (await client.error(f"M:{method}", {"id": 1}))["code"] == "unknown_method"
+
+
+async def test_data_that_is_missing_is_an_empty_query_or_none(sync: Backsync) -> None:
+    model = sync.model("M")
+    seen: list[Any] = []
+
+    async def note(ctx: Context, data: Any) -> list[Any]:
+        seen.append((ctx.method, data))
+        return []
+
+    for method in ("read", "subscribe", "custom"):
+        model.on(method)(note)
+    async with connect(sync) as client:
+        await client.call("M:read")
+        await client.call("M:subscribe")
+        await client.call("M:custom")
+    assert seen == [("read", {}), *[("subscribe", {})] * 2, ("custom", None)], "a guard, then a read: of a subscription"
+
+
+class Parent:
+    def notify(self, ctx: Context, data: Any) -> str:
+        return "reached"
+
+
+async def test_only_public_methods_of_the_class_itself_are_reachable(sync: Backsync) -> None:
+    @sync.model("User")
+    class Users(Parent):
+        constant = 1
+        other = Parent
+
+        def __init__(self) -> None:
+            self.calls = 0
+            self.assigned = lambda ctx, data: "reached"
+
+        def read(self, ctx: Context, data: Any) -> list[Record]:
+            self.calls += 1
+            return [{"id": 1, "calls": self.calls}]
+
+        async def greet(self, ctx: Context, data: Any) -> str:
+            return f"Hello {data}"
+
+        def _private(self, ctx: Context, data: Any) -> str:
+            return "reached"
+
+        def __call__(self, ctx: Context, data: Any) -> str:
+            return "reached"
+
+        @property
+        def name(self) -> str:
+            return "reached"
+
+        @staticmethod
+        def static(ctx: Context, data: Any) -> str:
+            return "reached"
+
+        @classmethod
+        def of_class(cls, ctx: Context, data: Any) -> str:
+            return "reached"
+
+        def on_open(self, ctx: Context) -> None: ...
+
+        def on_close(self, ctx: Context) -> None: ...
+
+    hidden = ["__init__", "__call__", "__class__", "notify", "on_open", "on_close", "_private", "constant", "other"]
+    hidden += ["assigned", "name", "static", "of_class", "calls", "mro"]
+    async with connect(sync) as client:
+        assert await client.call("User:read") == [{"id": 1, "calls": 1}]
+        assert await client.call("User:read") == [{"id": 1, "calls": 2}], "one instance serves all"
+        assert await client.call("User:greet", "Ann") == "Hello Ann"
+        for name in hidden:
+            assert (await client.error(f"User:{name}", {"id": 1}))["code"] == "unknown_method", name
+
+
+async def test_a_public_method_called_notify_is_a_handler_like_any_other(sync: Backsync) -> None:
+    @sync.model("User")
+    class Users:
+        def notify(self, ctx: Context, data: Any) -> str:
+            return "notified"
+
+    async with connect(sync) as client:
+        assert await client.call("User:notify") == "notified"
+
+
+async def test_the_hooks_of_a_class_run_as_connections_come_and_go(sync: Backsync) -> None:
+    events: list[str] = []
+    gone = asyncio.Event()
+
+    @sync.model("User")
+    class Users:
+        async def on_open(self, ctx: Context) -> None:
+            assert ctx.model is sync.model("User")
+            events.append("open")
+
+        async def on_close(self, ctx: Context) -> None:
+            events.append("close")
+            gone.set()
+
+        async def hear(self, ctx: Context, data: Any) -> None:
+            events.append("hear")
+
+    async with connect(sync) as client:
+        await client.call("User:hear")
+    await asyncio.wait_for(gone.wait(), DEADLINE)
+    assert events == ["open", "hear", "close"]
+
+
+# Handlers and stores together
+
+
+async def test_what_upsert_returns_is_replied_and_broadcast(sync: Backsync) -> None:
+    @sync.model("M").on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Record:
+        return {**data, "id": 7, "by": "handler"}
+
+    async with connect(sync) as author, connect(sync) as other:
+        await other.call("M:subscribe")
+        assert await author.call("M:upsert", {"x": 1}) == {"x": 1, "id": 7, "by": "handler"}
+        assert await other.pushes() == [{"event": "M:upsert", "data": {"x": 1, "id": 7, "by": "handler"}, "seq": 1}]
+
+
+@pytest.mark.parametrize("result", [None, "x", 1, [], {}, {"id": None}, {"id": ""}, {"id": 1.5}, [{"id": 1}]], ids=repr)
+async def test_an_upsert_that_returns_no_record_is_a_mistake_that_the_log_explains(
+    sync: Backsync, result: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    @sync.model("M").on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Any:
+        return result
+
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        assert (await client.error("M:upsert", {"id": 1}))["code"] == "handler_error"
+        assert await client.pushes() == []
+    assert "Return what you have stored" in caplog.text
+
+
+async def test_a_result_that_json_cannot_carry_is_not_broadcast(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    @sync.model("M").on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Any:
+        return {"id": 1, "tags": {"a"}}
+
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        assert (await client.error("M:upsert", {"id": 1}))["code"] == "handler_error"
+        assert await client.pushes() == []
+    assert "tags" in caplog.text
+
+
+@pytest.mark.parametrize("result", [float("nan"), {1, 2}, b"x", "\ud800", object()], ids=repr)
+async def test_any_result_that_json_cannot_carry_is_an_error_and_the_connection_lives(
+    sync: Backsync, result: Any
+) -> None:
+    @sync.model("M").on("do")
+    async def do(ctx: Context, data: Any) -> Any:
+        return result
+
+    async with connect(sync) as client:
+        assert (await client.error("M:do"))["code"] == "handler_error"
+        assert await client.call("$:ping") == {}
+
+
+@pytest.mark.parametrize("rows", ["x", b"x", 1, None], ids=repr)
+async def test_a_read_that_returns_no_rows_is_a_mistake(sync: Backsync, rows: Any) -> None:
+    @sync.model("M").on("read")
+    async def read(ctx: Context, query: Record) -> Any:
+        return rows
+
+    async with connect(sync) as client:
+        assert (await client.error("M:read"))["code"] == "handler_error"
+        expected = "not_found" if rows is None else "handler_error"
+        assert (await client.error("M:read", {"id": 1}))["code"] == expected
+
+
+async def test_a_read_may_return_any_iterable(sync: Backsync) -> None:
+    @sync.model("M").on("read")
+    def read(ctx: Context, query: Record) -> Any:
+        return ({"id": number} for number in range(2))
+
+    async with connect(sync) as client:
+        assert await client.call("M:read") == [{"id": 0}, {"id": 1}]
+
+
+async def test_a_delete_handler_has_the_id_only_and_its_success_is_broadcast(sync: Backsync) -> None:
+    seen: list[Record] = []
+
+    @sync.model("M").on("delete")
+    async def delete(ctx: Context, data: Record) -> bool | None:
+        seen.append(data)
+        return False if data["id"] == "missing" else None
+
+    async with connect(sync) as author, connect(sync) as other:
+        await other.call("M:subscribe")
+        for id in ("a", "missing"):
+            assert await author.call("M:delete", {"id": id, "x": 1}) == {}
+        assert [push["data"] for push in await other.pushes()] == [{"id": "a"}]
+    assert seen == [{"id": "a"}, {"id": "missing"}]
+
+
+async def test_a_handler_may_wrap_the_store(sync: Backsync) -> None:
+    @sync.model("M", store=MemoryStore()).on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Record:
+        if data.get("title") == "":
+            raise Reject("invalid", "A title, please.", [{"field": "title", "message": "empty"}])
+        return await ctx.store.upsert(data)
+
+    async with connect(sync) as client:
+        assert await client.call("M:upsert", {"id": 1, "title": "x", "n": 1}) == {"id": 1, "title": "x", "n": 1}
+        error = await client.error("M:patch", {"id": 1, "title": ""})
+        assert (error["code"], error["details"]) == ("invalid", [{"field": "title", "message": "empty"}])
+        assert await client.call("M:patch", {"id": 1, "title": "y"}, unset=["n"]) == {"id": 1, "title": "y"}
+        assert (await client.error("M:patch", {"id": 2}))["code"] == "not_found"
+        assert await client.call("M:read") == [{"id": 1, "title": "y"}]
+
+
+async def test_a_patch_handler_gets_the_changed_fields(sync: Backsync) -> None:
+    @sync.model("M").on("patch")
+    async def patch(ctx: Context, data: Record) -> Record:
+        return {"whole": True, **data}
+
+    async with connect(sync) as client:
+        assert await client.call("M:patch", {"id": 1, "x": 2}) == {"whole": True, "id": 1, "x": 2}
+
+
+async def test_a_guard_decides_who_may_subscribe(sync: Backsync) -> None:
+    @sync.model("M", store=MemoryStore()).on("subscribe")
+    async def guard(ctx: Context, query: Record) -> bool | None:
+        if ctx.user is None:
+            raise Reject("unauthorized", "Sign in.")
+        return bool(ctx.user == "ann") or None if ctx.user != "bob" else False
+
+    async with connect(sync) as nobody, connect(sync, user="bob") as bob, connect(sync, user="ann") as ann:
+        assert (await nobody.error("M:subscribe"))["code"] == "unauthorized"
+        assert (await bob.error("M:subscribe"))["code"] == "forbidden"
+        assert (await ann.call("M:subscribe"))["mode"] == "snapshot"
+        await sync.model("M").upsert({"id": 1})
+        assert [await client.pushes() == [] for client in (nobody, bob, ann)] == [True, True, False]
+
+
+async def test_a_guard_is_no_method(sync: Backsync) -> None:
+    @sync.model("M").on("subscribe")
+    async def guard(ctx: Context, query: Record) -> Any:
+        return "secret"
+
+    async with connect(sync) as client:
+        answer = await client.call("M:subscribe")
+        assert "secret" not in str(answer)
+
+
+# Order
+
+
+async def test_a_handler_that_writes_by_itself_still_replies_before_its_own_echo(sync: Backsync) -> None:
+    @sync.model("Room").on("rename")
+    async def rename(ctx: Context, name: str) -> str:
+        await ctx.model.upsert({"id": 1, "name": name})
+        await asyncio.sleep(0)  # long enough for a flush
+        await asyncio.sleep(0)
+        return "renamed"
+
+    async with connect(sync) as author, connect(sync) as other:
+        for client in (author, other):
+            await client.call("Room:subscribe")
+        id = author.ask("Room:rename", "x")
+        assert (await author.receive())["id"] == id
+        assert (await author.receive())["data"] == {"id": 1, "name": "x"}
+        assert [push["data"]["name"] for push in await other.pushes()] == ["x"]
+
+
+async def test_a_handler_that_writes_another_model_replies_first_too(sync: Backsync) -> None:
+    other_model = sync.model("Log", store=MemoryStore())
+
+    @sync.model("M").on("do")
+    async def do(ctx: Context, data: Any) -> str:
+        await other_model.upsert({"id": 1})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return "done"
+
+    async with connect(sync) as client:
+        await client.call("Log:subscribe")
+        client.ask("M:do")
+        assert (await client.receive())["data"] == "done"
+        assert (await client.receive())["event"] == "Log:upsert"
+
+
+@pytest.mark.parametrize("how", ["upsert_soon", "publish_soon", "publish"])
+async def test_a_plain_handler_in_a_thread_replies_first_too(sync: Backsync, how: str) -> None:
+    finished = threading.Event()
+
+    @sync.model("M").on("do")
+    def do(ctx: Context, data: Any) -> str:
+        record = {"id": 1}
+        if how == "upsert_soon":
+            ctx.model.upsert_soon(record)
+        elif how == "publish_soon":
+            ctx.model.publish_soon("upsert", record)
+        else:
+            ctx.model.publish("upsert", record)
+        finished.wait(DEADLINE)  # others hear of it while the handler still runs
+        return "done"
+
+    async with connect(sync) as author, connect(sync) as other:
+        for client in (author, other):
+            await client.call("M:subscribe")
+        id = author.ask("M:do")
+        assert (await other.receive())["data"] == {"id": 1}
+        assert await author.pushes() == []
+        finished.set()
+        reply = await author.receive()
+        assert (reply.get("id"), reply["data"]) == (id, "done")
+        assert (await author.receive())["data"] == {"id": 1}
+
+
+async def test_writers_of_one_record_take_turns_and_others_need_not_wait(sync: Backsync) -> None:
+    running: list[str] = []
+    order: list[str] = []
+    go_on = asyncio.Event()
+
+    @sync.model("M").on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Record:
+        assert data["id"] not in running, "one at a time per record"
+        running.append(data["id"])
+        if data["id"] == "a":
+            await go_on.wait()
+        order.append(f"{data['id']}{data['n']}")
+        running.remove(data["id"])
+        return data
+
+    async with connect(sync) as first, connect(sync) as second, connect(sync) as third:
+        await third.call("M:subscribe")
+        a1 = first.ask("M:upsert", {"id": "a", "n": 1})
+        await until(lambda: running == ["a"], first)
+        a2 = second.ask("M:upsert", {"id": "a", "n": 2})
+        await third.call("M:upsert", {"id": "b", "n": 3})
+        assert order == ["b3"]
+        go_on.set()
+        await first.reply(a1)
+        await second.reply(a2)
+        # The order of completion is the order of broadcasts.
+        assert order == ["b3", "a1", "a2"]
+        await third.pushes()
+        seen = [(it["data"]["n"], it["seq"]) for it in third.received if "seq" in it]
+        assert seen == sorted(seen, key=lambda it: it[1])
+        assert seen[-1] == (2, 3)
+
+
+async def test_a_write_from_the_program_takes_its_turn_too(sync: Backsync) -> None:
+    go_on = asyncio.Event()
+    model = sync.model("M", store=MemoryStore())
+
+    @model.on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Record:
+        current = await ctx.store.get(data["id"]) or {"n": 0}
+        await go_on.wait()
+        return await ctx.store.upsert({**data, "n": current["n"] + 1})
+
+    async with connect(sync) as client:
+        asked = client.ask("M:upsert", {"id": 1})
+        await client.call("$:ping")
+        write = asyncio.ensure_future(model.upsert({"id": 1, "n": 10}))
+        await client.call("$:ping")
+        assert not write.done()
+        go_on.set()
+        assert (await client.reply(asked))["data"]["n"] == 1
+        assert (await write)["n"] == 10
+
+
+# Failing
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("x"), StopIteration(1), TimeoutError(), asyncio.CancelledError(), BaseException("x")],
+    ids=repr,
+)
+async def test_whatever_a_handler_raises_its_caller_gets_an_error_and_the_connection_lives(
+    sync: Backsync, error: BaseException, plain: bool
+) -> None:
+    if plain:
+
+        @sync.model("M").on("fail")
+        def fail(ctx: Context, data: Any) -> None:
+            raise error
+
+    else:
+
+        @sync.model("M").on("fail")
+        async def async_fail(ctx: Context, data: Any) -> None:
+            raise error
+
+    async with connect(sync) as client:
+        assert (await client.error("M:fail"))["code"] == "handler_error"
+        assert (await client.error("M:fail"))["code"] == "handler_error", "the model's next request is handled too"
+
+
+async def test_a_handler_that_cancels_itself_fails_alone(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore())
+
+    @model.on("quit")
+    async def quit_(ctx: Context, data: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async with connect(sync) as client:
+        asked = client.ask("M:quit")
+        after = client.ask("M:read")
+        assert (await client.reply(asked))["error"]["code"] == "handler_error"
+        assert (await client.reply(after))["data"] == []
+        assert await client.call("M:read") == []
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+async def test_a_handler_has_its_time_and_no_more(plain: bool, caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync(limits=Limits(handler_timeout=0.05))
+    release = threading.Event()
+
+    if plain:
+
+        @sync.model("M").on("hang")
+        def hang(ctx: Context, data: Any) -> None:
+            release.wait(DEADLINE)
+
+    else:
+
+        @sync.model("M").on("hang")
+        async def async_hang(ctx: Context, data: Any) -> None:
+            await asyncio.Event().wait()
+
+    try:
+        async with connect(sync) as client:
+            assert (await client.error("M:hang"))["code"] == "timeout"
+            assert (await client.error("M:none"))["code"] == "unknown_method"
+    finally:
+        release.set()
+    assert "M:hang took too long" in caplog.text
+
+
+async def test_a_timeout_of_the_handlers_own_is_its_own_failure(sync: Backsync) -> None:
+    @sync.model("M").on("wait")
+    async def wait(ctx: Context, data: Any) -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    async with connect(sync) as client:
+        assert (await client.error("M:wait"))["code"] == "handler_error"
+
+
+async def test_a_refusal_is_an_answer_and_no_failure(sync: Backsync, caplog: pytest.LogCaptureFixture) -> None:
+    @sync.model("M").on("upsert")
+    async def upsert(ctx: Context, data: Record) -> Record:
+        raise Reject("out_of_stock", "None left.", {"until": "Monday"})
+
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        error = await client.error("M:upsert", {"id": 1})
+        assert error == {"code": "out_of_stock", "message": "None left.", "details": {"until": "Monday"}}
+        assert await client.pushes() == []
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_refusal_whose_message_has_no_utf_8_still_gets_its_reply() -> None:
+    for sync in (Backsync(), Backsync(compat="2012")):
+
+        @sync.model("M").on("do")
+        async def do(ctx: Context, data: Any) -> None:
+            raise Reject("forbidden", "\ud800")
+
+        async with connect(sync) as client:
+            reply = await client.reply(client.ask("M:do"))
+            assert "The user may not do this." in str(reply["error"])
+
+
+@pytest.mark.parametrize("details", [{"a", "b"}, b"x", object(), float("nan")], ids=["set", "bytes", "object", "nan"])
+async def test_a_refusal_whose_details_json_cannot_carry_still_gets_its_reply(sync: Backsync, details: Any) -> None:
+    @sync.model("M").on("do")
+    async def do(ctx: Context, data: Any) -> None:
+        raise Reject("forbidden", "No.", details)
+
+    async with connect(sync) as client:
+        assert (await client.error("M:do"))["code"] in ("forbidden", "handler_error")
+        assert (await client.error("M:do"))["code"] in ("forbidden", "handler_error"), "and the next one too"
+
+
+# From the program
+
+
+async def test_upsert_stores_broadcasts_and_returns_the_record(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore())
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        record = await model.upsert({"x": 1})
+        assert record == {"x": 1, "id": record["id"]}
+        assert await model.patch(record["id"], {"y": 2}, ["x"]) == {"id": record["id"], "y": 2}
+        assert await model.delete(record["id"]) is True
+        assert await model.delete(record["id"]) is False
+        # One tick, one record: the newest of its states is what is told.
+        assert [push["event"] for push in await client.pushes()] == ["M:delete"]
+
+
+async def test_without_a_store_what_is_written_is_broadcast(sync: Backsync) -> None:
+    model = sync.model("M")
+    async with connect(sync) as client:
+        await client.call("M:subscribe", snapshot=False)
+        await model.upsert({"id": 1})
+        assert await model.delete(2) is True
+        assert [push["data"]["id"] for push in await client.pushes()] == [1, 2]
+    with pytest.raises(ValueError, match="expected a record with an id"):
+        await model.upsert({"x": 1})
+    with pytest.raises(ValueError, match="needs a store"):
+        await model.patch(1, {"x": 1})
+
+
+async def test_the_program_is_held_to_the_same_rules(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore())
+    with pytest.raises(Reject):
+        await model.upsert({"id": True})
+    with pytest.raises(Reject):
+        await model.upsert({"id": 1, **{f"f{number}": 0 for number in range(256)}})
+    for bad in ({"x": 1}, {"id": None}, "x", None, [{"id": 1}]):
+        with pytest.raises(ValueError, match="expected a record with an id"):
+            model.publish("upsert", bad)
+    with pytest.raises(EncodeError, match="tags"):
+        model.publish("upsert", {"id": 1, "tags": {1}})
+    with pytest.raises(EncodeError, match="the top"):
+        model.publish("typing", {1})
+    with pytest.raises(ValueError, match="expected letters"):
+        model.publish("a b", None)
+
+
+async def test_what_cannot_be_sent_is_not_stored(sync: Backsync) -> None:
+    """A write that was refused left nothing: neither a record nor a broadcast."""
+    store = MemoryStore()
+    model = sync.model("M", store=store)
+    with pytest.raises(EncodeError):
+        await model.upsert({"id": 1, "tags": {1}})
+    assert await store.read({}) == []
+
+
+async def test_publishing_soon_works_from_any_thread_in_order(sync: Backsync) -> None:
+    model = sync.model("M")
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+
+        def work() -> None:
+            for number in range(300):
+                model.publish_soon("upsert", {"id": number})
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        ids = [(await client.receive())["data"]["id"] for _ in range(300)]
+        thread.join()
+    assert ids == list(range(300))
+
+
+async def test_publishing_soon_never_raises_and_one_bad_change_stops_no_other(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sync.model("M", store=MemoryStore())
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        model.publish_soon("upsert", {"no": "id"})
+        model.publish_soon("a b", None)
+        model.publish_soon("upsert", {"id": 1, "x": {1}})
+        model.upsert_soon({"id": True})
+        model.upsert_soon({"id": 2})
+        assert (await client.receive())["data"] == {"id": 2}
+    assert caplog.text.count("A change that was published from another thread failed") == 4
+
+
+async def test_before_the_loop_runs_changes_wait_and_too_many_are_dropped_with_a_warning(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sync.model("M")
+    for number in range(SOON_LIMIT + 5):
+        model.publish_soon("upsert", {"id": number % 50, "n": number})
+    async with connect(sync) as client:
+        await until(lambda: model.topic.channel.seq == SOON_LIMIT, client)
+        records = (await client.call("M:subscribe"))["records"]
+    assert [record["n"] for record in records] == list(range(SOON_LIMIT - 45, SOON_LIMIT + 5))
+    assert "5 changes were dropped" in caplog.text
+
+
+# Middleware
+
+
+async def test_middleware_is_around_every_handler_and_hook_the_first_outermost(sync: Backsync) -> None:
+    calls: list[str] = []
+
+    @sync.middleware
+    async def outer(ctx: Context, *args: Any, call_next: Callable[..., Awaitable[Any]]) -> Any:
+        calls.append(f"outer {ctx.method}")
+        return await call_next(ctx, *args)
+
+    @sync.middleware
+    async def inner(ctx: Context, *args: Any, call_next: Callable[..., Awaitable[Any]]) -> Any:
+        calls.append("inner")
+        result = await call_next(ctx, *args)
+        return [*result, "through"] if isinstance(result, list) else result
+
+    @sync.model("M").on("do")
+    def do(ctx: Context, data: Any) -> list[Any]:
+        calls.append("handler")
+        return [data]
+
+    @sync.on("open")
+    async def opened(ctx: Context) -> None:
+        calls.append("open")
+
+    async with connect(sync) as client:
+        assert await client.call("M:do", 1) == [1, "through"]
+    assert calls == ["outer None", "inner", "open", "outer do", "inner", "handler"]
+
+
+async def test_middleware_may_refuse(sync: Backsync) -> None:
+    @sync.middleware
+    async def refuse(ctx: Context, *args: Any, call_next: Callable[..., Awaitable[Any]]) -> Any:
+        raise Reject("rate_limited", "Slowly.", {"retry_after": 1})
+
+    sync.model("M").on("do")(lambda ctx, data: None)
+    async with connect(sync) as client:
+        assert (await client.error("M:do"))["code"] == "rate_limited"
+
+
+# Who is there
+
+
+def app_with_auth(identify: Callable[[Context, str | None], Any]) -> Backsync:
+    sync = Backsync(limits=Limits(greeting=10.0))
+    sync.on("auth")(identify)
+
+    @sync.model("Me").on("who")
+    async def who(ctx: Context, data: Any) -> Any:
+        return ctx.user
+
+    return sync
+
+
+async def test_without_an_auth_hook_the_user_is_the_host_apps(sync: Backsync) -> None:
+    sync.model("Me").on("who")(lambda ctx, data: ctx.user.name if ctx.user else None)
+    async with connect(sync, user=SimpleNamespace(name="ann")) as ann, connect(sync) as nobody:
+        assert await ann.call("Me:who") == "ann"
+        assert await nobody.call("Me:who") is None
+
+
+async def test_a_cookie_can_tell_who_it_is() -> None:
+    async def identify(ctx: Context, token: str | None) -> str:
+        assert token is None
+        return ctx.request.cookies["session"].upper()
+
+    sync = app_with_auth(identify)
+    cookie = SimpleCookie({"session": "ann"})["session"].OutputString().encode()
+    async with connect(sync, headers=[(b"cookie", cookie)]) as client:
+        assert await client.call("Me:who") == "ANN"
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+async def test_a_token_can_tell_who_it_is_and_requests_wait_for_that(plain: bool) -> None:
+    release = threading.Event()
+    seen: list[Any] = []
+
+    def identify(ctx: Context, token: str | None) -> str:
+        release.wait(DEADLINE)
+        seen.append(ctx.user)
+        return f"user of {token}"
+
+    async def identify_async(ctx: Context, token: str | None) -> str:
+        return await asyncio.to_thread(identify, ctx, token)
+
+    sync = app_with_auth(identify if plain else identify_async)
+    async with connect(sync, user="from the host") as client:
+        hello = client.ask("$:hello", {"version": 1, "client": "c", "token": "t"})
+        who = client.ask("Me:who")
+        assert await client.pushes() == [], "a ping does not wait, everything else does"
+        release.set()
+        assert (await client.reply(hello))["data"]["version"] == 1
+        assert (await client.reply(who))["data"] == "user of t"
+    assert seen == ["from the host"]
+
+
+@pytest.mark.parametrize(("code", "closes_with"), [("unauthorized", 4501), ("forbidden", 4503), ("own_code", 4500)])
+@pytest.mark.parametrize("first", ["$:hello", "Me:who", "$:ping"])
+async def test_who_is_refused_is_closed_with_a_code_that_says_do_not_come_back(
+    code: str, closes_with: int, first: str
+) -> None:
+    async def identify(ctx: Context, token: str | None) -> None:
+        raise Reject(code, "Not you.")
+
+    sync = app_with_auth(identify)
+    closes: list[Context] = []
+    sync.on("close")(closes.append)
+    async with connect(sync) as client:
+        client.ask(first)
+        with pytest.raises(Closed) as caught:
+            while (await client.receive())["event"] == "$:ping":
+                pass
+        assert (caught.value.code, caught.value.reason) == (closes_with, "Not you.")
+    assert closes == [], "who never came does not go"
+
+
+async def test_an_auth_hook_that_fails_lets_nobody_in_and_clients_may_come_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def identify(ctx: Context, token: str | None) -> None:
+        raise RuntimeError("the database is down")
+
+    async with connect(app_with_auth(identify)) as client:
+        client.ask("Me:who")
+        assert await client.close_code() == 1011
+        assert client.received == []
+    assert "the database is down" in caplog.text
+
+
+async def test_who_says_nothing_where_it_must_is_closed_and_may_come_back() -> None:
+    async def identify(ctx: Context, token: str | None) -> str:
+        return "x"
+
+    sync = app_with_auth(identify)
+    async with connect(sync) as silent, connect(sync) as known:
+        await known.call("Me:who")
+        # The clock of connections is the sweep's, which passes it in.
+        for connection in list(sync.connections):
+            for now in (100.0, 109.9):
+                connection.tick(now)
+        assert len(sync.connections) == 2
+        for connection in list(sync.connections):
+            connection.tick(110.0)
+        assert await silent.close_code() == 4408
+        assert await known.call("Me:who") == "x"
+
+
+async def test_a_live_connection_can_become_another_user() -> None:
+    async def identify(ctx: Context, token: str | None) -> str:
+        if token == "bad":
+            raise Reject("unauthorized", "No.")
+        return token or "nobody"
+
+    sync = app_with_auth(identify)
+
+    @sync.model("Mine").on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        return [{"id": ctx.user}]
+
+    async with connect(sync) as client:
+        assert (await client.call("Mine:subscribe"))["records"] == [{"id": "nobody"}]
+        assert await client.call("$:auth", {"token": "ann"}) == {}
+        snapshot = await client.receive()
+        assert (snapshot["event"], snapshot["data"]["records"]) == ("Mine:snapshot", [{"id": "ann"}])
+        assert await client.call("Me:who") == "ann"
+        assert await client.call("$:auth", {"token": "ann"}) == {}
+        assert await client.pushes() == [], "the same user sees the same"
+        assert (await client.error("$:auth", {"token": "bad"}))["code"] == "unauthorized"
+        assert await client.call("Me:who") == "ann"
+
+
+async def test_a_user_who_may_not_listen_any_more_loses_its_copy() -> None:
+    async def identify(ctx: Context, token: str | None) -> str:
+        return token or "ann"
+
+    sync = app_with_auth(identify)
+    model = sync.model("M", store=MemoryStore())
+
+    @model.on("subscribe")
+    async def guard(ctx: Context, query: Record) -> bool:
+        return bool(ctx.user == "ann")
+
+    async with connect(sync) as client:
+        await model.upsert({"id": 1})
+        assert len((await client.call("M:subscribe"))["records"]) == 1
+        await client.call("$:auth", {"token": "bob"})
+        snapshot = await client.receive()
+        assert (snapshot["event"], snapshot["data"]["records"]) == ("M:snapshot", [])
+        await model.upsert({"id": 2})
+        assert await client.pushes() == []
+
+
+# Coming and going
+
+
+async def test_an_open_hook_runs_before_the_first_request_and_a_close_hook_after_the_last(sync: Backsync) -> None:
+    events: list[str] = []
+    go_on, gone = asyncio.Event(), asyncio.Event()
+
+    @sync.on("open")
+    async def opened(ctx: Context) -> None:
+        ctx.state.name = "ann"
+        events.append("open")
+
+    @sync.on("close")
+    async def closed(ctx: Context) -> None:
+        events.append(f"close {ctx.state.name}")
+        gone.set()
+
+    @sync.model("M").on("do")
+    async def do(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+        events.append(f"do {data} {ctx.state.name}")
+
+    async with connect(sync) as client:
+        for number in (1, 2):
+            client.ask("M:do", number)
+        await client.call("$:ping")
+    go_on.set()
+    await asyncio.wait_for(gone.wait(), DEADLINE)
+    assert events == ["open", "do 1 ann", "do 2 ann", "close ann"]
+
+
+async def test_who_leaves_while_it_is_being_let_in_is_let_out_again(sync: Backsync) -> None:
+    events: list[str] = []
+    arrived, go_on, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @sync.on("open")
+    async def opened(ctx: Context) -> None:
+        arrived.set()
+        await go_on.wait()
+        events.append("open")
+
+    @sync.on("close")
+    async def closed(ctx: Context) -> None:
+        events.append("close")
+        gone.set()
+
+    async with connect(sync):
+        await arrived.wait()
+    go_on.set()
+    await asyncio.wait_for(gone.wait(), DEADLINE)
+    assert events == ["open", "close"]
+
+
+async def test_an_open_hook_may_refuse(sync: Backsync) -> None:
+    @sync.on("open")
+    def opened(ctx: Context) -> None:
+        raise Reject("forbidden", "Full.")
+
+    async with connect(sync) as client:
+        assert await client.close_code() == 4503
+
+
+async def test_a_close_hook_that_fails_stops_no_other(sync: Backsync, caplog: pytest.LogCaptureFixture) -> None:
+    gone = asyncio.Event()
+
+    @sync.on("close")
+    async def failing(ctx: Context) -> None:
+        raise RuntimeError("x")
+
+    @sync.on("close")
+    async def closed(ctx: Context) -> None:
+        gone.set()
+
+    async with connect(sync) as client:
+        await client.call("$:ping")
+    await asyncio.wait_for(gone.wait(), DEADLINE)
+    assert "A close hook failed" in caplog.text
+
+
+async def test_a_close_hook_can_tell_the_others(sync: Backsync) -> None:
+    model = sync.model("Presence", store=MemoryStore())
+
+    @sync.on("open")
+    async def opened(ctx: Context) -> None:
+        await model.upsert({"id": ctx.connection.id})
+
+    @sync.on("close")
+    async def closed(ctx: Context) -> None:
+        await model.delete(ctx.connection.id)
+
+    async with connect(sync) as stays:
+        await stays.call("Presence:subscribe")
+        async with connect(sync) as leaves:
+            await leaves.call("$:ping")
+            arrival = await stays.receive()
+        departure = await stays.receive()
+        assert (arrival["event"], departure["event"]) == ("Presence:upsert", "Presence:delete")
+        assert arrival["data"]["id"] == departure["data"]["id"]
+
+
+async def test_a_handler_may_close_its_connection(sync: Backsync) -> None:
+    @sync.model("M").on("bye")
+    async def bye(ctx: Context, data: Any) -> str:
+        ctx.connection.close(4000, "Come again")
+        return "bye"
+
+    async with connect(sync) as client:
+        client.ask("M:bye")
+        with pytest.raises(Closed) as caught:
+            while True:
+                await client.receive()
+        assert (caught.value.code, caught.value.reason) == (4000, "Come again")
