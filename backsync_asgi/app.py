@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from . import messages
 from .channel import Horizon
 from .errors import CODES, BadMessage, EncodeError, Reject
 from .hub import Acting, Hub, Subscriber, Topic
-from .messages import CONTROL, Request
+from .messages import CONTROL, MAX_ID, Request
 from .models import (
     Caller,
     Context,
@@ -31,6 +31,7 @@ from .models import (
     check_query,
     check_signature,
 )
+from .retries import Memory, Retries, digest
 from .sockjs.frames import Frame, Message, ObjectMessage, loads
 from .sockjs.receivers import Receive, Scope, Send
 from .sockjs.server import Server, Settings, route_path
@@ -45,6 +46,9 @@ PROTOCOL_VERSION = 1
 REFUSED = {"unauthorized": 4501, "forbidden": 4503}
 REFUSED_OTHERWISE = 4500
 OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
+
+NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
+NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
@@ -86,6 +90,7 @@ class Backsync:
     debug: tell clients the text of exceptions in handlers.
     horizon: how much of the past a channel remembers for clients that were away.
     limits: what one client may ask for.
+    memory: how many writes of a client are remembered, so that one that is sent again is applied once.
     sockjs: settings of the transports.
 
     Raises ValueError for settings that contradict each other.
@@ -99,6 +104,7 @@ class Backsync:
         debug: bool = False,
         horizon: Horizon | None = None,
         limits: Limits | None = None,
+        memory: Memory | None = None,
         sockjs: Settings | None = None,
     ) -> None:
         if compat not in (None, "2012"):
@@ -115,6 +121,8 @@ class Backsync:
         self._caller = Caller(self.limits.handler_timeout, self.limits.threads)
         self._soon = Soon()
         self._models: dict[str, Model] = {}
+        self._retries: Retries[asyncio.Future[str]] = Retries(memory or Memory())
+        self._clients: Counter[Hashable] = Counter()  # open connections of each client
         self._hooks: dict[str, list[HandlerFunction]] = {"open": [], "close": []}
         self._auth: HandlerFunction | None = None
         self._server = Server(self._connect, settings)
@@ -124,24 +132,46 @@ class Backsync:
 
     # What the application's developer uses
 
-    def model(self, name: str, *, store: Store | None = None) -> Model:
-        """The model of that name; the same one each time. Options are given once.
+    def model(
+        self,
+        name: str,
+        *,
+        store: Store | None = None,
+        key: str | tuple[str, ...] = (),
+        version: str | None = None,
+        ephemeral: bool = False,
+        grace: float | None = None,
+        ttl: float | None = None,
+    ) -> Model:
+        """The model of that name; the same one each time. Options are given once, the first time.
 
         store: where the model's records live; without handlers, it answers reads and writes by itself.
+        key: the field, or fields, that say to which channel a record belongs: `key="room"` makes one for each room,
+            and clients subscribe to `{"room": "lobby"}`. A record whose key changes leaves one and enters the other.
+        version: the field in which the store counts the writes of a record; one that names an older one is refused
+            with `conflict`.
+        ephemeral: a record lives as long as the client that wrote it, which alone may change it; it has a MemoryStore
+            unless you give another store. grace: seconds in which a client that was cut off may come back (3).
+        ttl: seconds that a record of an ephemeral model lives after its last write.
 
-        Raises ValueError for a name that is not one, and for a store given twice.
+        Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones.
         """
         if not messages.is_model_name(name):
             raise ValueError(
                 f"sync.model got the name {name!r}, expected a letter or '_', then letters, digits, '_', '.', '-'."
             )
+        if not ephemeral and (grace is not None or ttl is not None):
+            raise ValueError(f"sync.model({name!r}) got grace or ttl, which are for ephemeral=True.")
+        if any(value is not None and value <= 0 for value in (grace, ttl)):
+            raise ValueError(f"sync.model({name!r}) got grace={grace!r}, ttl={ttl!r}, expected positive seconds.")
+        given = {"store": store, "version": version, "ttl": ttl, "grace": grace, "ephemeral": ephemeral or None}
+        options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+        if key:
+            options["key"] = (key,) if isinstance(key, str) else tuple(key)
         model = self._models.get(name)
         if model is None:
-            model = self._models[name] = Model(name, self._hub, self._caller, self._soon, store)
-        elif store is not None and store is not model.store:
-            if model.store is not None:
-                raise ValueError(f"sync.model({name!r}) got a second store; a model's options are given once.")
-            model.store = store
+            model = self._models[name] = Model(name, self._hub, self._caller, self._soon)
+        model.configure(options)
         return model
 
     def on(self, event: Literal["open", "close", "auth"]) -> Callable[[Decorated], Decorated]:
@@ -240,6 +270,20 @@ class Backsync:
 
     # What connections use
 
+    def client_came(self, client: Hashable) -> None:
+        """One more connection of a client."""
+        self._clients[client] += 1
+
+    def client_left(self, client: Hashable) -> None:
+        """One connection of a client less."""
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def is_here(self, client: Hashable) -> bool:
+        """Whether a client has a connection."""
+        return client in self._clients
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that the app owns; what it raises is logged."""
         task = asyncio.get_running_loop().create_task(work)
@@ -268,6 +312,8 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_app",
+        "_client",
+        "_greeting",
         "_opened",
         "_queries",
         "_queues",
@@ -293,8 +339,10 @@ class Connection:
         self._session = session
         self._scope = scope
         self._request: HTTPConnection | None = None
-        self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown)
+        self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown, self)
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
+        self._client: tuple[Hashable, str] | None = None
+        self._greeting: Request | None = None
         self._queues: dict[str, deque[Request]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
@@ -305,6 +353,11 @@ class Connection:
         session.accept()
         if app._auth is None or app._is_2012:
             self._begin(None)
+
+    @property
+    def client(self) -> Hashable:
+        """Whose connection it is: the client that `$:hello` has named, with its user; else the connection itself."""
+        return self if self._client is None else self._client
 
     @property
     def state(self) -> SimpleNamespace:
@@ -333,9 +386,10 @@ class Connection:
         except BadMessage as error:
             self._bad_message(error)
             return None
+        if request.model == CONTROL and request.method == "hello" and not self._opened:
+            self._greeting = self._greeting or request
         if self._setup is None and not self._opened:
-            token = self._token(request)
-            self._begin(token)
+            self._begin(self._token(request))
         if request.model == CONTROL:
             self._control(request)
             return None
@@ -368,6 +422,8 @@ class Connection:
             window = min(5.0 + len(self._app.connections) / 1000, 30.0)
             bye = {"code": code, "reason": reason, "retry": [0, round(window, 1)]}
             self._subscriber.send(messages.push("$:bye", messages.encode(bye)))
+        if self._client is not None:
+            self._app.client_left(self._client)
         if self._opened or self._setup is not None:
             self._app.spawn(self._end())
 
@@ -411,9 +467,12 @@ class Connection:
         self._opened = True
         if self._app._is_2012 and self._session.close_frame is None:
             for model in self._app._models.values():
-                if model.guard is None:
-                    self._queries[model.topic] = (model, {})
-                    self._subscriber.attach(model.topic, model.topic.channel.seq)
+                if model.guard is None and not model.options.key:
+                    topic = model.topic_of({})
+                    self._attach(Context(self, model), topic, {}, topic.channel.seq)
+        if self._greeting is not None:
+            greeting, self._greeting = self._greeting, None
+            self._welcome(greeting)
 
     async def _end(self) -> None:
         """Run the close hooks, after everything that the client has sent is done."""
@@ -423,9 +482,12 @@ class Connection:
             await asyncio.wait(list(self._workers))
         if not self._opened:
             return
-        for function, model in self._hooks("close"):
+        for model in self._app._models.values():
+            if model.lives is not None:
+                model.lives.client_left(self.client, lambda: self._app.is_here(self._client))
+        for function, owner in self._hooks("close"):
             try:
-                await self._app._caller(function, Context(self, model))
+                await self._app._caller(function, Context(self, owner))
             except Exception:
                 logger.exception("A close hook failed.")
 
@@ -455,12 +517,53 @@ class Connection:
         acting = Acting(self._subscriber)
         Acting.current.set(acting)
         try:
+            remembers = self._client is not None and request.method not in NOT_WRITES
+            if request.id is not None and remembers:
+                text = await self._run_once(request, request.id, acting)
+            else:
+                text, _ = await self._run(request, acting)
+            if text is not None:
+                self._subscriber.send(text)
+        finally:
+            acting.finish()
+
+    async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
+        """Carry out a request, or answer it again as before if it was sent before."""
+        retries, client, now = self._app._retries, self._client, self._app._hub.now()
+        said = digest(request)
+        known = retries.find(client, id, now)
+        if known is not None:
+            if known.digest != said:
+                return self._error(id, request.event, "bad_message", f"The id {id!r} was used for another request.")
+            text = await asyncio.shield(known.outcome)
+            model = self._app._models[request.model]  # it was carried out, so there is one
+            return model.show_reply(Context(self, model, request.method), text)
+        if request.model not in self._app._models:
+            return (await self._run(request, acting))[0]
+        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        write = retries.remember(client, id, said, outcome, now)
+        code: str | None = "unavailable"
+        try:
+            reply, code = await self._run(request, acting)
+            if reply is not None:
+                outcome.set_result(reply)
+                retries.weigh(client, id, write, len(reply))
+            return reply
+        finally:
+            if not outcome.done():
+                outcome.cancel()
+            if code in NOT_REMEMBERED:
+                retries.forget(client, id, write)
+
+    async def _run(self, request: Request, acting: Acting) -> tuple[str | None, str | None]:
+        """Carry out a request. Returns its reply, if it asked for one, and the code of its error, if it failed."""
+        try:
             data = await self._perform(request, acting)
         except Reject as error:
-            self._fail(request, error.code, error.message, error.details)
+            return self._failure(request, error.code, error.message, error.details), error.code
         except HandlerTimeout as error:
             logger.error("The handler of %s took too long: %s.", request.event, error)
-            self._fail(request, "timeout", CODES["timeout"])
+            return self._failure(request, "timeout", CODES["timeout"]), "timeout"
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -474,12 +577,9 @@ class Connection:
                 logger.error("The result of %s cannot be sent: %s", request.event, error)
             else:
                 logger.exception("The handler of %s failed.", request.event)
-            self._fail(request, "handler_error", repr(error) if self._app.debug else CODES["handler_error"])
-        else:
-            if request.id is not None:
-                self._subscriber.send(messages.reply(request.id, request.event, data))
-        finally:
-            acting.finish()
+            message = repr(error) if self._app.debug else CODES["handler_error"]
+            return self._failure(request, "handler_error", message), "handler_error"
+        return None if request.id is None else messages.reply(request.id, request.event, data), None
 
     async def _perform(self, request: Request, acting: Acting) -> str:
         model = self._app._models.get(request.model)
@@ -489,37 +589,38 @@ class Connection:
         if request.method == "subscribe":
             return await self._subscribe(ctx, model, request, acting)
         if request.method == "unsubscribe":
-            check_query(request.data)
-            self._queries.pop(model.topic, None)
-            self._subscriber.detach(model.topic)
+            topic = model.topic_of(check_query(request.data))
+            self._queries.pop(topic, None)
+            self._subscriber.detach(topic)
             return "{}"
         return await model.perform(ctx, request)
 
-    def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
-        if request.id is None:
-            logger.warning("%s failed and its sender did not ask for a reply: %s: %s", request.event, code, message)
-        else:
-            self._send_error(request.id, request.event, code, message, details)
+    def _failure(self, request: Request, code: str, message: str, details: Any = None) -> str | None:
+        if request.id is not None:
+            return self._error(request.id, request.event, code, message, details)
+        logger.warning("%s failed and its sender did not ask for a reply: %s: %s", request.event, code, message)
+        return None
 
-    def _send_error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> None:
+    def _error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> str:
         try:
-            text = self._error_text(id, event, code, message, details)
+            if self._app._is_2012:
+                return messages.error_reply_2012(id, event, message)
+            return messages.error_reply(id, event, code, message, details)
         except EncodeError as error:
             logger.error("The message or details of a refusal of %s cannot be sent: %s", event, error)
-            text = self._error_text(id, event, code, CODES.get(code, code), None)
-        self._subscriber.send(text)
+            return self._error(id, event, code, CODES.get(code, "The request was refused."))
 
-    def _error_text(self, id: str | int, event: str | None, code: str, message: str, details: Any) -> str:
-        if self._app._is_2012:
-            return messages.error_reply_2012(id, event, message)
-        return messages.error_reply(id, event, code, message, details)
+    def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
+        text = self._failure(request, code, message, details)
+        if text is not None:
+            self._subscriber.send(text)
 
     def _bad_message(self, error: BadMessage) -> None:
         if error.id is None:
             self._app.bad_messages += 1
             logger.warning("A client sent a message that is not of the protocol's form. %s", error)
         else:
-            self._send_error(error.id, error.event, "bad_message", str(error))
+            self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)))
 
     # Control messages
 
@@ -528,7 +629,8 @@ class Connection:
             case "ping":
                 self._reply(request, "{}")
             case "hello":
-                self._app.spawn(self._hello(request))
+                if self._opened:
+                    self._welcome(request)
             case "auth":
                 self._app.spawn(self._authenticate(request))
             case other:
@@ -545,11 +647,10 @@ class Connection:
         token = request.data.get("token")
         return token if isinstance(token, str) else None
 
-    async def _hello(self, request: Request) -> None:
-        if self._setup is not None:
-            await asyncio.wait([self._setup])
-        if not self._opened:
-            return  # refused: the close code says so
+    def _welcome(self, request: Request) -> None:
+        name = request.data.get("client") if isinstance(request.data, dict) else None
+        if isinstance(name, str) and 0 < len(name) <= MAX_ID:
+            self._set_client(name)
         settings = self._app._server.settings
         welcome = {
             "version": PROTOCOL_VERSION,
@@ -561,6 +662,16 @@ class Connection:
             },
         }
         self._reply(request, messages.encode(welcome))
+
+    def _set_client(self, name: str) -> None:
+        """The client has said its name: it is the same one whose connections had that name and user before."""
+        old, self._client = self.client, (user_key(self.user), name)
+        self._app.client_came(self._client)
+        if old is not self:
+            self._app.client_left(old)
+        for model in self._app._models.values():
+            if model.lives is not None:
+                model.lives.renamed(old, self._client)
 
     async def _authenticate(self, request: Request) -> None:
         if self._setup is not None:
@@ -583,7 +694,9 @@ class Connection:
         self.user = user
         self._reply(request, "{}")
         if changed:
-            # What the new user may see is the read handler's and the guard's to say.
+            if self._client is not None:
+                self._set_client(self._client[1])
+            # What the new user may see is for guards, read handlers and visibility rules to say anew.
             for topic, (model, query) in list(self._queries.items()):
                 self._subscriber.hold(topic)
                 self._app.spawn(self._snapshot_again(topic, model, query))
@@ -592,7 +705,7 @@ class Connection:
 
     async def _subscribe(self, ctx: Context, model: Model, request: Request, acting: Acting) -> str:
         query = check_query(request.data)
-        topic = model.topic
+        topic = model.topic_of(query)
         if topic not in self._queries and len(self._queries) >= self._app.limits.subscriptions:
             limit = self._app.limits.subscriptions
             raise Reject("too_large", f"A client may subscribe to {limit} channels.", {"limit": limit})
@@ -602,15 +715,16 @@ class Connection:
         seq = position(since, topic)
         if since is None and not wants_records:
             seq = topic.channel.seq
-        if seq is not None:
-            self._attach(topic, model, query, seq, acting)
-            return messages.encode({"mode": "resume", "epoch": topic.channel.epoch, "seq": seq})
         known = topic in self._queries
-        answer = {"mode": "snapshot", "epoch": topic.channel.epoch, "seq": topic.channel.seq}
-        self._attach(topic, model, query, topic.channel.seq, acting)
-        if wants_records:
+        answer: dict[str, Any] = {"mode": "snapshot" if seq is None else "resume", "epoch": topic.channel.epoch}
+        answer["seq"] = topic.channel.seq if seq is None else seq
+        if topic.key:
+            answer["key"] = {name: query[name] for name in model.options.key}
+        self._attach(ctx, topic, query, answer["seq"])
+        acting.hold(topic)  # until the reply
+        if seq is None and wants_records:
             try:
-                answer["records"] = await self._records(ctx, model, query)
+                answer["records"] = await self._records(ctx, topic, query)
             except BaseException:
                 if not known:
                     self._queries.pop(topic, None)
@@ -618,24 +732,22 @@ class Connection:
                 raise
         return messages.encode(answer)
 
-    def _attach(self, topic: Topic, model: Model, query: Mapping[str, Any], seq: int, acting: Acting) -> None:
-        if self._session.close_frame is not None:
-            return
-        self._queries[topic] = (model, query)
-        self._subscriber.attach(topic, seq)
-        acting.hold(topic)
+    def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
+        if self._session.close_frame is None:
+            self._queries[topic] = (ctx.model, query)
+            self._subscriber.attach(topic, seq, *ctx.model.audience_of(ctx))
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
         if model.guard is not None and await self._app._caller(model.guard, ctx, dict(query)) is False:
             raise Reject("forbidden", f"You may not subscribe to {model.name}.")
 
-    async def _records(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> list[Any]:
+    async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> list[Any]:
         """The rows of a snapshot. A model that nobody can read has at least what its channel remembers."""
+        model = ctx.model
         if not model.readable:
-            topic = model.topic
             changes = topic.channel.since(topic.channel.floor) or []
-            pushes = [loads(change.body.text) for change in changes]
-            return [push["data"] for push in pushes if push["event"].endswith(":upsert")]
+            rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]
+            return [seen for row in rows if (seen := model.show(ctx, row)) is not None]
         rows = await model.read(ctx, query)
         return [rows] if isinstance(rows, Mapping) else list(rows)
 
@@ -652,19 +764,19 @@ class Connection:
             await self._check_guard(ctx, model, query)
             answer: dict[str, Any] = {"epoch": topic.channel.epoch, "seq": topic.channel.seq}
             if topic in self._queries:
-                self._subscriber.attach(topic, topic.channel.seq)
-            answer["records"] = await self._records(ctx, model, query)
+                self._attach(ctx, topic, query, topic.channel.seq)
+            answer["records"] = await self._records(ctx, topic, query)
             if self._app._is_2012:
                 for record in answer["records"]:
                     self._subscriber.send(messages.push(f"{model.name}:upsert", messages.encode(record)))
             elif topic in self._queries:
-                self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(answer)))
+                self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(answer), topic.key_text))
         except Reject as error:
             # Not this user's any more: the client's copy goes.
             self._queries.pop(topic, None)
             self._subscriber.detach(topic)
             empty = {"epoch": topic.channel.epoch, "seq": topic.channel.seq, "records": []}
-            self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(empty)))
+            self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(empty), topic.key_text))
             logger.info("A subscription to %s ended: %s", model.name, error)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
@@ -683,6 +795,13 @@ def position(since: Any, topic: Topic) -> int | None:
     if not isinstance(since, dict) or since.get("epoch") != topic.channel.epoch:
         return None
     seq = since.get("seq")
-    if type(seq) is not int or seq < 0 or topic.tail(seq) is None:
-        return None
-    return seq
+    topic.channel.evict(topic.now())
+    return seq if type(seq) is int and topic.channel.reaches(seq) else None
+
+
+def user_key(user: Any) -> Hashable:
+    """What tells users apart: the `identity` of a user of Starlette's, else the user itself, or how it shows."""
+    try:
+        return str(user.identity)
+    except (AttributeError, NotImplementedError):
+        return user if isinstance(user, Hashable) else repr(user)

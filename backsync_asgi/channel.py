@@ -61,6 +61,10 @@ class Channel(Generic[Body]):
     def __len__(self) -> int:
         return len(self._changes)
 
+    def get(self, key: str) -> Change[Body] | None:
+        """The last change of the record `key`, if it is remembered."""
+        return self._changes.get(key)
+
     def put(self, key: str, encode: Callable[[int], Body], size: int, now: float) -> Change[Body]:
         """Append a change of the record `key` and forget what is beyond the horizon.
 
@@ -90,13 +94,17 @@ class Channel(Generic[Body]):
             self._size -= oldest.size
             self.floor = oldest.seq
 
+    def reaches(self, seq: int) -> bool:
+        """Whether the tail after a position is known."""
+        return self.floor <= seq <= self.seq
+
     def since(self, seq: int) -> list[Change[Body]] | None:
         """The changes after a position, oldest first, each record once.
 
         None where the tail is not known: beyond the horizon, or a position that this epoch has not reached.
         Takes time in proportion to what it returns.
         """
-        if seq < self.floor or seq > self.seq:
+        if not self.reaches(seq):
             return None
         tail = []
         for change in reversed(self._changes.values()):

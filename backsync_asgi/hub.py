@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import messages
 from .channel import Channel, Horizon
 from .sockjs.frames import Frame, Message, batch
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
+SWEEP_TOPICS = 128  # topics that must have been added before forgotten ones are looked for again
+
+Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON text
 
 
 class Link(Protocol):
@@ -31,6 +34,66 @@ class Link(Protocol):
         """Something waits: pull it as soon as it can be written."""
 
 
+class Push:
+    """A change in a channel, with what it takes to show it to each audience.
+
+    data: the record as JSON text, `{"id": …}` for a delete. record: the record itself, kept only where the audiences
+    of the model see different things; None for a delete. version: of the record, where the model counts them.
+    """
+
+    __slots__ = ("_gone", "_message", "_topic", "data", "id", "method", "record", "seq", "version")
+
+    def __init__(
+        self,
+        topic: Topic,
+        method: str,
+        id: str | int,
+        data: str,
+        seq: int,
+        record: Mapping[str, Any] | None,
+        version: int | None,
+    ) -> None:
+        self.method = method
+        self.id = id
+        self.data = data
+        self.seq = seq
+        self.record = record
+        self.version = version
+        self._topic = topic
+        self._message: Message | None = None
+        self._gone: Message | None = None
+
+    @property
+    def message(self) -> Message:
+        """The change as it is, encoded once."""
+        if self._message is None:
+            self._message = self.redacted(self.data)
+        return self._message
+
+    @property
+    def gone(self) -> Message:
+        """The change as those see it who may not see the record: a delete, encoded once."""
+        if self._gone is None:
+            topic = self._topic
+            text = messages.change(f"{topic.name}:delete", messages.encode({"id": self.id}), self.seq, topic.key_text)
+            self._gone = topic.make_message(text)
+        return self._gone
+
+    def redacted(self, data: str) -> Message:
+        """The change with other data, JSON text."""
+        topic = self._topic
+        return topic.make_message(messages.change(f"{topic.name}:{self.method}", data, self.seq, topic.key_text))
+
+
+# How an audience sees a change; asked with any one of its members.
+View = Callable[[Push, "Subscriber"], Message]
+
+
+def as_it_is(push: Push, subscriber: Subscriber) -> Message:
+    """The view of everybody where nothing is hidden."""
+    return push.message
+
+
 class Hub:
     """All topics, and the flush that delivers their changes once per tick."""
 
@@ -39,8 +102,9 @@ class Hub:
     ) -> None:
         self.message = message
         self.now = now
-        self._horizon = horizon
-        self._topics: dict[str, Topic] = {}
+        self.horizon = horizon
+        self._topics: dict[tuple[str, Key], Topic] = {}
+        self._sweep_at = SWEEP_TOPICS
         self._dirty: list[Topic] = []
         self._wanting: dict[Subscriber, None] = {}
         self._scheduled = False
@@ -51,12 +115,31 @@ class Hub:
         if self._dirty or self._wanting:
             self._schedule()
 
-    def topic(self, name: str) -> Topic:
-        """The topic of that name, made at first use."""
-        topic = self._topics.get(name)
+    def topic(self, name: str, key: Key = (), key_text: str = "") -> Topic:
+        """The topic of that model name and key, made at first use. key_text: the key as the messages show it, JSON."""
+        topic = self._topics.get((name, key))
         if topic is None:
-            topic = self._topics[name] = Topic(self, name, Channel(secrets.token_hex(8), self._horizon), self._horizon)
+            if len(self._topics) >= self._sweep_at:
+                self._forget_topics()
+            topic = self._topics[name, key] = Topic(self, name, key, key_text)
         return topic
+
+    def find(self, name: str, key: Key) -> Topic | None:
+        """The topic, if it exists: who only wants to say that something is gone need not make one."""
+        return self._topics.get((name, key))
+
+    def topics_of(self, name: str) -> list[Topic]:
+        """All topics of a model. Takes time in proportion to all topics there are."""
+        return [topic for topic in self._topics.values() if topic.name == name]
+
+    def _forget_topics(self) -> None:
+        """Forget keyed topics to which nobody listens and whose changes are all beyond the horizon."""
+        now = self.now()
+        for place, topic in list(self._topics.items()):
+            topic.channel.evict(now)
+            if topic.key and not topic.audiences and not topic.dirty and not len(topic.channel):
+                del self._topics[place]
+        self._sweep_at = 2 * len(self._topics) + SWEEP_TOPICS
 
     def mark_dirty(self, topic: Topic) -> None:
         """The topic has changes that its subscribers have not been offered."""
@@ -91,40 +174,77 @@ class Hub:
 
 
 class Topic:
-    """One channel and its subscribers.
+    """One channel and the audiences that listen to it; one for each model, and for each key of a keyed model.
 
-    live: those who have been offered everything up to `flushed`. The others are behind, each at a position of its own.
+    flushed: the position up to which those who keep up have been offered everything.
     """
 
-    def __init__(self, hub: Hub, name: str, channel: Channel[Message], horizon: Horizon) -> None:
+    __slots__ = (
+        "_events",
+        "_hub",
+        "_unflushed_size",
+        "audiences",
+        "channel",
+        "dirty",
+        "flushed",
+        "key",
+        "key_text",
+        "name",
+    )
+
+    def __init__(self, hub: Hub, name: str, key: Key, key_text: str) -> None:
         self.name = name
-        self.channel = channel
+        self.key = key
+        self.key_text = key_text
+        self.channel: Channel[Push] = Channel(secrets.token_hex(8), hub.horizon)
+        self.audiences: dict[Hashable, Audience] = {}
         self.dirty = False
         self.flushed = 0
-        self.live: dict[Subscriber, None] = {}
         self._hub = hub
-        self._burst = max(1, horizon.records // 2)
-        self._burst_size = horizon.size // 2
         self._unflushed_size = 0
         self._events: list[tuple[int, Message]] = []
-        self._tails: dict[int, Frame] = {}
-        self._live_tail: int | None = None  # the position whose remembered tail has transient events in it
 
-    def publish(self, method: str, key: str, data: str) -> None:
-        """Append a change of the record `key`; `data` is its JSON text."""
+    def make_message(self, text: str) -> Message:
+        """A message in the form that this hub's clients understand."""
+        return self._hub.message(text)
+
+    def now(self) -> float:
+        """The hub's clock: monotonic, in seconds."""
+        return self._hub.now()
+
+    def audience(self, kind: Hashable, view: View) -> Audience:
+        """The audience of that kind, made for its first member. Who is of one kind sees the same, by the same view."""
+        audience = self.audiences.get(kind)
+        if audience is None:
+            audience = self.audiences[kind] = Audience(self, kind, view)
+        return audience
+
+    def publish(
+        self,
+        method: str,
+        id: str | int,
+        data: str,
+        record: Mapping[str, Any] | None = None,
+        version: int | None = None,
+    ) -> None:
+        """Append a change of a record; see `Push`. An older version than the last one that is known is ignored."""
+        if version is not None:
+            last = self.channel.get(str(id))
+            if last is not None and last.body.version is not None and last.body.version > version:
+                return
         self._before_change()
-        event = f"{self.name}:{method}"
-        make = self._hub.message
-        size = len(data) + len(event) + 40
-        self.channel.put(key, lambda seq: make(messages.change(event, data, seq)), size, self._hub.now())
+        size = len(data) + 64
+        self.channel.put(str(id), lambda seq: Push(self, method, id, data, seq, record, version), size, self._hub.now())
         self._unflushed_size += size
-        self._tails.clear()
+        for audience in self.audiences.values():
+            audience.tails.clear()
         self._hub.mark_dirty(self)
 
     def publish_event(self, method: str, data: str) -> None:
         """Send a transient event to those who keep up, in order with the changes."""
         self._before_change()
-        self._events.append((self.channel.seq, self._hub.message(messages.push(f"{self.name}:{method}", data))))
+        text = messages.push(f"{self.name}:{method}", data, self.key_text)
+        self._events.append((self.channel.seq, self.make_message(text)))
         self._unflushed_size += len(data)
         self._hub.mark_dirty(self)
 
@@ -133,8 +253,9 @@ class Topic:
         if acting is not None:
             acting.hold(self)
         # A burst within one tick must not outrun the horizon under those who keep up.
+        horizon = self._hub.horizon
         count = self.channel.seq - self.flushed + len(self._events)
-        if count >= self._burst or self._unflushed_size >= self._burst_size:
+        if count >= max(1, horizon.records // 2) or self._unflushed_size >= horizon.size // 2:
             for late in self.flush():
                 late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
             self.forget_events()
@@ -144,62 +265,101 @@ class Topic:
         self.dirty = False
         start, self.flushed = self.flushed, self.channel.seq
         self._unflushed_size = 0
+        changes = self.channel.since(start) if self.audiences else []
+        pushes = None if changes is None else [change.body for change in changes]
         late: list[Subscriber] = []
-        if self.live:
-            frame = self._new_frame(start)
-            if frame is None or frame.messages:
-                late = [
-                    subscriber
-                    for subscriber in tuple(self.live)
-                    if subscriber.outbox or frame is None or not subscriber.link.offer(frame)
-                ]
-            for subscriber in late:
-                self.live.pop(subscriber, None)
-                subscriber.behind[self] = start
+        for audience in list(self.audiences.values()):
+            late += audience.offer(start, pushes, self._events)
         return late
-
-    def _new_frame(self, start: int) -> Frame | None:
-        """Changes and transient events since `start`, in order; remembered for those who pull in this very tick."""
-        changes = self.channel.since(start)
-        if changes is None:
-            return None
-        if self._events:
-            ordered = sorted(
-                [(change.seq, 0, change.body) for change in changes] + [(seq, 1, event) for seq, event in self._events],
-                key=lambda item: item[:2],
-            )
-            frame = batch(message for _, _, message in ordered)
-        else:
-            frame = batch(change.body for change in changes)
-        self._tails[start] = frame
-        self._live_tail = start
-        return frame
 
     def forget_events(self) -> None:
         """The tick is over: transient events are not for those who come later."""
         if self._events:
             self._events = []
-            if self._live_tail is not None:
-                self._tails.pop(self._live_tail, None)
-        self._live_tail = None
+            for audience in self.audiences.values():
+                audience.tails.clear()
 
-    def tail(self, seq: int) -> Frame | None:
+
+class Audience:
+    """Those subscribers of a topic who see the same of it.
+
+    live: those who have been offered everything up to the topic's `flushed`; the others are behind.
+    tails: frames of what came after a position, remembered while nothing changes.
+    """
+
+    __slots__ = ("_kind", "_members", "_view", "live", "tails", "topic")
+
+    def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
+        self.topic = topic
+        self.live: dict[Subscriber, None] = {}
+        self.tails: dict[int, Frame] = {}
+        self._kind = kind
+        self._view = view
+        self._members = 0
+
+    def join(self) -> None:
+        """One more member."""
+        self._members += 1
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """One member less; the last one ends the audience."""
+        self.live.pop(subscriber, None)
+        self._members -= 1
+        if not self._members:
+            self.topic.audiences.pop(self._kind, None)
+
+    def offer(self, start: int, pushes: list[Push] | None, events: list[tuple[int, Message]]) -> list[Subscriber]:
+        """Offer what came after `start` to those who keep up. Returns those who are behind from now on.
+
+        pushes: None if the horizon has passed `start`.
+        """
+        if not self.live:
+            return []
+        frame = None
+        if pushes is not None:
+            frame = self.tails[start] = self._frame(pushes, events)
+        if frame is not None and not frame.messages:
+            return []
+        late = [
+            subscriber
+            for subscriber in tuple(self.live)
+            if subscriber.outbox or frame is None or not subscriber.link.offer(frame)
+        ]
+        for subscriber in late:
+            self.live.pop(subscriber, None)
+            subscriber.behind[self] = start
+        return late
+
+    def tail(self, seq: int, subscriber: Subscriber) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon."""
-        frame = self._tails.get(seq)
+        frame = self.tails.get(seq)
         if frame is None:
-            self.channel.evict(self._hub.now())
-            changes = self.channel.since(seq)
+            channel = self.topic.channel
+            channel.evict(self.topic.now())
+            changes = channel.since(seq)
             if changes is None:
                 return None
-            if len(self._tails) >= MAX_TAILS:
-                self._tails.clear()
-            frame = self._tails[seq] = batch(change.body for change in changes)
+            if len(self.tails) >= MAX_TAILS:
+                self.tails.clear()
+            view = self._view
+            frame = self.tails[seq] = batch(view(change.body, subscriber) for change in changes)
         return frame
+
+    def _frame(self, pushes: list[Push], events: list[tuple[int, Message]]) -> Frame:
+        """Changes and transient events in one order."""
+        member = next(iter(self.live))
+        view = self._view
+        if not events:
+            return batch(view(push, member) for push in pushes)
+        ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
+        ordered.sort(key=lambda item: item[:2])
+        return batch(message for _, _, message in ordered)
 
 
 class Subscriber:
     """One client's positions, and the replies that wait for it.
 
+    owner: whose positions they are; the hub only hands it on to views.
     on_lost: called with a topic whose horizon has passed the subscriber's position; the topic is held until released.
     on_overflow: called when the waiting replies are over `limit` bytes; they are dropped.
     """
@@ -210,19 +370,29 @@ class Subscriber:
         "_limit",
         "_on_lost",
         "_on_overflow",
+        "audiences",
         "behind",
         "link",
         "outbox",
         "outbox_size",
+        "owner",
     )
 
     def __init__(
-        self, hub: Hub, link: Link, limit: int, on_lost: Callable[[Topic], None], on_overflow: Callable[[], None]
+        self,
+        hub: Hub,
+        link: Link,
+        limit: int,
+        on_lost: Callable[[Topic], None],
+        on_overflow: Callable[[], None],
+        owner: Any = None,
     ) -> None:
         self.link = link
+        self.owner = owner
         self.outbox: list[Message] = []
         self.outbox_size = 0
-        self.behind: dict[Topic, int] = {}
+        self.audiences: dict[Topic, Audience] = {}
+        self.behind: dict[Audience, int] = {}
         self._held: dict[Topic, int] = {}
         self._hub = hub
         self._limit = limit
@@ -240,27 +410,36 @@ class Subscriber:
         self.outbox_size += len(text)
         self._hub.want(self)
 
-    def attach(self, topic: Topic, seq: int) -> None:
-        """Listen to a topic, from after a position."""
-        topic.live.pop(self, None)
-        self.behind[topic] = seq
+    def attach(self, topic: Topic, seq: int, kind: Hashable = None, view: View = as_it_is) -> None:
+        """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`."""
+        audience = topic.audience(kind, view)
+        old = self.audiences.get(topic)
+        if old is not audience:
+            audience.join()
+            if old is not None:
+                self._leave(old)
+            self.audiences[topic] = audience
+        audience.live.pop(self, None)
+        self.behind[audience] = seq
         self._hub.want(self)
 
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
-        topic.live.pop(self, None)
-        self.behind.pop(topic, None)
+        audience = self.audiences.pop(topic, None)
+        if audience is not None:
+            self._leave(audience)
 
-    def listens_to(self, topic: Topic) -> bool:
-        """Whether it is attached to a topic."""
-        return self in topic.live or topic in self.behind
+    def _leave(self, audience: Audience) -> None:
+        audience.leave(self)
+        self.behind.pop(audience, None)
 
     def hold(self, topic: Topic) -> None:
         """Deliver nothing of the topic until it is released as often as held."""
         self._held[topic] = self._held.get(topic, 0) + 1
-        if self in topic.live:
-            del topic.live[self]
-            self.behind[topic] = topic.flushed
+        audience = self.audiences.get(topic)
+        if audience is not None and self in audience.live:
+            del audience.live[self]
+            self.behind[audience] = topic.flushed
 
     def release(self, topic: Topic) -> None:
         """Undo one hold; what has come in the meantime is delivered."""
@@ -269,7 +448,7 @@ class Subscriber:
             self._held[topic] = left
             return
         del self._held[topic]
-        if topic in self.behind:
+        if topic in self.audiences:
             self._hub.want(self)
 
     def pull(self) -> Frame | None:
@@ -279,19 +458,20 @@ class Subscriber:
             frames.append(batch(self.outbox))
             self.outbox = []
             self.outbox_size = 0
-        for topic in list(self.behind) if self.behind else ():
+        for audience in list(self.behind) if self.behind else ():
+            topic = audience.topic
             if topic in self._held:
                 continue
             if topic.dirty:  # its flush is under way in this tick, and brings this subscriber back here
                 self._hub.want(self)
                 continue
-            tail = topic.tail(self.behind[topic])
+            tail = audience.tail(self.behind[audience], self)
             if tail is None:
                 self.hold(topic)
                 self._on_lost(topic)
                 continue
-            del self.behind[topic]
-            topic.live[self] = None
+            del self.behind[audience]
+            audience.live[self] = None
             if tail.messages:
                 frames.append(tail)
         if len(frames) > 1:
@@ -308,23 +488,23 @@ class Acting:
 
     current: ContextVar[Acting | None] = ContextVar("backsync_acting", default=None)
 
-    __slots__ = ("_held", "_open", "_subscriber", "locks")
+    __slots__ = ("_held", "_open", "locks", "subscriber")
 
     def __init__(self, subscriber: Subscriber) -> None:
-        self._subscriber = subscriber
+        self.subscriber = subscriber
         self._held: set[Topic] = set()
         self._open = True
         self.locks: set[object] = set()  # the turns that this context has taken; it may take them again
 
     def hold(self, topic: Topic) -> None:
         """Hold the topic back until the reply, if the subscriber listens to it."""
-        if self._open and topic not in self._held and self._subscriber.listens_to(topic):
+        if self._open and topic not in self._held and topic in self.subscriber.audiences:
             self._held.add(topic)
-            self._subscriber.hold(topic)
+            self.subscriber.hold(topic)
 
     def finish(self) -> None:
         """The reply is queued: let go what was held back."""
         self._open = False
         for topic in self._held:
-            self._subscriber.release(topic)
+            self.subscriber.release(topic)
         self._held.clear()

@@ -198,11 +198,13 @@ def error_reply_2012(id: str | int, event: str | None, message: str) -> str:
     return f'{{"id":{encode(id)},"event":{encode(event)},"data":null,"error":{encode(message)}}}'
 
 
-def change(event: str, data: str, seq: int) -> str:
-    """A change of a record, on its way to the subscribers; `data` is JSON text."""
-    return f'{{"event":{encode(event)},"data":{data},"seq":{seq}}}'
+def change(event: str, data: str, seq: int, key: str = "") -> str:
+    """A change of a record, on its way to the subscribers; `data` and `key` are JSON text, no key is empty."""
+    keyed = f',"key":{key}' if key else ""
+    return f'{{"event":{encode(event)},"data":{data},"seq":{seq}{keyed}}}'
 
 
-def push(event: str, data: str) -> str:
-    """A message without an id and a position: a transient event or a control message; `data` is JSON text."""
-    return f'{{"event":{encode(event)},"data":{data}}}'
+def push(event: str, data: str, key: str = "") -> str:
+    """A message without an id and a position: a transient event or a control message; `data` and `key` as above."""
+    keyed = f',"key":{key}' if key else ""
+    return f'{{"event":{encode(event)},"data":{data}{keyed}}}'

@@ -13,29 +13,45 @@ import inspect
 import itertools
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from . import messages
-from .errors import Reject
-from .hub import Acting, Hub, Topic
+from .errors import EncodeError, Reject
+from .hub import Acting, Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
+from .sockjs.frames import Message, loads
 from .stores.base import Id, Record, Store
+from .stores.memory import MemoryStore
 
 logger = logging.getLogger("backsync")
 
 HandlerFunction = Callable[..., Any]
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
+PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _HOOKS = frozenset({"on_open", "on_close"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is said once about a model; see `Backsync.model`. key: the names of the key fields. Times in seconds."""
+
+    store: Store | None = None
+    key: tuple[str, ...] = ()
+    version: str | None = None
+    ephemeral: bool = False
+    grace: float = 3.0
+    ttl: float | None = None
 
 
 class Connection(Protocol):
@@ -43,6 +59,9 @@ class Connection(Protocol):
 
     id: str
     user: Any
+
+    @property
+    def client(self) -> Hashable: ...
 
     @property
     def state(self) -> Any: ...
@@ -190,19 +209,50 @@ class Model:
     Made by `Backsync.model`. Use it as a decorator on a class for the class form, or `.on(method)` on functions.
     """
 
-    def __init__(self, name: str, hub: Hub, caller: Caller, soon: Soon, store: Store | None) -> None:
+    def __init__(self, name: str, hub: Hub, caller: Caller, soon: Soon) -> None:
         self.name = name
-        self.store = store
+        self.options = Options()
         self.open_hooks: list[HandlerFunction] = []
         self.close_hooks: list[HandlerFunction] = []
         self._handlers: dict[str, HandlerFunction] = {}
+        self._configured = False
+        self._visible: Callable[[Context, Record], Any] | None = None
+        self._audience: Callable[[Context], Hashable] | None = None
         self._hub = hub
         self._call = caller
         self._soon = soon
         self._turns = Turns()
+        self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
+        self.lives: Lives | None = None
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}>"
+
+    def configure(self, options: Mapping[str, Any]) -> None:
+        """Take the options, as `Options` names them. Raises ValueError where others were given before."""
+        now = {name: value for name, value in options.items() if value != getattr(self.options, name)}
+        if not now:
+            return
+        if self._configured:
+            raise ValueError(
+                f"sync.model({self.name!r}) got {now}, but has {self.options}. Options are given once, together."
+            )
+        self._configured = True
+        if options.get("ephemeral") and "store" not in options:
+            options = {**options, "store": MemoryStore()}
+        self.options = Options(**options)
+        if self.options.ephemeral:
+            self.lives = Lives(self)
+        store = self.options.store
+        if store is not None and self.options.version is not None:
+            if store.version not in (None, self.options.version):
+                raise ValueError(f"The store of {self.name} counts {store.version!r} already: a store is one model's.")
+            store.version = self.options.version
+
+    @property
+    def store(self) -> Store | None:
+        """Where the records live, if the model has a store."""
+        return self.options.store
 
     # Decorators
 
@@ -222,6 +272,33 @@ class Model:
             return function
 
         return decorate
+
+    def visible(self, function: Any = None, *, audience: Callable[[Context], Hashable] | None = None) -> Any:
+        """Register the rule of who sees what: `@model.visible`, a plain function `(ctx, record)`.
+
+        It returns True (seen), False or None (not there for this client) or a redacted record. It holds for every way
+        out: pushes, snapshots, reads, resumes, replies, conflicts. A changed record that is not visible arrives as a
+        delete. It is asked as each change is delivered, so keep it quick and without I/O; one that fails hides.
+
+        audience: `(ctx)` to a hashable value, such as the user's role: who has the same value sees the same, and the
+            rule is asked once for all of them: `@model.visible(audience=lambda ctx: ctx.user.role)`.
+
+        Transient events are not records and are not filtered.
+        """
+
+        def decorate(function: Decorated) -> Decorated:
+            check_signature(function, 2, "a visibility rule takes (ctx, record)")
+            if is_async(function):
+                raise TypeError(
+                    f"{function!r} is async: a visibility rule is a plain function, asked at each delivery."
+                )
+            if self._visible is not None:
+                raise ValueError(f"{self.name}.visible was given twice; there is one rule.")
+            self._visible = function
+            self._audience = audience
+            return function
+
+        return decorate if function is None else decorate(function)
 
     def __call__(self, cls: type[Any]) -> type[Any]:
         """Register the public methods that the class itself defines, each `(self, ctx, data)`.
@@ -268,6 +345,7 @@ class Model:
         check_record(record)
         messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
         async with self._turns.turn(turn_key(record)):
+            await self._find_place(record.get("id"))
             stored = dict(record) if self.store is None else await self.store.upsert(record)
             self.publish("upsert", stored)
         return stored
@@ -281,6 +359,7 @@ class Model:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
         async with self._turns.turn(str(id)):
+            await self._find_place(id)
             stored = await self.store.patch(id, fields, unset)
             self.publish("upsert", stored)
         return stored
@@ -288,17 +367,20 @@ class Model:
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
         async with self._turns.turn(str(id)):
+            await self._find_place(id)
             deleted = self.store is None or await self.store.delete(id)
             if deleted:
                 self.publish("delete", {"id": id})
         return deleted
 
-    def publish(self, method: str, data: Any) -> None:
+    def publish(self, method: str, data: Any, *, key: Mapping[str, Any] | None = None) -> None:
         """Broadcast without storing: `upsert` with a record, `delete` with `{"id": …}`, or a transient event of any
-        other name, which is not part of the state and not resumed. In another thread than the event loop's it is
+        other name, which is not part of the state and not resumed; `key` names the channel of a keyed model that gets
+        it, none means all. In another thread than the event loop's it is
         checked and encoded at once and goes out soon.
 
-        Raises ValueError for a record without an id, EncodeError for what JSON cannot carry.
+        Raises ValueError for a record without an id, Reject("invalid") for one without its key fields, EncodeError for
+        what JSON cannot carry.
         """
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
@@ -307,7 +389,7 @@ class Model:
                     f"{self.name}.publish got the method {method!r}, expected letters, digits, underscores."
                 )
             body = messages.encode(data)
-            self._soon.run(lambda: self.topic.publish_event(method, body))
+            self._soon.run(lambda: self._publish_event(method, body, key))
             return
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
@@ -325,22 +407,141 @@ class Model:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
         self._soon.put(lambda: self.upsert(record))
 
-    @property
-    def topic(self) -> Topic:
-        """The channel of this model and who listens to it."""
-        return self._hub.topic(self.name)
+    # Channels
+
+    def topic_of(self, fields: Mapping[str, Any]) -> Topic:
+        """The channel that these fields belong to, of a record or a query.
+
+        Raises Reject("invalid") where a key field is missing or is no text, number or boolean.
+        """
+        return self._hub.topic(self.name, *self.place(fields))
+
+    def place(self, fields: Mapping[str, Any]) -> tuple[Key, str]:
+        """The key of a record or query, and as JSON text; empty for a model without key."""
+        names = self.options.key
+        if not names:
+            return (), ""
+        key = {name: fields.get(name) for name in names}
+        faults = [
+            {"field": name, "message": "expected a text of at most 128 characters, an integer or a boolean"}
+            for name, value in key.items()
+            if not (isinstance(value, str) and len(value) <= MAX_KEY) and not isinstance(value, int)
+        ]
+        if faults:
+            fields_named = ", ".join(fault["field"] for fault in faults)
+            raise Reject("invalid", f"{self.name} is keyed: its records and subscriptions need {fields_named}.", faults)
+        return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
+
+    async def _find_place(self, id: Id | None) -> None:
+        """Learn where a record of a keyed model is before it is written, since the write may move it."""
+        if not self.options.key or id is None or self.store is None or str(id) in self._places:
+            return
+        current = await self.store.get(id)
+        if current is not None:
+            self._note_place(str(id), self.place(current))
+
+    def _note_place(self, id: str, place: tuple[Key, str]) -> None:
+        self._places[id] = place
+        self._places.move_to_end(id)
+        if len(self._places) > PLACES:
+            self._places.popitem(last=False)
 
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(lambda: self._publish(method, str(data["id"]), body))
+        place = self.place(data) if method == "upsert" else None
+        self._soon.run(lambda: self._publish(method, data, body, place))
         return body
 
-    def _publish(self, method: str, key: str, body: str) -> None:
-        self.topic.publish(method, key, body)
+    def _publish(self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None) -> None:
+        id: Id = data["id"]
+        if self.lives is not None:
+            self.lives.note(method, id)
+        if place is None:
+            self._publish_delete(id, body)
+        else:
+            if self.options.key:
+                previous = self._places.get(str(id))
+                if previous is not None and previous != place:
+                    self._publish_delete(id, messages.encode({"id": id}))
+                self._note_place(str(id), place)
+            record = data if self._visible is not None else None
+            version = data.get(self.options.version) if self.options.version is not None else None
+            version = version if type(version) is int else None
+            self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
         if self.store is not None:
-            for id in self.store.take_evicted():
-                self.topic.publish("delete", str(id), messages.encode({"id": id}))
+            for evicted in self.store.take_evicted():
+                self._publish_delete(evicted, messages.encode({"id": evicted}))
+
+    def _publish_delete(self, id: Id, body: str) -> None:
+        if not self.options.key:
+            topics = [self._hub.topic(self.name)]
+        else:
+            place = self._places.pop(str(id), None)
+            # Who has the record is not known without its place; ids are not secret.
+            topics = self._hub.topics_of(self.name) if place is None else [self._hub.topic(self.name, *place)]
+        for topic in topics:
+            topic.publish("delete", id, body)
+
+    def _publish_event(self, method: str, body: str, key: Mapping[str, Any] | None) -> None:
+        everywhere = bool(self.options.key) and key is None
+        for topic in self._hub.topics_of(self.name) if everywhere else [self.topic_of(key or {})]:
+            topic.publish_event(method, body)
+
+    # Visibility
+
+    def show(self, ctx: Context, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The record as this client may see it, or None."""
+        if self._visible is None:
+            return record
+        try:
+            seen = self._visible(ctx, dict(record))
+        except Exception:
+            logger.exception("The visibility rule of %s failed; the record is hidden.", self.name)
+            return None
+        if seen is True:
+            return record
+        if isinstance(seen, Mapping):
+            return {**seen, "id": record["id"]}
+        if seen is not False and seen is not None:
+            got = messages.shorten(seen)
+            logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self.name, got)
+        return None
+
+    def show_reply(self, ctx: Context, reply: str) -> str:
+        """A remembered reply, as far as this client may see now what is in it."""
+        if self._visible is None or ctx.method not in _STATE_METHODS:
+            return reply
+        message = loads(reply)
+        data = message["data"]
+        rows = data if isinstance(data, list) else [data]
+        shown = [
+            (self.show(ctx, row) or {"id": row["id"]}) if isinstance(row, dict) and is_id(row.get("id")) else row
+            for row in rows
+        ]
+        return messages.encode({**message, "data": shown if isinstance(data, list) else shown[0]})
+
+    def audience_of(self, ctx: Context) -> tuple[Hashable, View]:
+        """Whom this client sees the same as, and how they see changes."""
+        if self._visible is None:
+            return None, as_it_is
+        if self._audience is None:
+            return ctx.connection.id, self._view
+        return ("audience", self._audience(ctx)), self._view
+
+    def _view(self, push: Push, subscriber: Subscriber) -> Message:
+        if push.record is None:
+            return push.message
+        seen = self.show(Context(subscriber.owner, self, "visible"), push.record)
+        if seen is None:
+            return push.gone
+        if seen is push.record:
+            return push.message
+        try:
+            return push.redacted(messages.encode(seen))
+        except EncodeError as error:
+            logger.error("The visibility rule of %s returned what cannot be sent: %s", self.name, error)
+            return push.gone
 
     # From the wire
 
@@ -359,24 +560,50 @@ class Model:
             query = check_query(request.data)
             return messages.encode(await self.read(ctx, query))
         if method in _STATE_METHODS:
-            if not isinstance(request.data, list):
-                return await self._write(ctx, request, request.data)
-            replies: list[str] = []
-            for record in request.data:
-                try:
-                    replies.append(await self._write(ctx, request, record))
-                except Reject as error:
-                    done = {"done": len(replies)}
-                    details = {**error.details, **done} if isinstance(error.details, dict) else done
-                    raise Reject(error.code, error.message, details) from error
-            return "[" + ",".join(replies) + "]"
+            try:
+                return await self._write_all(ctx, request)
+            except Reject as error:
+                raise self._hide_current(ctx, error) from None
         handler = self._handlers.get(method)
         if handler is None or method == "subscribe":
             raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
         return messages.encode(await self._call(handler, ctx, request.data))
 
+    async def _write_all(self, ctx: Context, request: Request) -> str:
+        if not isinstance(request.data, list):
+            return await self._write(ctx, request, request.data)
+        replies: list[str] = []
+        for record in request.data:
+            try:
+                replies.append(await self._write(ctx, request, record))
+            except Reject as error:
+                done = {"done": len(replies)}
+                details = {**error.details, **done} if isinstance(error.details, dict) else done
+                raise Reject(error.code, error.message, details) from error
+        return "[" + ",".join(replies) + "]"
+
+    def _hide_current(self, ctx: Context, error: Reject) -> Reject:
+        """A conflict tells the current record, as far as this client may see it."""
+        if error.code != "conflict" or not isinstance(error.details, dict) or not error.details.get("current"):
+            return error
+        return Reject(error.code, error.message, {**error.details, "current": self.show(ctx, error.details["current"])})
+
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
-        """The records that a query asks for: a list, or one record for a query by id alone."""
+        """The records that a query asks for, as this client may see them: a list, or one record for one id alone."""
+        rows = await self._read(ctx, query)
+        if self._visible is None:
+            return rows
+        if isinstance(rows, Mapping):
+            seen = self.show(ctx, rows)
+            if seen is None:
+                raise self._not_found(rows.get("id"))
+            return seen
+        return [seen for row in rows if isinstance(row, Mapping) and (seen := self.show(ctx, row)) is not None]
+
+    def _not_found(self, id: object) -> Reject:
+        return Reject("not_found", f"{self.name} has no record with the id {messages.shorten(id)}.")
+
+    async def _read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         handler = self._handlers.get("read")
         if handler is not None:
             return self._check_rows(await self._call(handler, ctx, dict(query)), query)
@@ -386,7 +613,7 @@ class Model:
             return await self.store.read(query)
         record = await self.store.get(query["id"]) if is_id(query["id"]) else None
         if record is None:
-            raise Reject("not_found", f"{self.name} has no record with the id {messages.shorten(query['id'])}.")
+            raise self._not_found(query["id"])
         return record
 
     @property
@@ -396,7 +623,7 @@ class Model:
 
     def _check_rows(self, rows: Any, query: Mapping[str, Any]) -> Any:
         if rows is None and set(query) == {"id"}:
-            raise Reject("not_found", f"{self.name} has no record with the id {messages.shorten(query['id'])}.")
+            raise self._not_found(query["id"])
         if isinstance(rows, Mapping):
             return rows
         if rows is None or isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
@@ -412,23 +639,32 @@ class Model:
         check_record(data)
         if method != "upsert" and not is_id(data.get("id")):
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
+        if method == "upsert":
+            self.place(data)  # refuse a record without its key fields before anything is stored
         async with self._turns.turn(turn_key(data)):
+            if self.lives is not None:
+                self.lives.check(ctx.connection, data.get("id"))
+            await self._find_place(data.get("id"))
             match method:
                 case "upsert":
-                    return self._finish(await self._upsert(ctx, data))
+                    return self._finish(ctx, await self._upsert(ctx, data))
                 case "patch":
-                    return self._finish(await self._patch(ctx, data, check_unset(request.message.get("unset"))))
+                    return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
                 case _:
                     await self._delete(ctx, data["id"])
                     return "{}"
 
-    def _finish(self, record: Any) -> str:
+    def _finish(self, ctx: Context, record: Any) -> str:
         if not isinstance(record, Mapping) or not is_id(record.get("id")):
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
-        return self._announce("upsert", record)
+        body = self._announce("upsert", record)
+        seen = self.show(ctx, record)
+        if seen is record:
+            return body
+        return messages.encode({"id": record["id"]} if seen is None else seen)
 
     async def _upsert(self, ctx: Context, data: Record) -> Any:
         handler = self._handlers.get("upsert")
@@ -449,7 +685,7 @@ class Model:
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
         current = await self.store.get(data["id"])
         if current is None:
-            raise Reject("not_found", f"{self.name} has no record with the id {data['id']!r}.")
+            raise self._not_found(data["id"])
         merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
         return await self._upsert(ctx, merged)
 
@@ -463,6 +699,97 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
+
+
+class Lives:
+    """How long the records of an ephemeral model live: as long as the client that wrote them, and their `ttl`.
+
+    A client that comes back within the grace period keeps its records. A record that the program wrote by itself
+    belongs to nobody and lives by its ttl alone.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._owners: dict[str, Hashable] = {}
+        self._owned: dict[Hashable, dict[str, Id]] = {}
+        self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def check(self, connection: Connection, id: Id | None) -> None:
+        """Raises Reject("forbidden") for a record that another client owns."""
+        owner = self._owners.get(str(id))
+        if owner is not None and owner != connection.client:
+            raise Reject("forbidden", f"This record of {self._model.name} belongs to another client.")
+
+    def note(self, method: str, id: Id) -> None:
+        """A record was written or deleted, by whoever acts now."""
+        key = str(id)
+        if method == "delete":
+            owner = self._owners.pop(key, None)
+            if owner is not None:
+                owned = self._owned[owner]
+                del owned[key]
+                if not owned:
+                    del self._owned[owner]
+            self._expiry.pop(key, None)
+            return
+        acting = Acting.current.get()
+        if acting is not None and key not in self._owners:
+            owner = acting.subscriber.owner.client
+            self._owners[key] = owner
+            self._owned.setdefault(owner, {})[key] = id
+        ttl = self._model.options.ttl
+        if ttl is not None:
+            self._expiry[key] = (asyncio.get_running_loop().time() + ttl, id)
+            self._expiry.move_to_end(key)
+            self._set_timer()
+
+    def client_left(self, client: Hashable, is_back: Callable[[], bool]) -> None:
+        """A client's last connection has gone; its records follow after the grace period unless it is back by then."""
+        if client in self._owned:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._model.options.grace, self._release, client, is_back)
+
+    def renamed(self, old: Hashable, new: Hashable) -> None:
+        """A connection has told the name of its client: what it wrote before goes with it."""
+        for key, id in self._owned.pop(old, {}).items():
+            self._owners[key] = new
+            self._owned.setdefault(new, {})[key] = id
+
+    def _release(self, client: Hashable, is_back: Callable[[], bool]) -> None:
+        if not is_back():
+            self._delete(list(self._owned.get(client, {}).values()))
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._expiry:
+            soonest, _ = next(iter(self._expiry.values()))
+            self._timer = asyncio.get_running_loop().call_at(soonest, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        due: list[Id] = []
+        for key, (at, id) in list(self._expiry.items()):
+            if at > now:
+                break
+            del self._expiry[key]
+            due.append(id)
+        self._delete(due)
+        self._set_timer()
+
+    def _delete(self, ids: list[Id]) -> None:
+        task = asyncio.get_running_loop().create_task(self._delete_all(ids))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _delete_all(self, ids: list[Id]) -> None:
+        Acting.current.set(None)
+        for id in ids:
+            try:
+                await self._model.delete(id)
+            except Exception:
+                logger.exception("An ephemeral record of %s could not be deleted.", self._model.name)
 
 
 class Soon:

@@ -688,7 +688,7 @@ async def test_whoever_leaves_is_forgotten(sync: Backsync) -> None:
         await client.call("Todo:subscribe")
         assert len(sync.connections) == 1
     assert len(sync.connections) == 0
-    assert not sync.model("Todo").topic.live
+    assert not sync.model("Todo").topic_of({}).audiences
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
 

@@ -203,7 +203,7 @@ async def test_who_has_left_gets_nothing_more() -> None:
     subscriber_of(link).detach(topic)
     await tick()
     assert link.frames == []
-    assert not topic.live
+    assert not topic.audiences
 
 
 async def test_replies_go_before_changes_that_wait() -> None:

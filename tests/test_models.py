@@ -53,7 +53,7 @@ def test_a_store_is_given_once(sync: Backsync) -> None:
     store = MemoryStore()
     sync.model("Todo", store=store)
     assert sync.model("Todo", store=store).store is store
-    with pytest.raises(ValueError, match="second store"):
+    with pytest.raises(ValueError, match="given once"):
         sync.model("Todo", store=MemoryStore())
     sync.model("Late")
     assert sync.model("Late", store=store).store is store
@@ -800,7 +800,7 @@ async def test_before_the_loop_runs_changes_wait_and_too_many_are_dropped_with_a
     for number in range(SOON_LIMIT + 5):
         model.publish_soon("upsert", {"id": number % 50, "n": number})
     async with connect(sync) as client:
-        await until(lambda: model.topic.channel.seq == SOON_LIMIT, client)
+        await until(lambda: model.topic_of({}).channel.seq == SOON_LIMIT, client)
         records = (await client.call("M:subscribe"))["records"]
     assert [record["n"] for record in records] == list(range(SOON_LIMIT - 45, SOON_LIMIT + 5))
     assert "5 changes were dropped" in caplog.text

@@ -619,8 +619,12 @@ def route_path(scope: Scope) -> str:
     """The path below the mount, whatever the mounts and proxies above made of `root_path`."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :]
+    # Where a proxy has stripped the outer root path, the path begins with the mount alone (`app_root_path` is
+    # Starlette's note of what was there before its mounts).
+    mount = root.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+    for prefix in (root, mount):
+        if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+            return path[len(prefix) :]
     return path
 
 

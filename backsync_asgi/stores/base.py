@@ -14,8 +14,14 @@ class Store(Protocol):
 
     Ids are compared as browsers compare them: 1 and "1" name the same record. Records that come out are the caller's
     to change: the store keeps its own. An acknowledged write is kept (for a memory store: as long as the process).
-    A store raises Reject where a request is refused (`not_found`, `too_large`, `invalid`, `unavailable`).
+    A store raises Reject where a request is refused (`not_found`, `conflict`, `too_large`, `invalid`, `unavailable`).
+
+    version: the field that counts a record's writes, from 1, or None. It is set by the model that the store belongs
+    to. The store counts; a write that carries another value than the current one is refused with `conflict` and the
+    current record in the details, one that carries none is unconditional.
     """
+
+    version: str | None
 
     async def read(self, query: Mapping[str, Any]) -> list[Record]:
         """The records whose fields equal the query's, in the store's order."""

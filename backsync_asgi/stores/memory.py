@@ -25,6 +25,7 @@ class MemoryStore:
             raise ValueError(f"MemoryStore got limit={limit!r}, expected a positive number of records.")
         if full not in ("reject", "evict"):
             raise ValueError(f"MemoryStore got full={full!r}, expected 'reject' or 'evict'.")
+        self.version: str | None = None
         self._limit = limit
         self._full = full
         self._records: OrderedDict[str, Record] = OrderedDict()
@@ -55,6 +56,7 @@ class MemoryStore:
         if kept.get("id") is None:
             kept["id"] = secrets.token_hex(8)
         key = str(kept["id"])
+        self._count(kept, self._records.get(key))
         if key not in self._records and len(self._records) >= self._limit:
             self._make_room()
         self._records[key] = kept
@@ -67,6 +69,9 @@ class MemoryStore:
             raise Reject("not_found", f"There is no record with the id {id!r}.")
         changes = {field: copy.deepcopy(value) for field, value in fields.items() if field != "id"}
         kept = {field: value for field, value in {**record, **changes}.items() if field not in unset or field == "id"}
+        if self.version is not None:
+            kept[self.version] = fields.get(self.version)
+        self._count(kept, record)
         self._records[str(id)] = kept
         return copy.deepcopy(kept)
 
@@ -78,6 +83,17 @@ class MemoryStore:
         """The ids of the records that have made room for newer ones since the last call."""
         evicted, self._evicted = self._evicted, []
         return evicted
+
+    def _count(self, record: Record, current: Record | None) -> None:
+        """Set the version of a record that is about to take the place of the current one."""
+        if self.version is None:
+            return
+        named = record.get(self.version)
+        counted = 0 if current is None else current[self.version]
+        if named is not None and (type(named) is not int or current is None or named != counted):
+            message = f"{self.version} is {named!r}, but the record is now at {counted}."
+            raise Reject("conflict", message, {"current": copy.deepcopy(current)})
+        record[self.version] = counted + 1
 
     def _make_room(self) -> None:
         if self._full == "reject":

@@ -1,0 +1,105 @@
+"""Writes that are remembered, so that one which is sent again is applied once; pure, time comes in as `now`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import orjson
+
+from .messages import Request
+
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """How much is remembered for each client: its last writes, for so long (seconds), up to so many bytes of replies.
+
+    clients: those remembered at all, the last seen; a client that has more than one user counts for each.
+    """
+
+    writes: int = 1_000
+    age: float = 120.0
+    size: int = 1_048_576
+    clients: int = 10_000
+
+
+class Remembered(Generic[Outcome]):
+    """One write: what was asked, when, and what has come of it as far as that is known."""
+
+    __slots__ = ("at", "digest", "outcome", "size")
+
+    def __init__(self, digest: bytes, at: float, outcome: Outcome) -> None:
+        self.digest = digest
+        self.at = at
+        self.outcome = outcome
+        self.size = 0
+
+
+class Retries(Generic[Outcome]):
+    """The last writes of each client, by transaction id."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._clients: OrderedDict[Hashable, OrderedDict[str | int, Remembered[Outcome]]] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def find(self, client: Hashable, id: str | int, now: float) -> Remembered[Outcome] | None:
+        """The write of that transaction id, if it is remembered."""
+        writes = self._clients.get(client)
+        if writes is None:
+            return None
+        self._clients.move_to_end(client)
+        self._evict(client, writes, now)
+        return writes.get(id)
+
+    def remember(
+        self, client: Hashable, id: str | int, digest: bytes, outcome: Outcome, now: float
+    ) -> Remembered[Outcome]:
+        """Note that a write has begun."""
+        writes = self._clients.setdefault(client, OrderedDict())
+        self._clients.move_to_end(client)
+        self._sizes.setdefault(client, 0)
+        self._evict(client, writes, now)
+        write = writes[id] = Remembered(digest, now, outcome)
+        while len(self._clients) > self._memory.clients:
+            oldest, _ = self._clients.popitem(last=False)
+            del self._sizes[oldest]
+        return write
+
+    def weigh(self, client: Hashable, id: str | int, write: Remembered[Outcome], size: int) -> None:
+        """Note how many bytes the write's reply takes."""
+        writes = self._clients.get(client)
+        if writes is not None and writes.get(id) is write:
+            self._sizes[client] += size - write.size
+            write.size = size
+
+    def forget(self, client: Hashable, id: str | int, write: Remembered[Outcome]) -> None:
+        """A write that was not carried out may be tried anew."""
+        writes = self._clients.get(client)
+        if writes is not None and writes.get(id) is write:
+            del writes[id]
+            self._sizes[client] -= write.size
+
+    def _evict(self, client: Hashable, writes: OrderedDict[str | int, Remembered[Outcome]], now: float) -> None:
+        memory = self._memory
+        while writes:
+            oldest = next(iter(writes))
+            write = writes[oldest]
+            if len(writes) < memory.writes and now - write.at <= memory.age and self._sizes[client] <= memory.size:
+                return
+            del writes[oldest]
+            self._sizes[client] -= write.size
+
+
+def digest(request: Request) -> bytes:
+    """What tells one request from another: its event and everything that it says."""
+    said = [request.event, request.data, request.message.get("unset")]
+    return hashlib.blake2b(orjson.dumps(said, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
