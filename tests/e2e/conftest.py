@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from playwright.async_api import expect
 
 from tests.servers import Server
+
+# Milliseconds; Playwright's own 5 s are little where a person leaves two seconds after their page, on a busy machine.
+expect.set_options(timeout=15_000)
 
 
 @pytest.fixture

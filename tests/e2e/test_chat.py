@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import re
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from playwright.async_api import BrowserContext, Locator, Page, Request, Viewpor
 
 from tests.browser import DESKTOP, PHONE, Visitors
 from tests.e2e.pages import LOST_CONNECTION, expect_in_window, expect_to_fit, tab_to
+from tests.e2e.picture_app import FIRST
 from tests.servers import ROOT, Server, uvicorn_server
 
 Transport = Literal["websocket", "xhr-streaming", "xhr-polling"]
@@ -127,7 +129,7 @@ async def test_two_people_chat_and_a_third_sees_what_was_said_and_who_is_here(ch
     assert chat_by.carried == {chat_by.transport}
 
 
-async def test_a_page_without_network_comes_back_by_itself_and_misses_nothing(chat_by: Chat, visitors: Visitors) -> None:
+async def test_a_page_without_network_comes_back_and_misses_nothing(chat_by: Chat, visitors: Visitors) -> None:
     visitors.expect_problem(LOST_CONNECTION)
     ada, grace = await asyncio.gather(chat_by.enter("Ada"), chat_by.enter("Grace"))
     await say(grace, "Before")
@@ -374,3 +376,63 @@ async def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat, visito
     await ada.keyboard.press("Enter")
     await expect(names(grace)).to_have_text(["Grace", "Augusta"])
     await expect(ada.get_by_test_id("message-input")).to_be_focused()
+
+
+PICTURE = ROOT / "docs" / "chat.png"
+
+# The secrets are chosen for the colours that the page makes of them.
+PEOPLE = (
+    ("Ada", "ada-676", ViewportSize(width=940, height=700)),
+    ("Grace", "grace-439", PHONE),
+    ("Linus", "linus-556", PHONE),
+)
+
+TALK = (
+    ("Ada", "Good morning! Two windows, one conversation."),
+    ("Grace", "Good morning. I am on my phone today."),
+    ("Linus", "And I was on a train, without network. What did I miss?"),
+    ("Grace", "Nothing. All of it was there when you came back."),
+    ("Ada", "So who keeps our lists equal?"),
+    ("Linus", "Not me. I wrote an ordinary Backbone collection."),
+    ("Ada", "Same here: a decorated function in Python."),
+)
+
+FRAME = """<!doctype html>
+<style>
+  body {{ display: flex; align-items: center; justify-content: center; gap: 32px; height: 100vh; margin: 0; }}
+  body {{ background: #e6e9f2; }}
+  img {{ height: 700px; border-radius: 12px; box-shadow: 0 0 0 1px #0002, 0 16px 40px #1a245033; }}
+  img + img {{ border: 7px solid #1b1f27; border-radius: 34px; }}
+</style>
+<img src="{}" alt=""><img src="{}" alt="">"""
+
+
+async def test_its_picture_for_the_readme(serve: Callable[..., Server], visitors: Visitors) -> None:
+    """Taken each time; with UPDATE_PICTURES=1 it becomes the one in docs/."""
+    server = serve("tests.e2e.picture_app:app")
+    people = {}
+    for name, secret, viewport in PEOPLE:
+        context = await visitors.new_context(viewport, device_scale_factor=2, locale="en-GB", timezone_id="UTC")
+        await context.clock.set_fixed_time(FIRST)
+        me = json.dumps({"screenName": name, "secret": secret})
+        await context.add_init_script(f"if (origin !== 'null') sessionStorage.setItem('me', {json.dumps(me)})")
+        people[name] = await visitors.new_page(server.url, context=context)
+    for page in people.values():
+        await page.add_style_tag(content="html { font-family: 'Liberation Sans' }")  # near to what most systems show
+        await expect(page.get_by_test_id("person")).to_have_count(len(PEOPLE))
+    for number, (name, text) in enumerate(TALK, start=1):
+        await say(people[name], text)
+        for page in people.values():
+            await expect(texts(page)).to_have_count(number)
+            await expect(page.get_by_test_id("draft")).to_have_count(0)
+
+    shots = [await people[name].screenshot(caret="hide", animations="disabled") for name in ("Ada", "Grace")]
+    images = [f"data:image/png;base64,{base64.b64encode(shot).decode()}" for shot in shots]
+    context = await visitors.new_context({"width": 1380, "height": 780}, device_scale_factor=1.5)
+    frame = await visitors.new_page(context=context)
+    await frame.set_content(FRAME.format(*images), wait_until="load")
+    picture = await frame.screenshot()
+    assert picture.startswith(b"\x89PNG")
+    if os.environ.get("UPDATE_PICTURES") == "1":
+        PICTURE.write_bytes(picture)
+    assert PICTURE.is_file(), "run this test with UPDATE_PICTURES=1"
