@@ -5,11 +5,23 @@ It also shows SockJS without models: each service is a plain ASGI WebSocket appl
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from starlette.staticfiles import StaticFiles
+
+import backsync_asgi
 from backsync_asgi.sockjs import SockJS
 from backsync_asgi.sockjs.receivers import Receive, Scope, Send
 
 # For conformance clients only: every origin, every transport.
-OPEN_TO_ALL = {"allowed_origins": "*", "jsonp": True, "htmlfile": True, "iframe": True, "response_limit": 4096}
+OPEN_TO_ALL = {
+    "allowed_origins": "*",
+    "jsonp": True,
+    "htmlfile": True,
+    "iframe": True,
+    "sockjs_url": "/lib/sockjs.js",
+    "response_limit": 4096,
+}
 
 _listeners: set[Send] = set()
 
@@ -66,6 +78,9 @@ SERVICES = {
     "/broadcast": SockJS(broadcast, **OPEN_TO_ALL),
 }
 
+# Below /lib, for the iframe page: the client that comes with Backsync, once it is built.
+CLIENT = StaticFiles(directory=Path(backsync_asgi.__file__).parent / "static", check_dir=False)
+
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Hand each request to its service."""
@@ -73,7 +88,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await lifespan(receive, send)
         return
     prefix = "/" + scope["path"].removeprefix("/").split("/", 1)[0]
-    service = SERVICES.get(prefix)
+    service = CLIENT if prefix == "/lib" and scope["type"] == "http" else SERVICES.get(prefix)
     if service is not None:
         await service({**scope, "root_path": scope.get("root_path", "") + prefix}, receive, send)
     elif scope["type"] == "http":
