@@ -20,6 +20,7 @@ from . import messages
 from .channel import Horizon
 from .errors import CODES, BadMessage, EncodeError, Reject
 from .hub import Acting, Hub, Subscriber, Topic
+from .limits import Bucket, Limits
 from .messages import CONTROL, MAX_ID, Request
 from .models import (
     Caller,
@@ -51,32 +52,6 @@ NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be don
 NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one client may ask for. Times in seconds, sizes in bytes.
-
-    handler_timeout: one handler call; then the caller gets `timeout`.
-    threads: plain handlers that run at once, in the whole process.
-    replies: replies that wait for one client; more closes it. A single reply may be larger.
-    requests: requests of one client that wait for their turn; while there are more, nothing is read from it.
-    subscriptions: channels of one client.
-    greeting: where there is an auth hook, a client that says nothing for so long is closed.
-    """
-
-    handler_timeout: float = 30.0
-    threads: int = 64
-    replies: int = 1_048_576
-    requests: int = 256
-    subscriptions: int = 128
-    greeting: float = 10.0
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"Limits got {field.name}={value!r}, expected a positive number.")
 
 
 class Backsync:
@@ -312,6 +287,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_app",
+        "_bucket",
         "_client",
         "_greeting",
         "_opened",
@@ -343,6 +319,7 @@ class Connection:
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._client: tuple[Hashable, str] | None = None
         self._greeting: Request | None = None
+        self._bucket: Bucket | None = None
         self._queues: dict[str, deque[Request]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
@@ -390,17 +367,42 @@ class Connection:
             self._greeting = self._greeting or request
         if self._setup is None and not self._opened:
             self._begin(self._token(request))
+        if not self._within_rate(request):
+            return None
         if request.model == CONTROL:
             self._control(request)
             return None
+        model = self._app._models.get(request.model)
+        if model is not None and request.method in model.concurrent:
+            self._waiting += 1
+            self._add_worker(self._work_apart(request))
+            return self._backpressure()
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
-            worker = self._app.spawn(self._work(request.model, queue))
-            self._workers.append(worker)
-            worker.add_done_callback(self._workers.remove)
+            self._add_worker(self._work(request.model, queue))
         queue.append(request)
         self._waiting += 1
+        return self._backpressure()
+
+    def _within_rate(self, request: Request) -> bool:
+        limits, now = self._app.limits, self._app._hub.now()
+        if limits.rate is None:
+            return True
+        if self._bucket is None:
+            self._bucket = Bucket(limits.rate, limits.burst, now)
+        wait = self._bucket.take(now)
+        if wait:
+            details = {"retry_after": round(wait, 3)}
+            self._fail(request, "rate_limited", f"At most {limits.rate:g} requests a second, please.", details)
+        return not wait
+
+    def _add_worker(self, work: Coroutine[Any, Any, None]) -> None:
+        worker = self._app.spawn(work)
+        self._workers.append(worker)
+        worker.add_done_callback(self._workers.remove)
+
+    def _backpressure(self) -> Awaitable[None] | None:
         if self._waiting < self._app.limits.requests:
             return None
         self._room = self._room or asyncio.Event()
@@ -504,14 +506,22 @@ class Connection:
         if self._setup is not None:
             await asyncio.wait([self._setup])
         while queue:
-            request = queue.popleft()
-            self._waiting -= 1
-            if self._room is not None:
-                self._room.set()
-                self._room = None
-            if self._opened:
-                await self._handle(request)
+            await self._take_turn(queue.popleft())
         del self._queues[name]
+
+    async def _work_apart(self, request: Request) -> None:
+        """Handle a request whose handler does not ask for an order."""
+        if self._setup is not None:
+            await asyncio.wait([self._setup])
+        await self._take_turn(request)
+
+    async def _take_turn(self, request: Request) -> None:
+        self._waiting -= 1
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        if self._opened:
+            await self._handle(request)
 
     async def _handle(self, request: Request) -> None:
         acting = Acting(self._subscriber)

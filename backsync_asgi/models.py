@@ -214,6 +214,7 @@ class Model:
         self.options = Options()
         self.open_hooks: list[HandlerFunction] = []
         self.close_hooks: list[HandlerFunction] = []
+        self.concurrent: set[str] = set()  # the methods whose handlers do not ask for an order
         self._handlers: dict[str, HandlerFunction] = {}
         self._configured = False
         self._visible: Callable[[Context, Record], Any] | None = None
@@ -256,11 +257,13 @@ class Model:
 
     # Decorators
 
-    def on(self, method: str) -> Callable[[Decorated], Decorated]:
+    def on(self, method: str, *, concurrent: bool = False) -> Callable[[Decorated], Decorated]:
         """Register a handler `(ctx, data)` for a method.
 
         method: `read`, `upsert`, `patch`, `delete`, `subscribe` (a guard: raise Reject to refuse), or any other name
             for a method of your own, called as `Model:name`.
+        concurrent: a client's calls of this method wait neither for its earlier requests to the model nor for each
+            other. Writes of one record still take turns.
         An async function runs on the event loop, a plain one in a worker thread.
 
         Raises ValueError for a name that is taken, reserved or not a name; TypeError for a function that cannot be
@@ -269,6 +272,8 @@ class Model:
 
         def decorate(function: Decorated) -> Decorated:
             self._register(method, function, "a handler takes (ctx, data)")
+            if concurrent:
+                self.concurrent.add(method)
             return function
 
         return decorate

@@ -1,0 +1,58 @@
+"""What one client may ask for, and the bucket that measures its rate; pure, time comes in as `now`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may ask for. Times in seconds, sizes in bytes.
+
+    handler_timeout: one handler call; then the caller gets `timeout`.
+    threads: plain handlers that run at once, in the whole process.
+    replies: replies that wait for one client; more closes it. A single reply may be larger.
+    requests: requests of one client that wait for their turn; while there are more, nothing is read from it.
+    subscriptions: channels of one client.
+    greeting: where there is an auth hook, a client that says nothing for so long is closed.
+    rate: requests a second of one client, off by default; further ones get `rate_limited` and are not handled.
+    burst: requests that may come at once where there is a rate.
+    """
+
+    handler_timeout: float = 30.0
+    threads: int = 64
+    replies: int = 1_048_576
+    requests: int = 256
+    subscriptions: int = 128
+    greeting: float = 10.0
+    rate: float | None = None
+    burst: int = 100
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "rate" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise ValueError(f"Limits got {field.name}={value!r}, expected a positive number.")
+
+
+class Bucket:
+    """A token bucket: so many at once, refilled at a rate."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take one. Returns 0, or the seconds until there is one to take."""
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
