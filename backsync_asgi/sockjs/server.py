@@ -444,6 +444,9 @@ class Server:
         finally:
             session.detach(receiver)
             self._sockets.discard(session)
+            if self.draining:
+                # A server that ends waits until its peers have taken everything. One that does not read never does.
+                asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.abort)
 
     async def _read_socket(
         self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool
