@@ -17,10 +17,9 @@ from starlette.requests import HTTPConnection
 from starlette.staticfiles import StaticFiles
 
 from . import messages
-from .channel import Horizon
 from .errors import CODES, BadMessage, EncodeError, Reject
 from .hub import Acting, Hub, Subscriber, Topic
-from .limits import Bucket, Limits
+from .limits import Bucket, Horizon, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request
 from .models import (
     Caller,
@@ -32,7 +31,7 @@ from .models import (
     check_query,
     check_signature,
 )
-from .retries import Memory, Retries, digest
+from .retries import Retries, digest
 from .sockjs.frames import Frame, Message, ObjectMessage, loads
 from .sockjs.receivers import Receive, Scope, Send
 from .sockjs.server import Server, Settings, route_path

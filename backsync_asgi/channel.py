@@ -11,23 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from .limits import Horizon
+
 Body = TypeVar("Body")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Horizon:
-    """How far back a channel remembers: beyond it a client gets a snapshot.
-
-    records: distinct changed records. size: bytes of their messages. age: seconds.
-    """
-
-    records: int = 1_000
-    size: int = 1_048_576
-    age: float = 120.0
-
-    def __post_init__(self) -> None:
-        if self.records < 1 or self.size < 1 or self.age <= 0:
-            raise ValueError(f"Horizon got {self}, expected positive limits.")
 
 
 @dataclass(frozen=True, slots=True)

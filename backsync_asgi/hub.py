@@ -15,7 +15,8 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from . import messages
-from .channel import Channel, Horizon
+from .channel import Channel
+from .limits import Horizon
 from .sockjs.frames import Frame, Message, batch
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions

@@ -1,4 +1,4 @@
-"""What one client may ask for, and the bucket that measures its rate; pure, time comes in as `now`."""
+"""The limits: what a client may ask for, how much of the past is kept; pure, time comes in as `now`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,35 @@ class Limits:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise ValueError(f"Limits got {field.name}={value!r}, expected a positive number.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """How far back a channel remembers: beyond it a client gets a snapshot.
+
+    records: distinct changed records. size: bytes of their messages. age: seconds.
+    """
+
+    records: int = 1_000
+    size: int = 1_048_576
+    age: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.records < 1 or self.size < 1 or self.age <= 0:
+            raise ValueError(f"Horizon got {self}, expected positive limits.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """How much is remembered for each client: its last writes, for so long (seconds), up to so many bytes of replies.
+
+    clients: those remembered at all, the last seen; a client that has more than one user counts for each.
+    """
+
+    writes: int = 1_000
+    age: float = 120.0
+    size: int = 1_048_576
+    clients: int = 10_000
 
 
 class Bucket:

@@ -5,27 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import orjson
 
+from .limits import Memory
 from .messages import Request
 
 Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """How much is remembered for each client: its last writes, for so long (seconds), up to so many bytes of replies.
-
-    clients: those remembered at all, the last seen; a client that has more than one user counts for each.
-    """
-
-    writes: int = 1_000
-    age: float = 120.0
-    size: int = 1_048_576
-    clients: int = 10_000
 
 
 class Remembered(Generic[Outcome]):

@@ -12,8 +12,7 @@ import pytest
 
 from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi import app as app_module
-from backsync_asgi.app import Limits
-from backsync_asgi.channel import Horizon
+from backsync_asgi.limits import Horizon, Limits
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, connect, fetch
 

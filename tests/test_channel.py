@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from backsync_asgi.channel import Change, Channel, Horizon
+from backsync_asgi.channel import Change, Channel
+from backsync_asgi.limits import Horizon
 
 KEYS = st.sampled_from("abcdefgh")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backsync_asgi import Backsync, Context, Reject
-from backsync_asgi.channel import Horizon
+from backsync_asgi.limits import Horizon
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, Socket, connect, fetch
 

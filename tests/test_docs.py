@@ -21,9 +21,9 @@ import pytest
 from uvicorn.main import main as uvicorn_command
 
 from backsync_asgi import Backsync
-from backsync_asgi.app import OVERFLOW, REFUSED, REFUSED_OTHERWISE, SNAPSHOT_FAILED, STALE, Limits
-from backsync_asgi.channel import Horizon
+from backsync_asgi.app import OVERFLOW, REFUSED, REFUSED_OTHERWISE, SNAPSHOT_FAILED, STALE
 from backsync_asgi.errors import CODES
+from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.sockjs import Settings, Timing
 from backsync_asgi.sockjs.session import GOING_AWAY, INTERRUPTED, OCCUPIED, TIMED_OUT
 from tests.inprocess import ASGIApp, Closed, Socket, fetch, websocket_scope
@@ -209,12 +209,16 @@ def fields_of(settings: type[Any]) -> dict[str, str]:
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, str]:
-    return {name: shown(parameter.default) for name, parameter in inspect.signature(function).parameters.items()}
+    """The parameters that have a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {it.name: shown(it.default) for it in parameters if it.default is not inspect.Parameter.empty}
 
 
 SETTINGS = [
     ("server.md", "`Backsync(…)`", parameters_of(Backsync)),
+    ("server.md", "`sync.model(name, …)`", parameters_of(Backsync.model)),
     ("server.md", "`Limits`", fields_of(Limits)),
+    ("server.md", "`Memory`", fields_of(Memory)),
     ("server.md", "`Horizon`", fields_of(Horizon)),
     ("sockjs.md", "`Settings`", fields_of(Settings)),
     ("sockjs.md", "`Timing`", fields_of(Timing)),
@@ -230,6 +234,7 @@ def test_a_table_names_each_setting_with_its_default(name: str, heading: str, fi
     ("name", "heading", "settings"),
     [
         ("server.md", "`Limits`", Limits),
+        ("server.md", "`Memory`", Memory),
         ("server.md", "`Horizon`", Horizon),
         ("sockjs.md", "`Settings`", Settings),
         ("sockjs.md", "`Timing`", Timing),

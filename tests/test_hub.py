@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from backsync_asgi.channel import Horizon
 from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
+from backsync_asgi.limits import Horizon
 from backsync_asgi.sockjs.frames import Frame, Message
 
 LIMIT = 200  # bytes of waiting replies
