@@ -113,12 +113,13 @@ class ObjectMessage(Message):
 class Frame:
     """One frame, encoded at most once for each transport. `messages` are those of an `a[...]` frame."""
 
-    __slots__ = ("_body", "_text", "_wires", "messages")
+    __slots__ = ("_body", "_raw", "_text", "_wires", "messages")
 
     def __init__(self, body: bytes | None = None, messages: Sequence[Message] = ()) -> None:
         self.messages = messages
         self._body = body
         self._text: str | None = None
+        self._raw: bytes | None = None
         self._wires: dict[Callable[[bytes], bytes], bytes] = {}
 
     @property
@@ -134,6 +135,13 @@ class Frame:
         if self._text is None:
             self._text = self.body.decode()
         return self._text
+
+    @property
+    def raw(self) -> bytes:
+        """The messages for a raw WebSocket: each as a frame of RFC 6455, one behind the other."""
+        if self._raw is None:
+            self._raw = b"".join([websocket_frame(message.text.encode()) for message in self.messages])
+        return self._raw
 
     def wire(self, wrap: Callable[[bytes], bytes]) -> bytes:
         """The frame as one transport's bytes; `wrap` is the transport's function from the table of transports."""
@@ -152,6 +160,16 @@ class Close(Frame):
         self.code = code
         self.reason = cut_reason(reason)
         super().__init__(b"c[%d,%s]" % (code, quote(self.reason)))
+
+
+def websocket_frame(payload: bytes) -> bytes:
+    """A text message as one RFC 6455 frame from a server: final, unmasked."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65_536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
 
 
 OPEN = Frame(b"o")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from .frames import HEARTBEAT, OPEN, BinaryMessage, Close, Frame
+from .frames import HEARTBEAT, OPEN, BinaryMessage, Close, Frame, websocket_frame
 from .transports import Transport
 
 Scope = MutableMapping[str, Any]
@@ -187,13 +187,25 @@ class HttpReceiver:
         return events
 
 
+class FrameWriter(Protocol):
+    """The ASGI extension of servers that write prebuilt frames; see `backsync_asgi.uvicorn`."""
+
+    def write_frame(self, frame: bytes) -> None: ...
+
+    @property
+    def frames_writable(self) -> bool: ...
+
+    def on_frames_writable(self, callback: Callable[[], None]) -> None: ...
+
+
 class SocketReceiver:
     """An open WebSocket: framed as SockJS frames it, or raw."""
 
-    __slots__ = ("_accepted", "_writer", "accept_headers", "lifetime", "raw", "subprotocol")
+    __slots__ = ("_accepted", "_direct", "_writer", "accept_headers", "lifetime", "raw", "subprotocol")
 
-    def __init__(self, writer: Writer, raw: bool) -> None:
+    def __init__(self, writer: Writer, raw: bool, direct: FrameWriter | None = None) -> None:
         self._writer = writer
+        self._direct = direct
         self.raw = raw
         self._accepted = False
         self.lifetime: float | None = None
@@ -202,13 +214,18 @@ class SocketReceiver:
 
     @property
     def writable(self) -> bool:
-        return self._writer.writable
+        return self._writer.writable and (self._direct is None or self._direct.frames_writable)
 
     def fills(self, frame: Frame) -> bool:
         return False
 
     def write(self, frame: Frame, last: bool) -> None:
-        self._writer.write(self._events(frame, last))
+        if self._direct is None or last or not self._accepted or not self._writer.writable:
+            self._writer.write(self._events(frame, last))
+        elif not self.raw:
+            self._direct.write_frame(frame.wire(websocket_frame))
+        elif frame.messages:
+            self._direct.write_frame(frame.raw)
 
     def drop(self, code: int, reason: str) -> None:
         """Close the socket without a close frame of SockJS's: the peer does not speak the protocol."""

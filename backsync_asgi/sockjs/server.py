@@ -26,7 +26,7 @@ import orjson
 
 from .frames import FrameError, parse_form, parse_upload, parse_websocket
 from .origins import YEAR, Headers, Origins, preflight
-from .receivers import HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
+from .receivers import FrameWriter, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
 from .session import Endpoint, Session, Timing
 from .transports import TRANSPORTS, Transport, check_callback, iframe_page
 
@@ -92,6 +92,8 @@ class Settings:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{name} got {value!r}, expected a positive number.")
+        if isinstance(self.body_deadline, bool) or not self.body_deadline > 0:
+            raise ValueError(f"body_deadline got {self.body_deadline!r}, expected a positive number of seconds.")
         if Origins(self.allowed_origins).any and self.cookies and not self.any_origin_with_cookies:
             raise ValueError(
                 'allowed_origins="*" with cookies=True lets every page on the web act with its visitor\'s cookies. '
@@ -430,10 +432,13 @@ class Server:
             return
         session = Session(self.settings.timing)
         writer = Writer(send)
-        receiver = SocketReceiver(writer, raw)
+        direct: FrameWriter | None = scope.get("extensions", {}).get("backsync.frames")
+        receiver = SocketReceiver(writer, raw, direct)
         if framed and self.settings.cookies:
             receiver.accept_headers.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(headers)))
         writer.on_writable(session.wake)
+        if direct is not None:
+            direct.on_frames_writable(session.wake)
         self._sockets.add(session)
         try:
             self._open(session, scope)
@@ -443,10 +448,13 @@ class Server:
                 session.detach(receiver, end["code"], end.get("reason") or "")
         finally:
             session.detach(receiver)
-            self._sockets.discard(session)
-            if self.draining:
-                # A server that ends waits until its peers have taken everything. One that does not read never does.
-                asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.abort)
+            self._forget_socket(session, writer)
+
+    def _forget_socket(self, session: Session, writer: Writer) -> None:
+        self._sockets.discard(session)
+        if self.draining:
+            # A server that ends waits until its peers have taken everything. One that does not read never does.
+            asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.abort)
 
     async def _read_socket(
         self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool

@@ -8,7 +8,7 @@ the session, and at most one receiver (an open response or socket).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from .frames import HEARTBEAT, OPEN, Close, Frame, check_close_code
@@ -77,6 +77,12 @@ class Timing:
     poll_duration: float = 25.0
     stream_duration: float = 30.0
     write_deadline: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
 class Session:
