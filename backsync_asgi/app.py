@@ -59,7 +59,8 @@ class Backsync:
     Mount it (`Mount("/backsync", app=sync)`) or run it alone (`uvicorn module:sync`). It serves its browser client
     beside the protocol: `backsync.js` and `backsync.mjs` below the mount.
 
-    allowed_origins: origins of pages that may connect, beside the server's own: exact ones, or "*" for all.
+    allowed_origins: origins of pages that may connect. By default the server's own only; a list takes its place, so
+        name your own as well; "*" is every one.
     compat: "2012" serves the browser code of the project's first version.
     debug: tell clients the text of exceptions in handlers.
     horizon: how much of the past a channel remembers for clients that were away.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +30,7 @@ class Limits:
     burst: int = 100
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "rate" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"Limits got {field.name}={value!r}, expected a positive number.")
+        check_positive(self, "rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +45,7 @@ class Horizon:
     age: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.records < 1 or self.size < 1 or self.age <= 0:
-            raise ValueError(f"Horizon got {self}, expected positive limits.")
+        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +59,19 @@ class Memory:
     age: float = 120.0
     size: int = 1_048_576
     clients: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_positive(self)
+
+
+def check_positive(limits: Any, *optional: str) -> None:
+    """Raises ValueError for a field that is no positive number; the optional ones may be None."""
+    for field in fields(limits):
+        value = getattr(limits, field.name)
+        if value is None and field.name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{type(limits).__name__} got {field.name}={value!r}, expected a positive number.")
 
 
 class Bucket:

@@ -39,6 +39,7 @@ PLACES = 100_000  # records of a keyed model whose channel is remembered, per mo
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
+_NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
 _HOOKS = frozenset({"on_open", "on_close"})
 
 
@@ -77,13 +78,15 @@ class Context:
 
     connection: the client; hashable, with an `id` that lives as long as it.
     model, method: what was called; None in hooks of the whole app.
+    unset: the fields that a patch removes.
     """
 
-    __slots__ = ("_model", "connection", "method")
+    __slots__ = ("_model", "connection", "method", "unset")
 
     def __init__(self, connection: Connection, model: Model | None = None, method: str | None = None) -> None:
         self.connection = connection
         self.method = method
+        self.unset: Sequence[str] = ()
         self._model = model
 
     @property
@@ -343,7 +346,7 @@ class Model:
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Store the record, if the model has a store, and broadcast it. Returns it as stored.
 
-        Does not call the model's `upsert` handler: inside one, this is how to write.
+        Does not call the model's `upsert` handler. (Inside that, write with `ctx.store`: what it returns is broadcast.)
         Raises Reject where the store refuses, EncodeError where JSON cannot carry the record, ValueError without an id
         and a store that could give one.
         """
@@ -389,9 +392,10 @@ class Model:
         """
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
-            if not messages.is_method_name(method):
+            if not messages.is_method_name(method) or method in _NO_EVENTS:
                 raise ValueError(
-                    f"{self.name}.publish got the method {method!r}, expected letters, digits, underscores."
+                    f"{self.name}.publish got {method!r}, expected upsert, delete or an event's name of your own: "
+                    f"letters, digits and underscores, none of {sorted(_NO_EVENTS)}."
                 )
             body = messages.encode(data)
             self._soon.run(lambda: self._publish_event(method, body, key))
@@ -682,6 +686,7 @@ class Model:
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
         handler = self._handlers.get("patch")
         if handler is not None:
+            ctx.unset = unset
             return await self._call(handler, ctx, data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
@@ -899,7 +904,7 @@ def check_query(data: Any) -> dict[str, Any]:
 
 
 def check_record(record: Mapping[Any, Any]) -> None:
-    """Raises Reject("invalid") for an id that is none, too many fields, or a field name that is too long or empty."""
+    """Raises Reject("invalid") for an id that is none, too many fields, or a field name that is too long."""
     id = record.get("id")
     faults = []
     if id is not None and not is_id(id):
