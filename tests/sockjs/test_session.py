@@ -166,6 +166,9 @@ def test_all_that_waits_comes_in_one_frame() -> None:
 
 def test_a_shared_frame_goes_out_at_once_or_not_at_all() -> None:
     frame = batch([Message("x")])
+    waiting = Session(TIMING)
+    waiting.attach(FakeReceiver())
+    assert not waiting.offer(frame), "it is not accepted, so its client is not greeted yet"
     session, _ = open_session()
     assert not session.offer(frame), "nobody is there"
     receiver = FakeReceiver()
