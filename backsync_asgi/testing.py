@@ -171,10 +171,12 @@ class Client:
     async def call(self, event: str, data: Any = None, *, within: float = DEADLINE, **more: Any) -> Any:
         """Send a request, "Model:method", and return the data of its reply. `more` are further keys of the message.
 
-        within: seconds. Raises Reject with the code, message and details of a refusal; Closed if the server closes the connection;
-        TimeoutError. While the client is cut off, the request waits for `reconnect`.
+        within: seconds. While the client is cut off, the request waits for `reconnect`.
+
+        Raises Reject with the code, message and details of a refusal; Closed if the server closes the connection;
+        TimeoutError.
         """
-        return (await self._answer(self._talk.request(event, data, **more), timeout)).data
+        return (await self._answer(self._talk.request(event, data, **more), within)).data
 
     async def upsert(self, model: str, record: Any) -> Any:
         """Write a record, or a list of them; returns what was stored."""
