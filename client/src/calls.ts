@@ -1,36 +1,74 @@
 /**
- * The calls that wait for a reply: their ids, deadlines and order, over as many sockets as it takes.
+ * The calls that wait for a reply, in the order in which they were made, over as many sockets as it takes; and the outbox
+ * that they are: writes of one record that have not been sent become one message, what has been sent is never changed.
  * Knows nothing of sockets, subscriptions or Backbone; the connection says when sending is possible.
  */
 
+import { coalesce, isLocal, recordName, writeMethod } from "./coalesce.js";
 import { debug } from "./debug.js";
 import { BacksyncError } from "./errors.js";
 import { guarded, type Host, type Timer } from "./host.js";
-import type { Incoming, Message } from "./protocol.js";
+import { type Incoming, isObject, type Message, splitEvent } from "./protocol.js";
+import type { Storage, StoredWrite } from "./storage.js";
 
 /** Called once, never before `start` has returned: with an error, or with the reply's data. */
 export type Settle = (error: BacksyncError | null, data: unknown) => void;
 
 export interface Call {
-  /** Gives up: rejects with `aborted`. The server may have done its work already. */
+  /** Gives up: rejects with `aborted`. What has left, or is part of a message for other callers too, may be done all the same. */
   abort(): void;
-  /** True when the server cannot have heard of it. */
-  readonly unsent: boolean;
+}
+
+export interface StartOptions {
+  /** Milliseconds from now on, whatever the connection does. */
+  timeout?: number | undefined;
+  /** The name of the record that is written, where the message does not have its id. */
+  record?: string;
+  /** The id fields of that record, asked once its creation has been answered. Default: `id` of the answer. */
+  identity?: () => Record<string, unknown>;
+}
+
+interface Caller {
+  call: PendingCall;
+  settle: Settle;
+  timer: Timer | null;
+  /** Waits for a connection for as long as it takes; time runs only while the message is unanswered on one. */
+  isPatient: boolean;
 }
 
 interface PendingCall {
-  id: number;
+  id: number | string;
+  model: string;
   event: string;
+  /** What is sent; changed only while `frozen` is false. */
   text: string;
-  sent: boolean;
+  /** The record that it writes; null: it is no such write, or of a record that nobody can name. */
+  record: string | null;
+  /** `leaving`: to be sent as soon as it is stored and nothing of its model is before it. */
+  state: "waiting" | "leaving" | "sent";
+  /** May have been sent, on this socket or an earlier one. */
+  frozen: boolean;
+  /** Stored as sent, or not to be stored. */
+  safe: boolean;
+  /** Writes of one record: no time runs while they are not connected, and they outlive the page where it is wanted. */
+  isWrite: boolean;
+  isRead: boolean;
   /** Belongs to one socket: forgotten without an answer when that ends. */
   oneSocket: boolean;
+  /** The creation whose answer brings the id that this message lacks. */
+  after: PendingCall | null;
+  identity: (() => Record<string, unknown>) | null;
+  /** A write joins an earlier one only if nothing but writes of single records is between them. */
+  era: number;
   timer: Timer | null;
-  settle: Settle;
+  callers: Caller[];
 }
 
-/** Calls that may wait for a connection; more are a page that loops, or one that was offline for very long. */
+/** Messages that may wait for a connection, as many as the server remembers for retries; more are a page that loops. */
 const MAX_WAITING = 1000;
+
+/** Characters that may wait: a fraction of what browsers let a page store. */
+const MAX_WAITING_CHARACTERS = 4 * 1024 * 1024;
 
 /**
  * Characters that may be unanswered before the next call waits. SockJS over HTTP puts all that is waiting into one
@@ -38,68 +76,109 @@ const MAX_WAITING = 1000;
  */
 const WINDOW = 32_768;
 
-/** Replies to calls that were given up may still come; as many of their ids are remembered. */
-const MAX_ABANDONED = 1000;
-
 export class Calls {
   readonly #host: Host;
-  readonly #pending = new Map<number, PendingCall>(); // in the order in which they were made, which is the order of sending
-  readonly #abandoned = new Set<number>();
+  readonly #timeoutMs: number;
+  readonly #changed: () => void;
+  readonly #refused: (error: BacksyncError, message: Message) => void;
+  #pending = new Map<number | string, PendingCall>(); // in the order in which they were made, which is the order of sending
+  readonly #latest = new Map<string, PendingCall>(); // of each record
+  readonly #eras = new Map<string, number>(); // of each model
+  #storage: Storage | null = null;
+  #prefix = "";
   #lastId = 0;
+  #size = 0;
   #waiting = 0;
+  #waitingCharacters = 0;
   #unanswered = 0;
   #send: ((text: string) => void) | null = null;
 
-  constructor(host: Host) {
+  /** `changed`: `size` may have. `refused`: a write of an earlier page was, and nobody is left who made it. */
+  constructor(host: Host, timeoutMs: number, changed: () => void, refused: (error: BacksyncError, message: Message) => void) {
     this.#host = host;
+    this.#timeoutMs = timeoutMs;
+    this.#changed = changed;
+    this.#refused = refused;
   }
 
-  /** Calls without an answer yet, sent or not. */
+  /** Messages without an answer yet that may change something: reads, and what belongs to one socket, do not count. */
   get size(): number {
-    let size = 0;
-    for (const call of this.#pending.values()) if (!call.oneSocket) size += 1;
-    return size;
+    return this.#size;
+  }
+
+  /** Keeps writes in `storage` from now on; `prefix` makes ids differ from those of earlier pages with the same client id. */
+  persist(storage: Storage, prefix: string): void {
+    this.#storage = storage;
+    this.#prefix = prefix;
   }
 
   /** Makes a call that outlives sockets: it waits for one, and is sent again, with the same id, when one is lost. */
-  start(message: Message, timeoutMs: number, settle: Settle): Call {
-    if (this.#waiting >= MAX_WAITING) {
-      const error = new BacksyncError(
-        "unavailable",
-        `${message.event} was not sent: ${MAX_WAITING} calls are waiting for a connection already. Wait until it is back.`,
-      );
+  start(message: Message, options: StartOptions, settle: Settle): Call {
+    const id = this.#nextId();
+    const text = JSON.stringify({ id, ...message }); // now: what the page does to the data later is not part of this call
+    const isWrite = writeMethod(message) !== null;
+    const record = isWrite ? (options.record ?? recordName((message.data as { id?: unknown }).id)) : null;
+    const [model = "", method] = splitEvent(message.event) ?? [];
+    const latest = record === null ? undefined : this.#latest.get(place(model, record));
+
+    const joined = latest !== undefined && this.#isOpen(latest) ? coalesce(parse(latest.text), parse(text)) : null;
+    const isMore = joined === null || joined === "nothing";
+    const joinedText = isMore ? "" : JSON.stringify({ id: latest?.id, ...joined });
+    const more = isMore ? text.length : joinedText.length - (latest as PendingCall).text.length;
+    const isFull = (isMore && this.#waiting >= MAX_WAITING) || (more > 0 && this.#waitingCharacters + more > MAX_WAITING_CHARACTERS);
+    if (isFull && joined !== "nothing") {
+      const limit = this.#waiting >= MAX_WAITING ? `${MAX_WAITING} messages` : `${this.#waitingCharacters} characters`;
+      const error = new BacksyncError("unavailable", `${message.event} was not sent: ${limit} are waiting for a connection already. Wait until it is back.`);
       queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
-      return { abort() {}, unsent: true };
+      return { abort() {} };
     }
-    const call = this.#register(message, timeoutMs, settle, false);
-    this.#waiting += 1;
+
+    let call = latest as PendingCall;
+    if (joined === "nothing" && call.after === null) {
+      this.#finish(call, new BacksyncError("aborted", `${call.event} was not sent: the record was deleted before.`), null);
+      queueMicrotask(() => guarded(this.#host, () => settle(null, {})));
+      return { abort() {} };
+    }
+    if (joined !== null) {
+      // A record whose creation is on its way is deleted once it has its id.
+      this.#rewrite(call, joined === "nothing" ? JSON.stringify({ ...parse(text), id: call.id }) : joinedText, message.event);
+    } else {
+      const isRead = method === "read";
+      if (!isWrite && !isRead) this.#eras.set(model, this.#era(model) + 1);
+      call = { ...blank(id, model, message.event, text), record, isWrite, isRead, era: this.#era(model) };
+      if (latest !== undefined && isLocal(record as string)) call.after = latest;
+      this.#add(call);
+    }
+    const caller: Caller = { call, settle, timer: null, isPatient: isWrite && options.timeout === undefined };
+    call.identity = options.identity ?? call.identity;
+    call.callers.push(caller);
+    const timeout = options.timeout ?? this.#timeoutMs;
+    if (!caller.isPatient && timeout !== Infinity) caller.timer = this.#host.setTimeout(() => this.#leave(caller, this.#timedOut(caller.call, timeout)), timeout);
     this.#pump();
-    return {
-      abort: () => this.#giveUp(call, new BacksyncError("aborted", `${call.event} was aborted by the page.`)),
-      get unsent() {
-        return !call.sent;
-      },
-    };
+    if (call.state === "waiting") this.#store(call);
+    return { abort: () => this.#leave(caller, new BacksyncError("aborted", `${message.event} was aborted by the page.`)) };
   }
 
   /** Makes a call on this socket only and at once; when the socket is lost nobody is told. */
   startNow(message: Message, timeoutMs: number, send: (text: string) => void, settle: Settle): void {
-    const call = this.#register(message, timeoutMs, settle, true);
-    call.sent = true;
+    const id = this.#nextId();
+    const call = { ...blank(id, "", message.event, JSON.stringify({ id, ...message })), isRead: true, oneSocket: true };
+    call.state = "sent";
+    call.callers.push({ call, settle, timer: null, isPatient: true });
+    this.#pending.set(id, call);
+    this.#startTimer(call, timeoutMs);
     send(call.text);
   }
 
-  /** Takes a reply. False if the message is none: what carries an id that nobody waits for is not a reply. */
+  /**
+   * Takes a reply. False if the message is none: what carries an id that was never given away is not a reply. Replies
+   * that nobody waits for any more, and repeated ones, are taken and forgotten.
+   */
   receive(message: Incoming): boolean {
-    const id = message.id as number;
-    if (this.#abandoned.delete(id)) return true;
-    const call = this.#pending.get(id);
-    if (call === undefined || !call.sent) return false;
-    this.#remove(call);
+    const call = this.#pending.get(message.id as number | string);
+    if (call === undefined || call.state !== "sent") return this.#isOwn(message.id);
     const failed = message.error !== undefined && message.error !== null;
-    guarded(this.#host, () =>
-      failed ? call.settle(BacksyncError.fromWire(message.error), null) : call.settle(null, message.data),
-    );
+    this.#finish(call, failed ? BacksyncError.fromWire(message.error) : null, message.data, true);
     this.#pump();
     return true;
   }
@@ -119,69 +198,245 @@ export class Calls {
   lost(): void {
     this.#send = null;
     for (const call of [...this.#pending.values()]) {
-      if (call.oneSocket) {
-        this.#remove(call);
-      } else if (call.sent) {
-        call.sent = false;
-        this.#waiting += 1;
-        this.#unanswered -= call.text.length;
-      }
+      if (call.oneSocket) this.#remove(call);
+      else if (call.state !== "waiting") this.#setState(call, "waiting");
     }
-    this.#abandoned.clear(); // their replies went to the socket that is gone
   }
 
-  /** Nothing will be sent any more. */
+  /** Nothing will be sent any more, but what is stored stays for another time. */
   failAll(error: BacksyncError): void {
-    for (const call of [...this.#pending.values()]) this.#giveUp(call, error);
+    for (const call of [...this.#pending.values()]) {
+      if (this.#storage === null || !call.isWrite) this.#finish(call, error, null);
+    }
   }
 
-  #register(message: Message, timeoutMs: number, settle: Settle, oneSocket: boolean): PendingCall {
-    const id = this.#lastId + 1;
-    const text = JSON.stringify({ id, ...message }); // now: what the page does to the data later is not part of this call
-    this.#lastId = id;
-    const call: PendingCall = { id, event: message.event, text, sent: false, oneSocket, timer: null, settle };
-    this.#pending.set(id, call);
-    if (timeoutMs === Infinity) return call;
-    call.timer = this.#host.setTimeout(() => {
-      const where = call.sent ? "the server did not answer" : "there was no connection";
-      this.#giveUp(call, new BacksyncError("timeout", `${call.event} got no reply within ${timeoutMs / 1000} s: ${where}.`));
-    }, timeoutMs);
-    return call;
+  /** Forgets all writes, stored ones too. */
+  discard(error: BacksyncError): void {
+    for (const call of [...this.#pending.values()]) if (call.isWrite) this.#finish(call, error, null);
   }
 
+  /** Takes over what earlier pages left behind. `first`: before what this page has written, which may join it. */
+  restore(writes: StoredWrite[], first: boolean): void {
+    const own = first ? [...this.#pending.values()] : [];
+    for (const call of own) this.#pending.delete(call.id);
+    for (const write of writes) {
+      if (this.#pending.has(write.id)) continue;
+      const message = parse(write.text);
+      const [model = ""] = splitEvent(message.event) ?? [];
+      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, isWrite: true, frozen: write.sent, safe: write.sent };
+      call.era = this.#era(model);
+      call.after = write.after === null ? null : (this.#pending.get(write.after) ?? null);
+      this.#add(call);
+    }
+    for (const call of own) this.#rejoin(call);
+    this.#pump();
+  }
+
+  #rejoin(call: PendingCall): void {
+    const latest = call.record === null ? undefined : this.#latest.get(place(call.model, call.record));
+    const joined = latest !== undefined && latest !== call && this.#isOpen(latest) ? coalesce(parse(latest.text), parse(call.text)) : null;
+    this.#pending.set(call.id, call);
+    if (latest === undefined || joined === null || joined === "nothing") {
+      if (call.record !== null) this.#latest.set(place(call.model, call.record), call);
+      return;
+    }
+    this.#rewrite(latest, JSON.stringify({ id: latest.id, ...joined }), call.event);
+    for (const caller of call.callers) caller.call = latest;
+    latest.callers.push(...call.callers);
+    call.callers = [];
+    this.#remove(call);
+    this.#store(latest);
+  }
+
+  #nextId(): number | string {
+    this.#lastId += 1;
+    return this.#prefix === "" ? this.#lastId : this.#prefix + String(this.#lastId);
+  }
+
+  #isOwn(id: unknown): boolean {
+    if (typeof id === "number") return Number.isInteger(id) && id > 0 && id <= this.#lastId && this.#prefix === "";
+    return typeof id === "string" && this.#prefix !== "";
+  }
+
+  #era(model: string): number {
+    return this.#eras.get(model) ?? 0;
+  }
+
+  /** Whether a later write may still become part of it. */
+  #isOpen(call: PendingCall): boolean {
+    return call.state === "waiting" && !call.frozen && call.era === this.#era(call.model);
+  }
+
+  #add(call: PendingCall): void {
+    this.#pending.set(call.id, call);
+    this.#waiting += 1;
+    this.#waitingCharacters += call.text.length;
+    if (call.record !== null) this.#latest.set(place(call.model, call.record), call);
+    if (!call.isRead) this.#resize(1);
+  }
+
+  #rewrite(call: PendingCall, text: string, event: string): void {
+    this.#waitingCharacters += text.length - call.text.length;
+    call.text = text;
+    call.event = event;
+  }
+
+  #setState(call: PendingCall, state: PendingCall["state"]): void {
+    const wasWaiting = call.state === "waiting";
+    const isWaiting = state === "waiting";
+    call.state = state;
+    if (isWaiting) this.#stopTimer(call);
+    if (wasWaiting === isWaiting) return;
+    const sign = isWaiting ? 1 : -1;
+    this.#waiting += sign;
+    this.#waitingCharacters += sign * call.text.length;
+    this.#unanswered -= sign * call.text.length;
+  }
+
+  /** Lets leave what may: oldest first, each model's in order, not too much at once. */
   #pump(): void {
-    if (this.#send === null || this.#waiting === 0) return;
+    if (this.#send === null || (this.#waiting === 0 && this.#storage === null)) return;
+    const idless = new Set<string>(); // models in which nothing more may leave: something waits for an id
+    const held = new Set<string>(); // models in which something has to be stored before anything more is sent
     for (const call of this.#pending.values()) {
-      if (call.sent) continue;
-      if (this.#unanswered > 0 && this.#unanswered + call.text.length > WINDOW) return;
-      call.sent = true;
-      this.#waiting -= 1;
-      this.#unanswered += call.text.length;
+      if (call.state === "sent" || idless.has(call.model)) continue;
+      if (call.state === "waiting") {
+        if (this.#unanswered > 0 && this.#unanswered + call.text.length > WINDOW) return;
+        if (call.after !== null) {
+          idless.add(call.model);
+          continue;
+        }
+        this.#setState(call, "leaving");
+        call.frozen = true;
+        this.#store(call);
+      }
+      if (!call.safe) held.add(call.model);
+      if (held.has(call.model)) continue;
+      this.#setState(call, "sent");
+      if (call.isWrite) this.#startTimer(call, this.#timeoutMs);
       this.#send(call.text);
       if (this.#send === null) return; // sending has found out that the socket is dead
     }
   }
 
-  #giveUp(call: PendingCall, error: BacksyncError): void {
-    if (this.#pending.get(call.id) !== call) return;
-    if (call.sent) {
-      this.#abandoned.add(call.id);
-      for (const oldest of this.#abandoned) {
-        if (this.#abandoned.size <= MAX_ABANDONED) break;
-        this.#abandoned.delete(oldest);
-      }
+  /** Writes are stored before they are sent, as sent: a page that comes later must not take them for unsent. */
+  #store(call: PendingCall): void {
+    if (call.safe || this.#pending.get(call.id) !== call) return;
+    if (this.#storage === null || !call.isWrite) {
+      call.safe = call.frozen;
+      return;
     }
-    debug.log("·", call.event, error.code);
+    const { text, record, frozen } = call;
+    this.#storage.put({ id: String(call.id), text, record, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
+      if (!frozen || call.safe) return;
+      call.safe = true;
+      this.#pump();
+    });
+  }
+
+  #startTimer(call: PendingCall, timeoutMs: number): void {
+    if (timeoutMs === Infinity) return;
+    call.timer = this.#host.setTimeout(() => {
+      const error = this.#timedOut(call, timeoutMs);
+      if (call.callers.every((caller) => caller.isPatient)) this.#finish(call, error, null);
+      else for (const caller of call.callers.filter(({ isPatient }) => isPatient)) this.#leave(caller, error);
+    }, timeoutMs);
+  }
+
+  #stopTimer(call: PendingCall): void {
+    if (call.timer !== null) this.#host.clearTimeout(call.timer);
+    call.timer = null;
+  }
+
+  #timedOut(call: PendingCall, timeoutMs: number): BacksyncError {
+    const where = call.state === "sent" ? "the server did not answer" : "there was no connection";
+    return new BacksyncError("timeout", `${call.event} got no reply within ${timeoutMs / 1000} s: ${where}.`);
+  }
+
+  /** One caller gives up; the call does when it was the only one. */
+  #leave(caller: Caller, error: BacksyncError): void {
+    const { call } = caller;
+    if (!call.callers.includes(caller)) return;
+    if (call.callers.length === 1) {
+      this.#finish(call, error, null);
+      return;
+    }
+    call.callers.splice(call.callers.indexOf(caller), 1);
+    if (caller.timer !== null) this.#host.clearTimeout(caller.timer);
+    queueMicrotask(() => guarded(this.#host, () => caller.settle(error, null)));
+  }
+
+  /** Ends a call: all callers hear the same. `now`: in order with the frame that brought the answer. */
+  #finish(call: PendingCall, error: BacksyncError | null, data: unknown, now = false): void {
+    if (this.#pending.get(call.id) !== call) return;
+    if (!now) debug.log("·", call.event, error?.code);
     this.#remove(call);
-    queueMicrotask(() => guarded(this.#host, () => call.settle(error, null)));
+    const { callers } = call;
+    const tell = (): void => {
+      for (const caller of callers) guarded(this.#host, () => caller.settle(error, data));
+      if (callers.length === 0 && error !== null) this.#refused(error, parse(call.text));
+      this.#release(call, error, data);
+    };
+    if (now) tell();
+    else queueMicrotask(tell);
+  }
+
+  /** What has waited for the id that the call was to bring. */
+  #release(call: PendingCall, error: BacksyncError | null, data: unknown): void {
+    for (const follower of [...this.#pending.values()]) {
+      if (follower.after !== call) continue;
+      follower.after = null;
+      const message = parse(follower.text);
+      if (error === null) {
+        const fields = follower.identity?.() ?? { id: isObject(data) ? data.id : undefined };
+        this.#rewrite(follower, JSON.stringify({ ...message, data: { ...(message.data as object), ...fields } }), follower.event);
+        this.#rename(follower, recordName(fields.id));
+      } else if (writeMethod(message) === "delete") {
+        this.#finish(follower, null, {});
+        continue;
+      } // else it is the creation now
+      this.#store(follower);
+    }
     this.#pump();
+  }
+
+  #rename(call: PendingCall, record: string | null): void {
+    if (call.record !== null && this.#latest.get(place(call.model, call.record)) === call) this.#latest.delete(place(call.model, call.record));
+    call.record = record;
+    if (record !== null) this.#latest.set(place(call.model, record), call);
   }
 
   #remove(call: PendingCall): void {
     this.#pending.delete(call.id);
-    if (call.timer !== null) this.#host.clearTimeout(call.timer);
+    this.#stopTimer(call);
+    for (const caller of call.callers) if (caller.timer !== null) this.#host.clearTimeout(caller.timer);
     if (call.oneSocket) return;
-    if (call.sent) this.#unanswered -= call.text.length;
-    else this.#waiting -= 1;
+    if (call.state === "waiting") {
+      this.#waiting -= 1;
+      this.#waitingCharacters -= call.text.length;
+    } else {
+      this.#unanswered -= call.text.length;
+    }
+    if (call.record !== null && this.#latest.get(place(call.model, call.record)) === call) this.#latest.delete(place(call.model, call.record));
+    if (call.isWrite) this.#storage?.remove(String(call.id));
+    if (!call.isRead) this.#resize(-1);
   }
+
+  #resize(by: number): void {
+    this.#size += by;
+    this.#changed();
+  }
+}
+
+function blank(id: number | string, model: string, event: string, text: string): PendingCall {
+  const flags = { frozen: false, safe: false, isWrite: false, isRead: false, oneSocket: false };
+  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, era: 0, timer: null, callers: [] };
+}
+
+function place(model: string, record: string): string {
+  return `${model} ${record}`;
+}
+
+function parse(text: string): Message & { id: number | string } {
+  return JSON.parse(text) as Message & { id: number | string };
 }

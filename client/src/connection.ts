@@ -4,13 +4,14 @@
  */
 
 import { closeWindow, isFinal, offlineDelay, readWindow, retryDelay, type Window, windowDelay } from "./backoff.js";
-import { type Call, Calls, type Settle } from "./calls.js";
+import { type Call, Calls, type Settle, type StartOptions } from "./calls.js";
 import { debug } from "./debug.js";
 import { Emitter } from "./emitter.js";
 import { BacksyncError } from "./errors.js";
 import { browserHost, guarded, type Host, type Timer } from "./host.js";
 import { decode, type Incoming, isObject, type Message, type Query } from "./protocol.js";
 import { type OpenSocket, openSocket, type Socket, type SocketOptions } from "./socket.js";
+import { type OpenStorage, openStorage, type Storage } from "./storage.js";
 import { type Sink, type Subscription, Subscriptions } from "./subscriptions.js";
 
 /**
@@ -23,16 +24,29 @@ export type Status = "connecting" | "live" | "behind" | "offline" | "closed";
 export type Token = string | (() => string | Promise<string>);
 
 export interface ConnectionOptions extends SocketOptions {
-  /** Milliseconds until a call without a reply is rejected with `timeout`; waiting for a connection counts. Default 30 000. */
+  /**
+   * Milliseconds until what has no reply is rejected with `timeout`. Default 30 000. For writes of a record only the time
+   * counts in which they are unanswered on a connection that stands; for all else waiting for a connection counts, too.
+   */
   timeout?: number;
+  /** The name under which unsent and unanswered writes are kept over page reloads. Default: they end with the page. */
+  persist?: string;
   /** Sent with every greeting; a function is asked before each, so that it can renew an expired one. */
   token?: Token;
 }
 
 export interface CallOptions {
-  /** Milliseconds, instead of the connection's. */
+  /** Milliseconds from now on, instead of the connection's; waiting for a connection counts, for writes, too. */
   timeout?: number;
 }
+
+/** What `onOpen` gets: the new socket, before anything else that waits may use it. */
+export interface Opening {
+  /** Calls at once, on this socket only; rejects with `unavailable` when that is lost. */
+  call(event: string, data?: unknown, options?: CallOptions): Promise<unknown>;
+}
+
+export type OpenHook = (opening: Opening) => unknown;
 
 export interface SubscribeOptions {
   query?: Query;
@@ -47,7 +61,11 @@ export interface CloseInfo {
 }
 
 type Events = {
-  status: [status: Status];
+  status: [status: Status, pending: number];
+  /** The number of changes that wait for an answer is another one now. */
+  pending: [pending: number];
+  /** A write that an earlier page has left was refused: nobody else is there to hear of it. */
+  refused: [error: BacksyncError, message: Message];
   /** Each message that is no reply, before it is applied. */
   message: [message: Incoming];
 };
@@ -55,6 +73,8 @@ type Events = {
 const CALL_TIMEOUT_MS = 30_000;
 /** Over the worst of SockJS's falling back from one transport to the next. */
 const OPEN_TIMEOUT_MS = 30_000;
+/** What a page does as a connection opens keeps all else waiting: not for longer than this. */
+const HOOKS_TIMEOUT_MS = 10_000;
 /** The server's default; its greeting says the real one. */
 const HEARTBEAT_S = 25;
 /** Silence of a heartbeat and this is asked about with `$:ping`; together with the next number at most 35 s. */
@@ -67,8 +87,6 @@ const POLICY = 4500;
 
 export class Connection {
   readonly url: string;
-  /** Random, kept over reconnects: with it the server recognises a write that is sent twice. */
-  readonly clientId: string;
   /** @internal */
   readonly host: Host;
   readonly #options: ConnectionOptions;
@@ -76,8 +94,15 @@ export class Connection {
   readonly #events: Emitter<Events>;
   readonly #calls: Calls;
   readonly #subscriptions: Subscriptions;
+  readonly #hooks = new Set<OpenHook>();
+  readonly #openings = new Set<(error: BacksyncError) => void>();
+  /** The outbox of earlier pages has been read; null: there is none, or it was. */
+  #restoring: Promise<void> | null = null;
+  #clientId: string;
+  #pendingTold = 0;
+  #pendingTelling = false;
 
-  #phase: "idle" | "opening" | "greeting" | "ready" | "waiting" | "closed" = "idle";
+  #phase: "idle" | "opening" | "greeting" | "introducing" | "ready" | "waiting" | "closed" = "idle";
   #status: Status = "offline";
   #socket: Socket | null = null;
   #transport: string | null = null;
@@ -95,8 +120,14 @@ export class Connection {
   #goodbye: Timer | null = null;
   #stopNetwork: (() => void) | null = null;
 
-  /** `host` and `open` are for tests: a page passes neither. */
-  constructor(url: string, options: ConnectionOptions = {}, host: Host = browserHost, open: OpenSocket = openSocket) {
+  /** `host`, `open` and `storage` are for tests: a page passes none of them. */
+  constructor(
+    url: string,
+    options: ConnectionOptions = {},
+    host: Host = browserHost,
+    open: OpenSocket = openSocket,
+    storage: OpenStorage = openStorage,
+  ) {
     this.url = absolute(url);
     checkOptions(options);
     this.#options = options;
@@ -104,9 +135,15 @@ export class Connection {
     this.host = host;
     this.#open = open;
     this.#events = new Emitter<Events>(host);
-    this.#calls = new Calls(host);
+    this.#calls = new Calls(host, options.timeout ?? CALL_TIMEOUT_MS, () => this.#countPending(), (error, message) => this.#refused(error, message));
     this.#subscriptions = new Subscriptions(host, () => this.#showStatus());
-    this.clientId = randomId(host);
+    this.#clientId = randomId(host);
+    if (options.persist !== undefined) this.#restore(storage(options.persist, () => randomId(host)));
+  }
+
+  /** Random, kept over reconnects, with `persist` over reloads: with it the server recognises a write that is sent twice. */
+  get clientId(): string {
+    return this.#clientId;
   }
 
   get status(): Status {
@@ -123,7 +160,7 @@ export class Connection {
     return this.#closed;
   }
 
-  /** Number of calls and writes without an answer yet, those that wait for a connection included. */
+  /** Number of changes without an answer yet: messages that are waiting or sent, reads excepted. */
   get pending(): number {
     return this.#calls.size;
   }
@@ -131,6 +168,17 @@ export class Connection {
   /** Calls `listener` at each event until the returned function is called. */
   on<Name extends keyof Events>(name: Name, listener: (...details: Events[Name]) => void): () => void {
     return this.#events.on(name, listener);
+  }
+
+  /**
+   * Calls `hook` on each new connection after the greeting, and on the present one at once. Until what it returns is
+   * done, for 10 s at most, nothing else is sent: a page can say there who it is. Returns what takes the hook out.
+   */
+  onOpen(hook: OpenHook): () => void {
+    const own: OpenHook = (opening) => hook(opening); // the same hook may be there twice
+    this.#hooks.add(own);
+    if (this.#phase === "ready") void this.#introduce([own]);
+    return () => void this.#hooks.delete(own);
   }
 
   /** Opens; not needed before calls and subscriptions, which do so. After `close` it opens again. */
@@ -144,9 +192,14 @@ export class Connection {
     return this;
   }
 
-  /** Closes for good: calls without an answer are rejected with `closed`, subscriptions end. */
+  /** Closes for good: calls without an answer are rejected with `closed`, subscriptions end; kept writes wait for `open`. */
   close(code = NORMAL, reason = ""): void {
     this.#end({ code, reason });
+  }
+
+  /** Forgets all writes that have no answer yet, kept ones too, and rejects them with `aborted`: for signing out. */
+  discard(): void {
+    this.#calls.discard(new BacksyncError("aborted", "Unsent and unanswered writes were discarded by the page."));
   }
 
   /**
@@ -163,13 +216,13 @@ export class Connection {
   }
 
   /** `call` for adapters: the answer arrives in order with the changes around it, which a promise's would not. */
-  request(message: Message, options: CallOptions, settle: Settle): Call {
+  request(message: Message, options: StartOptions, settle: Settle): Call {
     if (this.#closed !== null) {
       const error = this.#closedError(this.#closed);
       queueMicrotask(() => guarded(this.host, () => settle(error, null)));
-      return { abort() {}, unsent: true };
+      return { abort() {} };
     }
-    const call = this.#calls.start(message, options.timeout ?? this.#options.timeout ?? CALL_TIMEOUT_MS, settle);
+    const call = this.#calls.start(message, options, settle);
     this.open();
     return call;
   }
@@ -188,7 +241,21 @@ export class Connection {
     await this.call("$:auth", { token });
   }
 
-  // The life of a socket: #connect → #opened → #greeted → #ended, and again.
+  #restore(storage: Storage): void {
+    this.#calls.persist(storage, `${randomId(this.host).slice(0, 12)}.`);
+    const opening = storage.open((writes) => {
+      this.#calls.restore(writes, false);
+      if (this.#phase === "idle") this.open();
+    });
+    this.#restoring = opening.then(({ client, writes }) => {
+      this.#clientId = client;
+      this.#restoring = null;
+      this.#calls.restore(writes, true);
+      if (writes.length > 0 && this.#phase === "idle") this.open();
+    });
+  }
+
+  // The life of a socket: #connect → #opened → #greeted → #introduced → #ended, and again.
 
   #connect(): void {
     this.#phase = "opening";
@@ -218,18 +285,22 @@ export class Connection {
     debug.log("·", "open", transport);
     const greet = (token: string | undefined): void => {
       if (socket === null || socket !== this.#socket) return;
-      const data = { version: 1, client: this.clientId, ...(token === undefined ? {} : { token }) };
+      const data = { version: 1, client: this.#clientId, ...(token === undefined ? {} : { token }) };
       this.#callNow({ event: "$:hello", data }, OPEN_TIMEOUT_MS, (error, reply) => this.#greeted(error, reply));
     };
-    if (typeof this.#token === "function") {
-      const token = this.#token;
-      new Promise<string>((resolve) => resolve(token())).then(greet, (error: unknown) => {
-        this.host.report(error);
-        if (socket === this.#socket) this.#drop("no token");
-      });
-    } else {
-      greet(this.#token);
+    const token = this.#token;
+    if (typeof token !== "function" && this.#restoring === null) {
+      greet(token);
+      return;
     }
+    const ready = async (): Promise<string | undefined> => {
+      await this.#restoring;
+      return typeof token === "function" ? token() : token;
+    };
+    ready().then(greet, (error: unknown) => {
+      this.host.report(error);
+      if (socket === this.#socket) this.#drop("no token");
+    });
   }
 
   #greeted(error: BacksyncError | null, reply: unknown): void {
@@ -240,11 +311,60 @@ export class Connection {
     }
     const { heartbeat } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown };
     this.#heartbeatMs = 1000 * (typeof heartbeat === "number" && heartbeat > 0 ? heartbeat : HEARTBEAT_S);
+    if (this.#hooks.size === 0) {
+      this.#introduced();
+      return;
+    }
+    this.#phase = "introducing";
+    const socket = this.#socket;
+    const proceed = (): void => {
+      if (this.#phase === "introducing" && socket === this.#socket) this.#introduced();
+    };
+    this.#setTimer(HOOKS_TIMEOUT_MS, () => {
+      console.warn(`backsync: an onOpen hook was not done within ${HOOKS_TIMEOUT_MS / 1000} s; the rest goes on without it.`);
+      proceed();
+    });
+    void this.#introduce(this.#hooks).then(proceed);
+  }
+
+  async #introduce(hooks: Iterable<OpenHook>): Promise<void> {
+    const opening = this.#opening();
+    const run = async (hook: OpenHook): Promise<void> => {
+      try {
+        await hook(opening);
+      } catch (error) {
+        if (!(error instanceof BacksyncError && error.code === "unavailable")) this.host.report(error);
+      }
+    };
+    await Promise.all([...hooks].map(run));
+  }
+
+  #opening(): Opening {
+    const socket = this.#socket;
+    return {
+      call: (event, data, { timeout } = {}) =>
+        new Promise((resolve, reject) => {
+          const lost = (error: BacksyncError): void => reject(error);
+          if (socket === null || socket !== this.#socket) {
+            reject(lostError(event));
+            return;
+          }
+          this.#openings.add(lost);
+          this.#callNow({ event, ...(data === undefined ? {} : { data }) }, timeout ?? this.#options.timeout ?? CALL_TIMEOUT_MS, (error, reply) => {
+            this.#openings.delete(lost);
+            if (error === null) resolve(reply);
+            else reject(error);
+          });
+        }),
+    };
+  }
+
+  #introduced(): void {
     this.#phase = "ready";
     this.#readyAt = this.host.now();
     this.#watch();
     // Calls first: the reply to a write that is sent again must come before the change that it made.
-    this.#calls.opened((text) => this.#send(text));
+    if (this.#goodbye === null) this.#calls.opened((text) => this.#send(text));
     this.#subscriptions.opened((message, settle) => this.#callNow(message, CALL_TIMEOUT_MS, settle));
     this.#showStatus();
   }
@@ -303,6 +423,8 @@ export class Connection {
     this.#inbox = [];
     if (this.#goodbye !== null) this.host.clearTimeout(this.#goodbye);
     this.#goodbye = null;
+    for (const lost of this.#openings) lost(lostError("The call"));
+    this.#openings.clear();
     this.#calls.lost();
     this.#subscriptions.lost();
   }
@@ -335,7 +457,7 @@ export class Connection {
   /** The server goes away: no new calls, the answers that are due still come, then back within its window. */
   #bye(data: unknown): void {
     const { retry } = (isObject(data) ? data : {}) as { retry?: unknown };
-    if (this.#phase !== "ready" || this.#goodbye !== null) return;
+    if ((this.#phase !== "ready" && this.#phase !== "introducing") || this.#goodbye !== null) return;
     this.#calls.paused();
     this.#window = readWindow(retry) ?? closeWindow(1012);
     const longest = (this.#window?.[1] ?? 0) * 1000;
@@ -409,7 +531,24 @@ export class Connection {
     if (status === this.#status) return;
     this.#status = status;
     debug.log("·", "status", status);
-    this.#events.emit("status", status);
+    this.#events.emit("status", status, this.pending);
+  }
+
+  /** Once for all that happens in one go. */
+  #countPending(): void {
+    if (this.#pendingTelling) return;
+    this.#pendingTelling = true;
+    queueMicrotask(() => {
+      this.#pendingTelling = false;
+      if (this.pending === this.#pendingTold) return;
+      this.#pendingTold = this.pending;
+      this.#events.emit("pending", this.pending);
+    });
+  }
+
+  #refused(error: BacksyncError, message: Message): void {
+    if (error.code !== "aborted") console.warn(`backsync: a write of an earlier page was lost: ${message.event}: ${error.message} (${error.code})`);
+    this.#events.emit("refused", error, message);
   }
 
   #currentStatus(): Status {
@@ -419,6 +558,7 @@ export class Connection {
         return "offline";
       case "opening":
       case "greeting":
+      case "introducing":
         return "connecting";
       case "ready":
         return this.#subscriptions.behind ? "behind" : "live";
@@ -446,7 +586,7 @@ function absolute(url: string): string {
 }
 
 function checkOptions(options: ConnectionOptions): void {
-  const known = ["transport", "transports", "timeout", "token"];
+  const known = ["transport", "transports", "timeout", "token", "persist"];
   for (const name of Object.keys(options)) {
     if (!known.includes(name)) {
       throw new BacksyncError("usage", `Unknown connection option "${name}". The options are ${known.join(", ")}.`);
@@ -455,6 +595,10 @@ function checkOptions(options: ConnectionOptions): void {
   if (options.transport !== undefined && options.transport !== "sockjs" && options.transport !== "websocket") {
     throw new BacksyncError("usage", `transport is "${String(options.transport)}": it must be "sockjs" or "websocket".`);
   }
+}
+
+function lostError(what: string): BacksyncError {
+  return new BacksyncError("unavailable", `${what} has no answer: the connection on which it was made is lost.`);
 }
 
 function randomId(host: Host): string {

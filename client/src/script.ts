@@ -23,14 +23,23 @@ function home(): string {
 }
 
 let connection: backsync.Connection | null = null;
+let persist: string | null = null;
 
 const Backsync = {
   ...backsync,
   get connection(): backsync.Connection {
-    return (connection ??= new backsync.Connection(home()));
+    return (connection ??= new backsync.Connection(home(), persist === null ? {} : { persist }));
   },
   set connection(other: backsync.Connection) {
     connection = other;
+  },
+  /** The name under which unsent writes of `Backsync.connection` survive reloads; to be set before it is used. */
+  get persist(): string | null {
+    return persist;
+  },
+  set persist(name: string | null) {
+    if (connection !== null) throw new backsync.BacksyncError("usage", "Backsync.persist was set too late: Backsync.connection is in use already.");
+    persist = name;
   },
   get debug(): boolean {
     return backsync.debug.enabled;

@@ -14,31 +14,43 @@ export interface PendingWrite {
 }
 
 export class Shadow {
+  #confirmed: Attributes | null | undefined;
+  /** What the server said before it said that there is no such record: what a pending write may still be about. */
+  #before: Attributes = {};
+  readonly #writes = new Set<PendingWrite>(); // in the order in which they were made
+  readonly #shown = new Map<string, number>(); // how many writes show a value of a field
+
   /** The server's last word; null: it has no such record; undefined: it has said nothing yet. */
-  confirmed: Attributes | null | undefined;
-  readonly #writes: PendingWrite[] = [];
+  get confirmed(): Attributes | null | undefined {
+    return this.#confirmed;
+  }
+  set confirmed(record: Attributes | null | undefined) {
+    if (record === null) this.#before = this.#confirmed ?? this.#before;
+    this.#confirmed = record;
+  }
+
+  /** The writes without an answer, oldest first. */
+  get writes(): ReadonlySet<PendingWrite> {
+    return this.#writes;
+  }
 
   get pending(): boolean {
-    return this.#writes.length > 0;
-  }
-
-  get pendingCreate(): PendingWrite | undefined {
-    return this.#writes.find((write) => write.kind === "create");
-  }
-
-  get pendingDelete(): boolean {
-    return this.#writes.some((write) => write.kind === "delete");
+    return this.#writes.size > 0;
   }
 
   begin(write: PendingWrite): void {
-    this.#writes.push(write);
+    if (!this.pending && this.confirmed === null) this.#before = {}; // a new record under an old id
+    this.#writes.add(write);
+    for (const name of Object.keys(write.fields)) this.#shown.set(name, (this.#shown.get(name) ?? 0) + 1);
   }
 
-  /** The fields in which `attributes` differ from the server's record, with their local values. */
-  differences(attributes: Attributes, base: Attributes = this.confirmed ?? {}): Attributes {
+  /** The fields that a write of the whole record changes: those that differ from the server's or that are pending already. */
+  differences(attributes: Attributes): Attributes {
+    if ([...this.#writes].some((write) => write.kind === "delete")) return { ...attributes };
+    const base = this.confirmed ?? {};
     const fields: Attributes = {};
-    for (const name of new Set([...Object.keys(attributes), ...Object.keys(base)])) {
-      if (!same(attributes[name], base[name])) fields[name] = attributes[name];
+    for (const name of new Set([...Object.keys(attributes), ...Object.keys(base), ...this.#shown.keys()])) {
+      if (this.#shown.has(name) || !same(attributes[name], base[name])) fields[name] = attributes[name];
     }
     return fields;
   }
@@ -54,6 +66,12 @@ export class Shadow {
     return this.withoutPending(view);
   }
 
+  /** Another view of the same record has heard of it first: what it heard is at least as new as `record`. */
+  absorb(twin: Shadow, record: Attributes): Attributes {
+    this.confirmed = { ...record, ...twin.confirmed };
+    return this.confirmed;
+  }
+
   /** The server has accepted the write and answered with `record` (null: with nothing that is a record). */
   succeed(write: PendingWrite, record: Attributes | null): void {
     this.#settle(write);
@@ -67,30 +85,47 @@ export class Shadow {
   }
 
   /**
-   * The server has refused the write. Returns what the view takes back: the server's values (undefined: no such field)
-   * of the fields that still show this write's value and that no other pending write shows.
+   * The server has refused the write. Returns what the view takes back: of the fields that still show this write's value
+   * that of the latest other write which shows one, else the server's (undefined: no such field).
    */
   fail(write: PendingWrite, attributes: Attributes): Attributes {
     this.#settle(write);
     const back: Attributes = {};
-    for (const [name, value] of Object.entries(this.withoutPending(write.fields))) {
-      if (same(attributes[name], value)) back[name] = this.confirmed?.[name];
+    for (const [name, value] of Object.entries(write.fields)) {
+      if (!same(attributes[name], value)) continue;
+      const showing = this.#shown.has(name) ? [...this.#writes].reverse().find((other) => Object.hasOwn(other.fields, name)) : undefined;
+      const present = showing === undefined ? this.confirmed?.[name] : showing.fields[name];
+      if (!same(present, value)) back[name] = present;
     }
     return back;
   }
 
   /** `fields` without those that have a pending local value. */
   withoutPending(fields: Attributes): Attributes {
-    if (!this.pending) return fields;
-    return Object.fromEntries(Object.entries(fields).filter(([name]) => !this.#writes.some((write) => Object.hasOwn(write.fields, name))));
+    if (this.#shown.size === 0) return fields;
+    return Object.fromEntries(Object.entries(fields).filter(([name]) => !this.#shown.has(name)));
+  }
+
+  /** The record as it is to be shown: the server's, under all that is pending; null: there is none. */
+  view(): Attributes | null {
+    let record: Attributes | null = this.confirmed ?? (this.pending ? this.#before : null);
+    for (const { kind, fields } of this.#writes) record = kind === "delete" ? null : { ...record, ...fields };
+    if (record !== null && this.pending) {
+      for (const name of Object.keys(record)) if (record[name] === undefined) delete record[name];
+    }
+    return record;
   }
 
   #settle(write: PendingWrite): void {
-    const index = this.#writes.indexOf(write);
-    if (index >= 0) this.#writes.splice(index, 1);
+    if (!this.#writes.delete(write)) return;
+    for (const name of Object.keys(write.fields)) {
+      const count = (this.#shown.get(name) ?? 1) - 1;
+      if (count === 0) this.#shown.delete(name);
+      else this.#shown.set(name, count);
+    }
   }
 }
 
-function same(one: unknown, other: unknown): boolean {
+export function same(one: unknown, other: unknown): boolean {
   return one === other || (one !== undefined && other !== undefined && canonical(one) === canonical(other));
 }

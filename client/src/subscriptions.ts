@@ -42,6 +42,8 @@ export class Subscription {
   readonly #stop: () => void;
   /** The last change that was received; null until the first answer. */
   position: Position | null = null;
+  /** The key fields of its channel, for a keyed model, once the server has answered. */
+  key: Query | null = null;
 
   /** @internal */
   constructor(model: string, query: Query | undefined, stop: () => void) {
@@ -178,7 +180,7 @@ export class Subscriptions {
   }
 
   #answered(entry: Entry, data: unknown): void {
-    const { mode, epoch, seq, records } = (isObject(data) ? data : {}) as Record<string, unknown>;
+    const { mode, epoch, seq, records, key } = (isObject(data) ? data : {}) as Record<string, unknown>;
     if (typeof seq !== "number") {
       const got = JSON.stringify(data) ?? "nothing";
       this.#refused(entry, new BacksyncError("invalid", `The reply to ${entry.subscription.model}:subscribe has no position: ${got}.`));
@@ -187,6 +189,10 @@ export class Subscriptions {
     entry.state = "following";
     entry.answered = true;
     entry.attempts = 0;
+    if (isObject(key)) {
+      entry.subscription.key = key;
+      this.#keyFields.set(entry.subscription.model, Object.keys(key));
+    }
     const position = entry.subscription.position;
     if (mode === "snapshot" || position === null) {
       entry.subscription.position = { epoch: epoch as string, seq };

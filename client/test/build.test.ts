@@ -104,14 +104,14 @@ describe("the script", () => {
 describe("the module", () => {
   it("loads without Backbone and exports what the types say", async () => {
     const module = await import(pathToFileURL(path.join(out, "backsync.mjs")).href);
-    assert.deepEqual(Object.keys(module).sort(), ["BacksyncError", "Connection", "connect", "debug", "install", "installLegacyNames"]);
+    assert.deepEqual(Object.keys(module).sort(), ["BacksyncError", "Connection", "LiveCollection", "connect", "debug", "install", "installLegacyNames"]);
     const text = await readFile(path.join(out, "backsync.mjs"), "utf8");
     assert.equal(/Backbone\.js|_\.VERSION|VERSION="1\.6\.1"/.test(text), false);
   });
 
   it("has types that stand on their own", async () => {
     const use = `
-      import { BacksyncError, connect, Connection, debug, install, installLegacyNames } from "./backsync.mjs";
+      import { BacksyncError, connect, Connection, debug, LiveCollection, install, installLegacyNames } from "./backsync.mjs";
       import type { LivePromise, Status, SyncPromise } from "./backsync.mjs";
       const connection: Connection = connect("/backsync", { transport: "websocket", timeout: 1000, token: () => "t" });
       const unbind: () => void = connection.on("status", (status: Status) => status.toUpperCase());
@@ -160,7 +160,7 @@ describe("the directory", () => {
   });
 
   it("is small", async () => {
-    const limits: Record<string, number> = { "backsync.js": 140_000, "backsync.mjs": 90_000 };
+    const limits: Record<string, number> = { "backsync.js": 150_000, "backsync.mjs": 98_000 };
     for (const [name, limit] of Object.entries(limits)) assert.ok((await readFile(path.join(out, name))).length < limit, name);
   });
 });

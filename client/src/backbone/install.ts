@@ -42,6 +42,8 @@ export interface Installed {
   /** What now is `Backbone.sync`; also usable as the `sync` of a single class or instance. */
   sync: SyncFunction;
   live(collection: BackboneCollection, options?: LiveCallOptions): LivePromise;
+  /** Writes of a model without an answer; of a collection: its records with such writes, destroyed ones included. */
+  pending(subject: BackboneModel | BackboneCollection): number;
   /** Takes all out again; live collections stop. */
   uninstall(): void;
 }
@@ -73,6 +75,7 @@ export function install(Backbone: BackboneLike, connection: Connection | (() => 
   const handle: Installed = {
     sync: installed.sync,
     live: (collection, liveOptions) => installed.live(collection, liveOptions),
+    pending: (subject) => installed.pending(subject),
     uninstall() {
       installed.uninstall();
       installations.delete(Backbone);
@@ -122,11 +125,17 @@ class Installation {
         return this;
       },
     };
-    Object.assign(collections, additions);
+    const models = Backbone.Model.prototype as Record<string, unknown>;
+    function syncPending(this: BackboneModel | BackboneCollection): number {
+      return installation.pending(this);
+    }
+    models.syncPending = syncPending;
+    Object.assign(collections, additions, { syncPending });
     this.#restore = () => {
       Backbone.sync = original;
       collections._reset = reset;
-      for (const name of ["live", "syncBind", "syncUnbind"]) delete collections[name];
+      for (const name of ["live", "syncBind", "syncUnbind", "syncPending"]) delete collections[name];
+      delete models.syncPending;
     };
   }
 
@@ -160,6 +169,10 @@ class Installation {
     state.bindings.set(channel, binding);
     this.#arrange(collection, state);
     return binding.promise;
+  }
+
+  pending(subject: BackboneModel | BackboneCollection): number {
+    return this.#records.pending(subject);
   }
 
   bind(collection: BackboneCollection, event: string, listener: SyncListener, context: unknown): void {

@@ -14,7 +14,10 @@ import type { BackboneCollection, BackboneModel, Options } from "./types.js";
 
 /** What `.live()` returns: resolves with the collection when it first equals the server's. */
 export interface LivePromise extends Promise<BackboneCollection> {
-  /** Ends it: the collection keeps its records and hears no more of the server. */
+  /**
+   * Ends it: the collection hears no more of the server. It keeps its records; of a keyed model those leave that are in
+   * no other room which it follows.
+   */
   stop(): void;
 }
 
@@ -64,6 +67,7 @@ export class Binding implements Sink {
   stop(): void {
     this.#subscription.stop();
     this.#options.ended();
+    this.#leave();
     this.#reject(new BacksyncError("aborted", `The live ${this.#options.model} collection was stopped before its first records came.`));
   }
 
@@ -143,6 +147,28 @@ export class Binding implements Sink {
     return alone || this.#owned.has(id);
   }
 
+  /** Takes the records of a room that was left out of the collection. */
+  #leave(): void {
+    const { key } = this.#subscription;
+    if (key === null) return;
+    const leaving = this.#collection.models.filter((model) => {
+      const id = String(this.#collection.modelId(model.attributes, model.idAttribute));
+      const record = this.#records.shadow(model).confirmed ?? model.attributes;
+      return (this.#owned.has(id) || matches(record, key)) && !this.#isElsewhere(record);
+    });
+    this.#owned.clear();
+    if (leaving.length > 0) guarded(this.#host, () => this.#collection.remove(leaving, { fromServer: true, seq: null }));
+  }
+
+  /** Whether another room that this collection follows has the record. */
+  #isElsewhere(record: Attributes): boolean {
+    for (const sibling of this.#siblings) {
+      const key = sibling.#subscription.key ?? sibling.#options.query;
+      if (sibling !== this && key !== undefined && matches(record, key)) return true;
+    }
+    return false;
+  }
+
   // Changes: the last one of each record counts; one `update` event for all.
 
   #apply(changes: Change[]): void {
@@ -154,7 +180,7 @@ export class Binding implements Sink {
       const id = this.#idOf(record);
       if (id === undefined) continue;
       const name = String(id);
-      if (change.method === "delete" && change.key !== null && !this.#isIn(change.key, name, latest.get(name))) continue;
+      if (change.method === "delete" && change.key !== null && !this.#leaves(change.key, name, latest.get(name))) continue;
       latest.delete(name); // and at the end again: new records are added in the order of their last change
       latest.set(name, change.method === "upsert" ? record : null);
       seq = change.seq ?? seq;
@@ -228,12 +254,11 @@ export class Binding implements Sink {
     return shadow.pending ? null : model; // a pending write may bring it back: its answer decides
   }
 
-  /** Whether our copy of a record is in the channel `key`: it may have moved to another one that is shown here. */
-  #isIn(key: Query, id: string, coming: Attributes | null | undefined): boolean {
-    if (isObject(coming)) return matches(coming, key);
+  /** Whether a record that has left the channel `key` leaves the collection: it may have moved to another one that is shown here. */
+  #leaves(key: Query, id: string, coming: Attributes | null | undefined): boolean {
     const model = this.#collection.get(id);
-    if (model === undefined) return true;
-    return matches(this.#records.shadow(model).confirmed ?? model.attributes, key);
+    const record = isObject(coming) ? coming : model === undefined ? {} : (this.#records.shadow(model).confirmed ?? model.attributes);
+    return matches(record, key) || !this.#isElsewhere(record);
   }
 
   #finish(list: Listed): void {

@@ -3,6 +3,7 @@
  * Knows nothing of connections: it is told what was answered.
  */
 
+import { localName, recordName } from "../coalesce.js";
 import { BacksyncError } from "../errors.js";
 import { isObject, safeRecord } from "../protocol.js";
 import { type Attributes, type PendingWrite, Shadow } from "../shadow.js";
@@ -29,7 +30,6 @@ export class Write implements PendingWrite {
   readonly places: Place[];
   /** The model was destroyed before the server had answered its creation. */
   destroyed = false;
-  readonly #followers: (() => void)[] = [];
 
   constructor(kind: PendingWrite["kind"], fields: Attributes, optimistic: boolean, places: Place[]) {
     this.kind = kind;
@@ -37,19 +37,13 @@ export class Write implements PendingWrite {
     this.optimistic = optimistic;
     this.places = places;
   }
-
-  /** Calls back when the write has its answer. */
-  whenSettled(follower: () => void): void {
-    this.#followers.push(follower);
-  }
-
-  settled(): void {
-    for (const follower of this.#followers.splice(0)) follower();
-  }
 }
 
 export class Records {
   readonly #shadows = new WeakMap<BackboneModel, Shadow>();
+  readonly #names = new WeakMap<BackboneModel, string>();
+  /** Models with writes that have no answer, and where they are or were. */
+  readonly #unanswered = new Map<BackboneModel, Set<BackboneCollection>>();
   /** Optimistically destroyed models by id: the server's changes must not bring them back before it has answered. */
   readonly #hidden = new WeakMap<BackboneCollection, Map<string, BackboneModel>>();
   readonly live = new Map<BackboneCollection, LiveOptions>();
@@ -58,6 +52,23 @@ export class Records {
     let shadow = this.#shadows.get(model);
     if (shadow === undefined) this.#shadows.set(model, (shadow = new Shadow()));
     return shadow;
+  }
+
+  /** What the outbox calls the record: by its id, or by a name of our own as long as it has none. */
+  name(model: BackboneModel): string {
+    const own = model.isNew() ? null : recordName(model.attributes[model.idAttribute]);
+    if (own !== null) return own;
+    let name = this.#names.get(model);
+    if (name === undefined) this.#names.set(model, (name = localName()));
+    return name;
+  }
+
+  /** Writes of a model without an answer; of a collection: records with such writes, destroyed ones included. */
+  pending(subject: BackboneModel | BackboneCollection): number {
+    if (!isCollection(subject)) return this.shadow(subject).writes.size;
+    let count = 0;
+    for (const [model, places] of this.#unanswered) if (places.has(subject) || subject.get(model.cid) === model) count += 1;
+    return count;
   }
 
   hidden(collection: BackboneCollection, id: unknown): BackboneModel | undefined {
@@ -89,14 +100,19 @@ export class Records {
     }
     const write = new Write(kind, fields, optimistic, places);
     shadow.begin(write);
+    const collections = this.#unanswered.get(model) ?? new Set();
+    for (const { collection } of places) collections.add(collection);
+    this.#unanswered.set(model, collections);
     return write;
   }
 
-  /** The unanswered creation that `write` has to wait for: a second one before it would make a second record. */
-  pendingCreation(model: BackboneModel, write: Write): Write | null {
-    if (!model.isNew()) return null;
-    const creation = this.shadow(model).pendingCreate;
-    return creation === write || !(creation instanceof Write) ? null : creation;
+  /** The model, which has no id yet, was destroyed: what is unanswered will not be shown. Null if nothing is, or it was said before. */
+  destroyedUnborn(model: BackboneModel): Write | null {
+    const writes = [...this.shadow(model).writes] as Write[];
+    const [creation] = writes;
+    if (creation === undefined || creation.destroyed) return null;
+    for (const write of writes) write.destroyed = true;
+    return creation;
   }
 
   /** The server has accepted; `done` runs Backbone's own success with what it may set. */
@@ -117,7 +133,7 @@ export class Records {
     } finally {
       if (!settled) shadow.succeed(write, null);
       this.#show(write, model);
-      write.settled();
+      this.#settled(model);
     }
   }
 
@@ -144,7 +160,7 @@ export class Records {
           if (!collection.has(model)) collection.trigger("rollback", model, error, options); // it hears the model no more
         }
       }
-      write.settled();
+      this.#settled(model);
     }
   }
 
@@ -180,6 +196,10 @@ export class Records {
       const model = subject.get(subject.modelId(row));
       if (model !== undefined && !this.shadow(model).pending) this.made(model, row);
     }
+  }
+
+  #settled(model: BackboneModel): void {
+    if (!this.shadow(model).pending) this.#unanswered.delete(model);
   }
 
   #placesOf(model: BackboneModel): Place[] {
@@ -227,8 +247,7 @@ export class Records {
       const id = collection.modelId(record, model.idAttribute);
       const twin = id === undefined || id === null ? undefined : collection.get(id);
       if (twin === undefined || twin === model) continue;
-      merged = { ...merged, ...this.shadow(twin).confirmed };
-      this.shadow(model).confirmed = merged;
+      merged = this.shadow(model).absorb(this.shadow(twin), merged);
       collection.remove(twin, { fromServer: true });
     }
     return merged;

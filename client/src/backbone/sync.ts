@@ -30,11 +30,12 @@ export function syncOver(
   const promise = new Promise<unknown>((...settlers) => ([resolve, reject] = settlers)) as SyncPromise;
   promise.catch(() => {}); // the page need not listen: `error` says the same
 
-  let call: Call | null = null;
+  let stopWatching: (() => void) | null = null;
   let over = false;
   const settle = (error: BacksyncError | null, response: unknown): void => {
     if (over) return;
     over = true;
+    stopWatching?.();
     try {
       if (error === null) succeed(response);
       else fail(error);
@@ -47,29 +48,21 @@ export function syncOver(
     const success = (answer: unknown): void => options.success?.(answer);
     if (write === null) records.fetched(subject, response, options, success);
     else records.succeed(write, subject as BackboneModel, response, options, success);
-    if (write?.destroyed === true) deleteToo(connection, records, subject as BackboneModel, write, message, options);
   };
   const fail = (error: BacksyncError): void => {
     const tell = (): void => options.error?.(error);
     if (write === null) tell();
     else records.fail(write, subject as BackboneModel, error, options, tell);
   };
-  const send = (): void => {
-    if (!over) call = connection.request(message, timeoutOf(options), settle);
-  };
-  promise.abort = () => {
-    if (call !== null) call.abort();
-    else queueMicrotask(() => settle(new BacksyncError("aborted", `${message.event} was aborted by the page.`), null));
-  };
-
+  let call: Call | null = null;
+  promise.abort = () => call?.abort();
   if (write === null) {
-    send();
+    call = connection.request(message, timeoutOf(options), settle);
   } else {
     const model = subject as BackboneModel;
-    const creation = records.pendingCreation(model, write);
-    if (creation === null) send();
-    else creation.whenSettled(() => (creation.destroyed ? promise.abort() : sendWithId(model, message, send)));
-    if (write.kind === "create") watchDestroy(model, write, () => call?.unsent === true && call.abort());
+    const where = { record: records.name(model), identity: () => identity(model) };
+    call = connection.request(message, { ...timeoutOf(options), ...where }, settle);
+    if (write.kind === "create") stopWatching = watchDestroy(connection, records, model, message, options);
   }
 
   options.xhr = promise;
@@ -109,42 +102,32 @@ function withIdentity(model: BackboneModel, attributes: Attributes): Attributes 
   return missing.length === 0 ? attributes : { ...attributes, ...Object.fromEntries(missing) };
 }
 
-/** The model got its id after the message was made. */
-function sendWithId(model: BackboneModel, message: Message, send: () => void): void {
-  if (isObject(message.data)) message.data = withIdentity(model, message.data);
-  send();
-}
-
 function timeoutOf(options: Options): { timeout?: number } {
   return typeof options.timeout === "number" && options.timeout > 0 ? { timeout: options.timeout } : {};
 }
 
-/** Backbone does not tell `sync` when a model is destroyed that has no id yet, though the server may be giving it one. */
-function watchDestroy(model: BackboneModel, write: Write, destroyed: () => void): void {
+/**
+ * Backbone does not tell `sync` when a model is destroyed that has no id yet, though the server may be giving it one: the
+ * record goes the same way, and is not shown until then. A creation that has not left never does.
+ */
+function watchDestroy(connection: Connection, records: Records, model: BackboneModel, created: Message, options: Options): () => void {
   const listener = (other: BackboneModel): void => {
     if (other !== model || !model.isNew()) return;
-    write.destroyed = true;
-    destroyed();
+    const creation = records.destroyedUnborn(model);
+    if (creation === null) return;
+    let write: Write | null = null;
+    const message: Message = { event: created.event.replace(/:.*$/, ":delete"), data: {} };
+    const identified = (): Attributes => {
+      const places = creation.places.map(({ collection }) => ({ collection, index: collection.length }));
+      write = records.begin("delete", model, {}, places);
+      return identity(model);
+    };
+    connection.request(message, { ...timeoutOf(options), record: records.name(model), identity: identified }, (error) => {
+      if (write === null) return; // there never was such a record
+      if (error === null) records.succeed(write, model, null, {}, () => {});
+      else records.fail(write, model, error, options, () => model.trigger("error", model, error, options));
+    });
   };
   model.on("destroy", listener);
-  write.whenSettled(() => model.off("destroy", listener));
-}
-
-/** The server has made a record whose model is destroyed already: it goes the same way, and is not shown until then. */
-function deleteToo(
-  connection: Connection,
-  records: Records,
-  model: BackboneModel,
-  creation: Write,
-  created: Message,
-  options: Options,
-): void {
-  if (model.isNew()) return;
-  const places = creation.places.map(({ collection }) => ({ collection, index: collection.length }));
-  const write = records.begin("delete", model, {}, places);
-  const message: Message = { event: created.event.replace(/:.*$/, ":delete"), data: identity(model) };
-  connection.request(message, timeoutOf(options), (error) => {
-    if (error === null) records.succeed(write, model, null, {}, () => {});
-    else records.fail(write, model, error, options, () => model.trigger("error", model, error, options));
-  });
+  return () => model.off("destroy", listener);
 }

@@ -1,0 +1,49 @@
+/** What one message does that stands for two writes of one record, neither of which has been sent. Pure: no queue, no socket. */
+
+import { isObject, type Message, splitEvent } from "./protocol.js";
+
+export type WriteMethod = "upsert" | "patch" | "delete";
+
+const WRITES: Record<string, WriteMethod> = { upsert: "upsert", create: "upsert", update: "upsert", patch: "patch", delete: "delete" };
+
+/** What an event does to the one record that its data names; null: something else, or several records at once. */
+export function writeMethod(message: Message): WriteMethod | null {
+  const [, method] = splitEvent(message.event) ?? [];
+  if (method === undefined || !Object.hasOwn(WRITES, method) || !isObject(message.data)) return null;
+  return WRITES[method] as WriteMethod;
+}
+
+/** The name of a record with this id within its model; no local name is equal to one. */
+export function recordName(id: unknown): string | null {
+  return typeof id === "string" || typeof id === "number" ? JSON.stringify(id) : null;
+}
+
+let lastLocal = 0;
+
+/** A name, used once in this page, for a record that has no id yet. */
+export function localName(): string {
+  return `~${(lastLocal += 1)}`;
+}
+
+export function isLocal(record: string): boolean {
+  return record.startsWith("~");
+}
+
+/**
+ * The one message for both; `"nothing"` for a creation that is deleted again; null where there is no such message.
+ * An upsert carries the whole record, so a later one replaces an earlier one; a patch carries some fields of it.
+ */
+export function coalesce(first: Message, second: Message): Message | "nothing" | null {
+  const before = writeMethod(first);
+  const after = writeMethod(second);
+  if (before === null || after === null) return null;
+  const old = first.data as Record<string, unknown>;
+  if (after === "delete") return before === "upsert" && (old.id ?? null) === null ? "nothing" : second;
+  if (after === "upsert") return second;
+  if (before === "delete") return null;
+  const fields = { ...old, ...(second.data as Record<string, unknown>) };
+  for (const name of second.unset ?? []) delete fields[name];
+  if (before === "upsert") return { event: first.event, data: fields };
+  const unset = [...(first.unset ?? []).filter((name) => !Object.hasOwn(fields, name)), ...(second.unset ?? [])];
+  return { event: first.event, data: fields, ...(unset.length > 0 ? { unset: [...new Set(unset)] } : {}) };
+}
