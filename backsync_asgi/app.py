@@ -22,6 +22,7 @@ from .hub import Acting, Hub, Subscriber, Topic
 from .limits import Bucket, Horizon, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request
 from .models import (
+    BrokenOff,
     Caller,
     Context,
     HandlerFunction,
@@ -302,6 +303,7 @@ class Connection:
         "_state",
         "_subscriber",
         "_waiting",
+        "_warned",
         "_workers",
         "id",
         "user",
@@ -320,6 +322,7 @@ class Connection:
         self._client: tuple[Hashable, str] | None = None
         self._greeting: Request | None = None
         self._bucket: Bucket | None = None
+        self._warned = False
         self._queues: dict[str, deque[Request]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
@@ -571,25 +574,33 @@ class Connection:
             data = await self._perform(request, acting)
         except Reject as error:
             return self._failure(request, error.code, error.message, error.details), error.code
-        except HandlerTimeout as error:
-            logger.error("The handler of %s took too long: %s.", request.event, error)
-            return self._failure(request, "timeout", CODES["timeout"]), "timeout"
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                if self._app._server.draining:
-                    raise  # the program ends
-                while task.uncancel():  # the handler has cancelled itself; who asks next needs this task
-                    pass
-            if isinstance(error, EncodeError):
-                logger.error("The result of %s cannot be sent: %s", request.event, error)
-            else:
-                logger.exception("The handler of %s failed.", request.event)
-            message = repr(error) if self._app.debug else CODES["handler_error"]
-            return self._failure(request, "handler_error", message), "handler_error"
+        except BaseException as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
+            code, message, details = self._explain(request, error)
+            return self._failure(request, code, message, details), code
         return None if request.id is None else messages.reply(request.id, request.event, data), None
+
+    def _explain(self, request: Request, error: BaseException) -> tuple[str, str, Any]:
+        """Log what went wrong in a handler. Returns what its client is told: code, message and details."""
+        details = None
+        if isinstance(error, BrokenOff) and error.__cause__ is not None:
+            details = {"done": error.done}
+            error = error.__cause__
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            if self._app._server.draining:
+                raise error  # the program ends
+            while task.uncancel():  # the handler has cancelled itself; who asks next needs this task
+                pass
+        if isinstance(error, HandlerTimeout):
+            logger.error("The handler of %s took too long: %s.", request.event, error)
+            return "timeout", CODES["timeout"], details
+        if isinstance(error, EncodeError):
+            logger.error("The result of %s cannot be sent: %s", request.event, error)
+        else:
+            logger.error("The handler of %s failed.", request.event, exc_info=error)
+        return "handler_error", repr(error) if self._app.debug else CODES["handler_error"], details
 
     async def _perform(self, request: Request, acting: Acting) -> str:
         model = self._app._models.get(request.model)
@@ -628,7 +639,10 @@ class Connection:
     def _bad_message(self, error: BadMessage) -> None:
         if error.id is None:
             self._app.bad_messages += 1
-            logger.warning("A client sent a message that is not of the protocol's form. %s", error)
+            # Once for each client: who sends nothing but nonsense must not fill the log.
+            level = logging.DEBUG if self._warned else logging.WARNING
+            self._warned = True
+            logger.log(level, "A client sent a message that is not of the protocol's form. %s", error)
         else:
             self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)))
 

@@ -126,6 +126,14 @@ class HandlerTimeout(Exception):
     """A handler took longer than it may."""
 
 
+class BrokenOff(Exception):
+    """A write of several records failed, by the error that is its cause, after `done` of them."""
+
+    def __init__(self, done: int) -> None:
+        self.done = done
+        super().__init__(f"after {done} records")
+
+
 class Caller:
     """Calls handlers: async ones on the loop, plain ones in worker threads, all within a time limit and the middleware.
 
@@ -390,6 +398,10 @@ class Model:
         Raises ValueError for a record without an id, Reject("invalid") for one without its key fields, EncodeError for
         what JSON cannot carry.
         """
+        self._soon.run(self._prepare(method, data, key))
+
+    def _prepare(self, method: str, data: Any, key: Mapping[str, Any] | None) -> Callable[[], None]:
+        """Check and encode what is to be published; the rest is for the event loop."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
             if not messages.is_method_name(method) or method in _NO_EVENTS:
@@ -398,23 +410,29 @@ class Model:
                     f"letters, digits and underscores, none of {sorted(_NO_EVENTS)}."
                 )
             body = messages.encode(data)
-            self._soon.run(lambda: self._publish_event(method, body, key))
-            return
+            return lambda: self._publish_event(method, body, key)
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
-        self._announce(method, data if method == "upsert" else {"id": id})
+        record = data if method == "upsert" else {"id": id}
+        return self._prepare_change(method, record, messages.encode(record))
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.
 
         Before the event loop runs, changes wait. At most 10 000 wait; then the oldest are dropped, with a warning.
         """
-        self._soon.put(lambda: self.publish(method, data))
+        try:
+            act = self._prepare(method, data, None)
+        except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
+            logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
+        else:
+            self._soon.put(act)
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
-        self._soon.put(lambda: self.upsert(record))
+        kept = dict(record) if isinstance(record, Mapping) else record  # the caller may go on with its own
+        self._soon.put(lambda: self.upsert(kept))
 
     # Channels
 
@@ -458,9 +476,13 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        place = self.place(data) if method == "upsert" else None
-        self._soon.run(lambda: self._publish(method, data, body, place))
+        self._soon.run(self._prepare_change(method, data, body))
         return body
+
+    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str) -> Callable[[], None]:
+        place = self.place(data) if method == "upsert" else None
+        record = dict(data)  # the caller may go on with its own
+        return lambda: self._publish(method, record, body, place)
 
     def _publish(self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None) -> None:
         id: Id = data["id"]
@@ -589,6 +611,8 @@ class Model:
                 done = {"done": len(replies)}
                 details = {**error.details, **done} if isinstance(error.details, dict) else done
                 raise Reject(error.code, error.message, details) from error
+            except (Exception, SystemExit) as error:
+                raise BrokenOff(len(replies)) from error
         return "[" + ",".join(replies) + "]"
 
     def _hide_current(self, ctx: Context, error: Reject) -> Reject:

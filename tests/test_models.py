@@ -788,9 +788,41 @@ async def test_publishing_soon_never_raises_and_one_bad_change_stops_no_other(
         model.publish_soon("a b", None)
         model.publish_soon("upsert", {"id": 1, "x": {1}})
         model.upsert_soon({"id": True})
+        model.upsert_soon("no record")  # type: ignore[arg-type]
         model.upsert_soon({"id": 2})
         assert (await client.receive())["data"] == {"id": 2}
-    assert caplog.text.count("A change that was published from another thread failed") == 4
+    assert caplog.text.count("M.publish_soon was given what cannot be published") == 3
+    assert caplog.text.count("A change that was published from another thread failed") == 2
+
+
+async def test_what_is_published_soon_is_what_it_was_when_it_was_published(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore())
+    record = {"id": 1, "n": 1}
+    async with connect(sync) as client:
+        await client.call("M:subscribe")
+        model.publish_soon("upsert", record)
+        record["n"] = 2
+        assert (await client.receive())["data"] == {"id": 1, "n": 1}
+        model.upsert_soon(record)
+        record["n"] = 3
+        assert (await client.receive())["data"] == {"id": 1, "n": 2}
+
+
+async def test_an_array_that_breaks_off_says_how_far_it_came_and_the_server_lives_on(sync: Backsync) -> None:
+    @sync.model("M").on("upsert")
+    def save(ctx: Context, record: dict[str, Any]) -> dict[str, Any]:
+        if record["id"] == 2:
+            raise SystemExit
+        if record["id"] == 3:
+            raise LookupError
+        return record
+
+    async with connect(sync) as client:
+        for last in (2, 3):
+            error = await client.error("M:upsert", [{"id": 0}, {"id": last}, {"id": 4}])
+            assert error["code"] == "handler_error"
+            assert error["details"] == {"done": 1}
+        assert await client.call("M:upsert", {"id": 5}) == {"id": 5}
 
 
 async def test_before_the_loop_runs_changes_wait_and_too_many_are_dropped_with_a_warning(
