@@ -22,7 +22,7 @@ export interface Socket {
 export interface SocketOptions {
   /** `"sockjs"` (default) falls back to HTTP where WebSockets do not get through; `"websocket"` does not. */
   transport?: "sockjs" | "websocket";
-  /** SockJS transports to use, in SockJS's names: `["xhr-streaming", "xhr-polling"]`. Default: all. */
+  /** SockJS transports to use, in SockJS's names: `["xhr-streaming", "xhr-polling"]`. Default: those of the example and WebSocket. */
   transports?: string[];
 }
 
@@ -34,23 +34,58 @@ const TRANSPORT_TIMEOUT_MS = 3000;
 /** What a close event says when there was no close frame. */
 const FAILED = 1006;
 
-export const openSocket: OpenSocket = (url, options, handlers) => {
-  const socket = options.transport === "websocket" ? openWebSocket(url) : openSockJS(url, options.transports);
-  socket.onopen = () => handlers.open("transport" in socket ? socket.transport : "websocket");
-  socket.onmessage = (event: { data: unknown }) => handlers.message(asText(event.data));
-  socket.onclose = (event: { code: number; reason: string }) => handlers.close(event.code, event.reason);
-  if ("onheartbeat" in socket) {
-    socket.onheartbeat = () => handlers.heartbeat();
-  } else {
-    // An error is always the end of a WebSocket. A close event follows, except in Node 20 when nobody listens on the port.
-    socket.onerror = () => {
-      detach();
-      handlers.close(FAILED, "");
-    };
+/** What a browser that can run this client may need, best first; iframes and JSONP are for browsers that are gone. */
+const TRANSPORTS = ["websocket", "xhr-streaming", "xhr-polling"];
+
+/** SockJS's close code for "no transport came about", as opposed to a server that cannot be reached. */
+const NO_TRANSPORT = 2000;
+
+export const openSocket: OpenSocket = (url, options, handlers) =>
+  options.transport === "websocket" ? openWebSocket(url, handlers) : openSockJS(url, options.transports ?? TRANSPORTS, handlers);
+
+/**
+ * Tries one transport after the other, each with a SockJS of its own: SockJS 1.6 does not stop the timer of a transport
+ * that has failed early, which then ends the attempt after it, often the last one.
+ */
+function openSockJS(url: string, transports: string[], handlers: SocketHandlers): Socket {
+  const others = transports.slice(1);
+  const sockjs = new SockJS(url, undefined, { timeout: TRANSPORT_TIMEOUT_MS, transports: transports.slice(0, 1) });
+  let next: Socket | null = null;
+  let isOpen = false;
+  sockjs.onopen = () => {
+    isOpen = true;
+    handlers.open(sockjs.transport);
+  };
+  sockjs.onmessage = (event) => handlers.message(asText(event.data));
+  sockjs.onheartbeat = () => handlers.heartbeat();
+  sockjs.onclose = ({ code, reason }) => {
+    if (!isOpen && code === NO_TRANSPORT && others.length > 0) next = openSockJS(url, others, handlers);
+    else handlers.close(code, reason);
+  };
+  return {
+    send: (text) => (next ?? sockjs).send(text),
+    close(code = 1000, reason = "") {
+      sockjs.onopen = sockjs.onmessage = sockjs.onheartbeat = sockjs.onclose = null;
+      (next ?? sockjs).close(code, reason);
+    },
+  };
+}
+
+function openWebSocket(url: string, handlers: SocketHandlers): Socket {
+  if (typeof WebSocket !== "function") {
+    throw new BacksyncError("usage", `transport: "websocket" needs a global WebSocket, and there is none here. Use transport: "sockjs".`);
   }
+  const socket = new WebSocket(`${url.replace(/^http/i, "ws")}/websocket`);
   const detach = (): void => {
-    socket.onopen = socket.onmessage = socket.onclose = null;
-    if (!("onheartbeat" in socket)) socket.onerror = null;
+    socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
+  };
+  socket.onopen = () => handlers.open("websocket");
+  socket.onmessage = (event: MessageEvent) => handlers.message(asText(event.data));
+  socket.onclose = ({ code, reason }) => handlers.close(code, reason);
+  // An error is always the end of a WebSocket. A close event follows, except in Node 20 when nobody listens on the port.
+  socket.onerror = () => {
+    detach();
+    handlers.close(FAILED, "");
   };
   return {
     send: (text) => socket.send(text),
@@ -59,20 +94,6 @@ export const openSocket: OpenSocket = (url, options, handlers) => {
       socket.close(code, reason);
     },
   };
-};
-
-function openSockJS(url: string, transports: string[] | undefined): SockJSSocket {
-  const options = transports === undefined ? {} : { transports };
-  const socket = new SockJS(url, undefined, { timeout: TRANSPORT_TIMEOUT_MS, ...options });
-  socket.onheartbeat = null; // declared here so that it is there to be asked for
-  return socket;
-}
-
-function openWebSocket(url: string): WebSocket {
-  if (typeof WebSocket !== "function") {
-    throw new BacksyncError("usage", `transport: "websocket" needs a global WebSocket, and there is none here. Use transport: "sockjs".`);
-  }
-  return new WebSocket(`${url.replace(/^http/i, "ws")}/websocket`);
 }
 
 /** A server in 2012 mode puts objects, not texts, into SockJS's frames. */

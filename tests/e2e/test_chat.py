@@ -45,9 +45,7 @@ class Chat:
             await context.add_init_script("delete window.WebSocket")
         if self.transport == "xhr-polling":
             await context.route(re.compile(r"/(xhr_streaming|eventsource)(\?|$)"), lambda route: route.abort())
-            # That is what is blocked; then SockJS looks for transports that the server does not offer.
             self._visitors.expect_problem(r"net::ERR_FAILED .*/(xhr_streaming|eventsource)\b")
-            self._visitors.expect_problem(r"404 .*/(iframe|htmlfile)\b")
         return context
 
     async def enter(self, name: str, viewport: ViewportSize = DESKTOP, **options: Any) -> Page:
