@@ -84,6 +84,8 @@ export class Calls {
   #pending = new Map<number | string, PendingCall>(); // in the order in which they were made, which is the order of sending
   readonly #latest = new Map<string, PendingCall>(); // of each record
   readonly #eras = new Map<string, number>(); // of each model
+  /** Writes whose time has run out. */
+  readonly #overdue = new Set<PendingCall>();
   #storage: Storage | null = null;
   #prefix = "";
   #lastId = 0;
@@ -115,7 +117,7 @@ export class Calls {
   /** Makes a call that outlives sockets: it waits for one, and is sent again, with the same id, when one is lost. */
   start(message: Message, options: StartOptions, settle: Settle): Call {
     const id = this.#nextId();
-    const text = JSON.stringify({ id, ...message }); // now: what the page does to the data later is not part of this call
+    const text = encode(id, message); // now: what the page does to the data later is not part of this call
     const isWrite = writeMethod(message) !== null;
     const record = isWrite ? (options.record ?? recordName((message.data as { id?: unknown }).id)) : null;
     const [model = "", method] = splitEvent(message.event) ?? [];
@@ -123,7 +125,7 @@ export class Calls {
 
     const joined = latest !== undefined && this.#isOpen(latest) ? coalesce(parse(latest.text), parse(text)) : null;
     const isMore = joined === null || joined === "nothing";
-    const joinedText = isMore ? "" : JSON.stringify({ id: latest?.id, ...joined });
+    const joinedText = isMore ? "" : encode((latest as PendingCall).id, joined);
     const more = isMore ? text.length : joinedText.length - (latest as PendingCall).text.length;
     const isFull = (isMore && this.#waiting >= MAX_WAITING) || (more > 0 && this.#waitingCharacters + more > MAX_WAITING_CHARACTERS);
     if (isFull && joined !== "nothing") {
@@ -141,7 +143,7 @@ export class Calls {
     }
     if (joined !== null) {
       // A record whose creation is on its way is deleted once it has its id.
-      this.#rewrite(call, joined === "nothing" ? JSON.stringify({ ...parse(text), id: call.id }) : joinedText, message.event);
+      this.#rewrite(call, joined === "nothing" ? encode(call.id, parse(text)) : joinedText, message.event);
     } else {
       const isRead = method === "read";
       if (!isWrite && !isRead) this.#eras.set(model, this.#era(model) + 1);
@@ -162,7 +164,7 @@ export class Calls {
   /** Makes a call on this socket only and at once; when the socket is lost nobody is told. */
   startNow(message: Message, timeoutMs: number, send: (text: string) => void, settle: Settle): void {
     const id = this.#nextId();
-    const call = { ...blank(id, "", message.event, JSON.stringify({ id, ...message })), isRead: true, oneSocket: true };
+    const call = { ...blank(id, "", message.event, encode(id, message)), isRead: true, oneSocket: true };
     call.state = "sent";
     call.callers.push({ call, settle, timer: null, isPatient: true });
     this.#pending.set(id, call);
@@ -181,6 +183,19 @@ export class Calls {
     this.#finish(call, failed ? BacksyncError.fromWire(message.error) : null, message.data, true);
     this.#pump();
     return true;
+  }
+
+  /**
+   * The other side has shown a sign of life: writes that should have been answered are given up. Without one it is the
+   * connection that is dead, and they are sent again on the next.
+   */
+  alive(): void {
+    for (const call of [...this.#overdue]) {
+      const error = this.#timedOut(call, this.#timeoutMs);
+      this.#overdue.delete(call);
+      if (call.callers.every((caller) => caller.isPatient)) this.#finish(call, error, null);
+      else for (const caller of call.callers.filter(({ isPatient }) => isPatient)) this.#leave(caller, error);
+    }
   }
 
   /** Sends all that waits, oldest first, and from now on at once. */
@@ -240,7 +255,7 @@ export class Calls {
       if (call.record !== null) this.#latest.set(place(call.model, call.record), call);
       return;
     }
-    this.#rewrite(latest, JSON.stringify({ id: latest.id, ...joined }), call.event);
+    this.#rewrite(latest, encode(latest.id, joined), call.event);
     for (const caller of call.callers) caller.call = latest;
     latest.callers.push(...call.callers);
     call.callers = [];
@@ -337,15 +352,15 @@ export class Calls {
   #startTimer(call: PendingCall, timeoutMs: number): void {
     if (timeoutMs === Infinity) return;
     call.timer = this.#host.setTimeout(() => {
-      const error = this.#timedOut(call, timeoutMs);
-      if (call.callers.every((caller) => caller.isPatient)) this.#finish(call, error, null);
-      else for (const caller of call.callers.filter(({ isPatient }) => isPatient)) this.#leave(caller, error);
+      if (call.isWrite) this.#overdue.add(call);
+      else this.#finish(call, this.#timedOut(call, timeoutMs), null);
     }, timeoutMs);
   }
 
   #stopTimer(call: PendingCall): void {
     if (call.timer !== null) this.#host.clearTimeout(call.timer);
     call.timer = null;
+    this.#overdue.delete(call);
   }
 
   #timedOut(call: PendingCall, timeoutMs: number): BacksyncError {
@@ -389,8 +404,11 @@ export class Calls {
       const message = parse(follower.text);
       if (error === null) {
         const fields = follower.identity?.() ?? { id: isObject(data) ? data.id : undefined };
-        this.#rewrite(follower, JSON.stringify({ ...message, data: { ...(message.data as object), ...fields } }), follower.event);
+        this.#rewrite(follower, encode(follower.id, { ...message, data: { ...(message.data as object), ...fields } }), follower.event);
         this.#rename(follower, recordName(fields.id));
+      } else if (call.frozen && (error.code === "timeout" || error.code === "aborted")) {
+        this.#finish(follower, error, null); // nobody knows whether there is such a record: another one must not be made
+        continue;
       } else if (writeMethod(message) === "delete") {
         this.#finish(follower, null, {});
         continue;
@@ -437,6 +455,12 @@ function place(model: string, record: string): string {
   return `${model} ${record}`;
 }
 
-function parse(text: string): Message & { id: number | string } {
-  return JSON.parse(text) as Message & { id: number | string };
+function encode(id: number | string, message: Message): string {
+  return JSON.stringify({ id, ...message });
+}
+
+/** The message without its id. */
+function parse(text: string): Message {
+  const { id: _, ...message } = JSON.parse(text) as Message & { id: unknown };
+  return message;
 }

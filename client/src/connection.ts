@@ -267,7 +267,11 @@ export class Connection {
       socket = this.#open(this.url, this.#options, {
         open: (transport) => current() && this.#opened(transport),
         message: (text) => current() && this.#received(text),
-        heartbeat: () => current() && this.#heard(),
+        heartbeat: () => {
+          if (!current()) return;
+          this.#heard();
+          this.#calls.alive();
+        },
         close: (code, reason) => current() && this.#ended(code, reason),
       });
     } catch (error) {
@@ -452,6 +456,7 @@ export class Connection {
       this.#subscriptions.receive(message);
     }
     this.#subscriptions.flush();
+    this.#calls.alive();
   }
 
   /** The server goes away: no new calls, the answers that are due still come, then back within its window. */
@@ -547,8 +552,8 @@ export class Connection {
   }
 
   #refused(error: BacksyncError, message: Message): void {
-    if (error.code !== "aborted") console.warn(`backsync: a write of an earlier page was lost: ${message.event}: ${error.message} (${error.code})`);
-    this.#events.emit("refused", error, message);
+    if (this.#events.emit("refused", error, message) || error.code === "aborted") return;
+    console.warn(`backsync: a write of an earlier page was lost: ${message.event}: ${error.message} (${error.code})`);
   }
 
   #currentStatus(): Status {

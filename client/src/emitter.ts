@@ -20,7 +20,10 @@ export class Emitter<Events extends Record<string, unknown[]>> {
     return () => void listeners.delete(own);
   }
 
-  emit<Name extends keyof Events>(name: Name, ...details: Events[Name]): void {
-    for (const listener of [...(this.#listeners[name] ?? [])]) guarded(this.#host, () => listener(...details));
+  /** True if anybody listens. */
+  emit<Name extends keyof Events>(name: Name, ...details: Events[Name]): boolean {
+    const listeners = [...(this.#listeners[name] ?? [])];
+    for (const listener of listeners) guarded(this.#host, () => listener(...details));
+    return listeners.length > 0;
   }
 }
