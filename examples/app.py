@@ -1,14 +1,14 @@
 """All examples as one application, with a page that leads to them. It mounts each whole; none needs another."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from examples import chat, console
+from examples import chat, console, todo
 
 HERE = Path(__file__).parent
 
@@ -16,7 +16,9 @@ HERE = Path(__file__).parent
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """A mounted application hears nothing of start and end; so they are told."""
-    async with chat.app.router.lifespan_context(app), console.app.router.lifespan_context(app):
+    async with AsyncExitStack() as running:
+        for example in (chat, todo, console):
+            await running.enter_async_context(example.app.router.lifespan_context(app))
         yield
 
 
@@ -24,6 +26,7 @@ app = Starlette(
     routes=[
         Mount("/backsync", app=chat.sync),  # the chat's, for who knocks at the usual door
         Mount("/chat", app=chat.app),
+        Mount("/todo", app=todo.app),
         Mount("/console", app=console.app),
         Mount("/static", app=StaticFiles(directory=HERE / "static")),
         Mount("/", app=StaticFiles(directory=HERE / "index", html=True)),

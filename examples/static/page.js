@@ -1,26 +1,24 @@
 // What the example pages share: small pieces of plain DOM around a live Backbone collection. It must not know any one page.
 
-const STATUS = {
-  connecting: "Connecting…",
-  live: "Live",
-  behind: "Catching up…",
-  offline: "Offline – trying again",
-  closed: "Closed by the server",
-};
+const STATUS = { connecting: "Connecting…", live: "Live", behind: "Catching up…", offline: "Offline", closed: "Closed by the server" };
 
-/** Says in `element` how the connection is, and keeps saying it. */
-export function showStatus(connection, element) {
-  const show = (status) => {
+/** Says in `element` how the connection is, and keeps saying it; without one, also how many changes wait, as so many `things`. */
+export function showStatus(connection, element, things = ["change", "changes"]) {
+  const show = () => {
+    const { status, pending } = connection;
+    const waiting = status === "offline" && pending > 0 ? `: ${pending} ${things[pending === 1 ? 0 : 1]} waiting` : "";
     element.dataset.status = status;
-    element.textContent = STATUS[status] ?? status;
+    element.textContent = STATUS[status] + waiting;
   };
   connection.on("status", show);
-  show(connection.status);
+  connection.on("pending", show);
+  show();
 }
 
 /**
- * Keeps the children of `list` equal to the models of `collection`, in its order, each drawn by `render(model)`.
- * What did not change keeps its element, and with it focus and selection. Returns a function that draws all of them anew.
+ * Keeps the children of `list` equal to the models of `collection`, in its order, each drawn by `render(model, before)`.
+ * What did not change keeps its element, and with it focus and selection; so does what did, if `render` returns `before`,
+ * the element that it had. Returns a function that draws all of them anew.
  */
 export function showList(collection, list, render) {
   let items = new Map();
@@ -37,8 +35,8 @@ export function showList(collection, list, render) {
   const redraw = (model) => {
     const item = items.get(model.cid);
     if (item === undefined) return;
-    items.set(model.cid, render(model));
-    item.replaceWith(items.get(model.cid));
+    items.set(model.cid, render(model, item));
+    if (items.get(model.cid) !== item) item.replaceWith(items.get(model.cid));
   };
   collection.on("update reset sort", arrange);
   collection.on("change", redraw);

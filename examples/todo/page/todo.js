@@ -1,0 +1,246 @@
+// The todo page: one live Backbone collection, drawn in plain DOM. It must not know how it is kept equal to the server's.
+
+import { element, showList, showStatus } from "./static/page.js";
+
+const connection = (Backsync.connection = Backsync.connect("backsync", { persist: "todo" })); // unsent changes outlive the page
+const $ = (id) => document.getElementById(id);
+
+const Todos = Backbone.Collection.extend({
+  url: "/Todo",
+  model: Backbone.Model.extend({ defaults: { title: "", done: false } }),
+  comparator: (todo) => todo.get("place") ?? Infinity, // the server gives places; until then a new one is at the end
+});
+const todos = new Todos();
+const lost = new Backbone.Collection(); // words on todos that are not in the list any more
+const FILTERS = { all: () => true, active: (todo) => !todo.get("done"), completed: (todo) => todo.get("done") };
+let shown = "all";
+let loaded = false;
+
+todos.live().then(() => {
+  loaded = true;
+  drawSurroundings();
+});
+showStatus(connection, $("status"));
+
+// --- Changing things: all is done at once here, and by the server when it is there.
+
+$("new").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const title = $("title").value.trim();
+  if (!title) return;
+  $("title").value = "";
+  if (shown === "completed") location.hash = "#/"; // so that one sees what one wrote
+  todos.create({ title });
+});
+
+$("toggle-all").addEventListener("click", () => {
+  const done = todos.some(FILTERS.active);
+  for (const todo of todos.filter((each) => each.get("done") !== done)) change(todo, { done });
+});
+
+$("clear").addEventListener("click", () => _.invoke(todos.filter(FILTERS.completed), "destroy"));
+
+/** Only the fields that have changed are sent, so that two people can change different ones of the same todo. */
+function change(todo, fields, options) {
+  forget(todo);
+  todo.save(fields, { patch: true, fields, ...options });
+}
+
+/** A title names the version that its writer has seen: if somebody else was quicker, the server says so. */
+function rename(todo, title, { title: was, rev } = todo.attributes) {
+  if (title !== todo.get("title")) change(todo, rev === undefined ? { title } : { title, rev }, { was });
+}
+
+// --- What the server did not take is taken back by itself; here it is said in words, and nobody's words are lost.
+
+todos.on("rollback", (todo, error, { fields, was }) => {
+  const title = fields === undefined ? todo.get("title") : fields.title;
+  const current = error.details?.current;
+  const again = () => {
+    $("title").value = title;
+    $("title").focus();
+  };
+  if (error.code === "not_found") {
+    todos.remove(todo);
+    const words = `“${shorten(title ?? todo.get("title"))}” was deleted by somebody else before your change came.`;
+    tell(todo, words, title && "Write it anew", again);
+  } else if (!todos.has(todo)) {
+    tell(todo, `“${shorten(title)}” was not added. ${error.message}`, "Write it anew", again);
+  } else if (title === undefined) {
+    change(todo, fields); // it shared a message with a title: that is what was refused
+  } else if (error.code !== "conflict") {
+    tell(todo, `Not changed. ${error.message}`, "Edit again", () => beginEdit(todo, title));
+  } else if (current.title === was) {
+    change(todo, { title }); // only something else has changed meanwhile
+  } else if (current.title !== title) {
+    tell(todo, `Somebody else was quicker. You wrote: “${shorten(title)}”`, "Use mine", () => rename(todo, title));
+  }
+});
+
+todos.on("remove", (todo, collection, { fromServer, rollback }) => {
+  const edited = $(todo.cid)?.querySelector(".edit");
+  if (!fromServer || rollback || !edited || edited.hidden) return;
+  const text = edited.value.trim();
+  tell(todo, `“${shorten(todo.get("title"))}” was deleted by somebody else while you edited it.`, text && "Keep my text", () => {
+    todos.create({ title: text });
+  });
+});
+
+connection.on("refused", (error, message) => { // a change that this page made before it was loaded anew
+  lost.add({ words: `“${shorten(message.data?.title ?? "A todo")}” was not saved. ${error.message}` });
+});
+
+/** Says it beside the todo, or above the list if the todo has gone; `label` names what `act` does about it. */
+function tell(todo, words, label, act) {
+  forget(todo);
+  if (todos.has(todo)) redraw(todo, { words, label, act });
+  else lost.add({ id: todo.cid, words, label, act });
+}
+
+function forget(todo) {
+  lost.remove(todo.cid);
+  redraw(todo, null);
+}
+
+function shorten(text) {
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+}
+
+// --- Drawing: an item stays the same element for as long as its todo is there, so that nobody loses focus or text.
+
+function makeTodo(todo) {
+  const { cid } = todo;
+  const button = (name, label, act) => {
+    const made = element("button", { type: "button", class: name, title: label, "data-testid": name });
+    made.addEventListener("click", act);
+    return made;
+  };
+  const check = element("input", { type: "checkbox", class: "check", autocomplete: "off", "data-testid": "toggle" });
+  const title = element("span", { class: "title", "data-testid": "title" });
+  const edit = element("input", { class: "edit", hidden: "", autocomplete: "off", enterkeyhint: "done", "aria-label": "Edit", "data-testid": "edit" });
+  const waiting = element("span", { class: "waiting", "data-testid": "waiting" }, "Not sent yet");
+  const tools = element("span", { class: "tools" },
+    button("begin", "Edit", () => beginEdit(todo)), button("remove", "Delete", () => remove(todo)));
+  check.addEventListener("change", () => change(todo, { done: check.checked }));
+  title.addEventListener("dblclick", () => beginEdit(todo));
+  edit.addEventListener("blur", () => endEdit(todo, true));
+  edit.addEventListener("keydown", (event) => {
+    if (event.isComposing || (event.key !== "Enter" && event.key !== "Escape")) return;
+    event.preventDefault(); // or the button that gets the focus now is pressed by the same Enter
+    endEdit(todo, event.key === "Enter");
+    $(cid)?.querySelector(".begin").focus();
+  });
+  return element("li", { id: cid, class: "todo", "data-testid": "todo" }, check, title, edit, waiting, tools);
+}
+
+function drawTodo(todo, item = makeTodo(todo)) {
+  const { title, done } = todo.attributes;
+  const [check, , edit, waiting] = item.children;
+  check.checked = done;
+  check.ariaLabel = `Done: ${title}`;
+  item.querySelector(".title").textContent = title;
+  item.classList.toggle("done", done);
+  item.hidden = edit.hidden && !FILTERS[shown](todo);
+  waiting.hidden = todo.syncPending() === 0;
+  return item;
+}
+
+function drawNote({ words, label, act }, dismiss) {
+  const note = element("p", { class: "note", role: "alert", "data-testid": "note" }, element("span", {}, words));
+  const offer = (text, answer) => {
+    const button = element("button", { type: "button", class: "link" }, text);
+    button.addEventListener("click", answer);
+    note.append(button);
+  };
+  if (label) offer(label, () => { dismiss(); act(); });
+  offer("Dismiss", dismiss);
+  return note;
+}
+
+function redraw(todo, note) {
+  const item = $(todo.cid);
+  if (item === null) return;
+  drawTodo(todo, item);
+  item.querySelector(".note")?.remove();
+  if (note) item.append(drawNote(note, () => forget(todo)));
+}
+
+function remove(todo) {
+  const visible = [...$("todos").children].filter((item) => !item.hidden);
+  const next = visible[visible.indexOf($(todo.cid)) + 1] ?? visible.at(-2);
+  todo.destroy();
+  (next?.querySelector(".remove") ?? $("title")).focus();
+}
+
+const began = new WeakMap(); // what a todo was when its editing began, by todo
+
+function beginEdit(todo, text = todo.get("title")) {
+  const item = $(todo.cid);
+  const [, title, edit] = item.children;
+  began.set(todo, { ...todo.attributes });
+  forget(todo);
+  edit.value = text;
+  edit.hidden = false;
+  title.hidden = true;
+  edit.focus();
+}
+
+function endEdit(todo, keep) {
+  const [, title, edit] = $(todo.cid)?.children ?? [];
+  if (edit === undefined || edit.hidden || !todos.has(todo)) return;
+  edit.hidden = true; // which blurs it, and comes here again
+  title.hidden = false;
+  const text = edit.value.trim();
+  if (keep && text) rename(todo, text, began.get(todo));
+  else if (keep) todo.destroy();
+  drawTodo(todo, $(todo.cid) ?? undefined);
+}
+
+function drawSurroundings() {
+  const active = todos.filter(FILTERS.active).length;
+  const left = shown === "completed" ? todos.length - active : shown === "active" ? active : todos.length;
+  $("toggle-all").checked = todos.length > 0 && active === 0;
+  $("toggle-all").indeterminate = active > 0 && active < todos.length;
+  $("toggle-all").disabled = todos.length === 0;
+  $("count").textContent = active === 1 ? "1 todo left" : `${active} todos left`;
+  $("clear").disabled = active === todos.length;
+  $("foot").hidden = todos.length === 0;
+  $("empty").hidden = left > 0;
+  $("empty").textContent = loaded ? EMPTY[shown] : "Fetching the list…";
+  for (const link of $("foot").querySelectorAll("a")) link.ariaCurrent = String(link.dataset.testid === `show-${shown}`);
+}
+
+const EMPTY = { all: "Nothing to do.", active: "All done.", completed: "Nothing is done yet." };
+
+const redrawTodos = showList(todos, $("todos"), drawTodo);
+
+function drawAll() {
+  redrawTodos();
+  drawSurroundings();
+}
+
+showList(lost, $("lost"), (note) => element("li", {}, drawNote(note.attributes, () => lost.remove(note))));
+todos.on("change:place", () => todos.sort());
+todos.on("update reset change", drawSurroundings);
+connection.on("pending", drawAll); // what is waiting is marked
+
+// --- One URL for each filter.
+
+const Router = Backbone.Router.extend({
+  routes: { "*filter": "show" },
+  show(filter) {
+    shown = Object.hasOwn(FILTERS, filter ?? "") ? filter : "all";
+    drawAll();
+  },
+});
+new Router();
+Backbone.history.start();
+
+// --- The switch: this page is told that it has no network, as the browser tells it in a tunnel, until it is switched back.
+
+function pull() {
+  if ($("cut").checked) dispatchEvent(new Event("offline"));
+}
+
+$("cut").addEventListener("change", () => ($("cut").checked ? pull() : dispatchEvent(new Event("online"))));
+connection.on("status", () => queueMicrotask(pull)); // the client tries now and then all the same: in vain
