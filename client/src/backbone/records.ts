@@ -140,13 +140,13 @@ export class Records {
   /** The server has refused; `done` runs Backbone's own error, while model and collection still show the attempt. */
   fail(write: Write, model: BackboneModel, error: BacksyncError, options: Options, done: () => void): void {
     const shadow = this.shadow(model);
-    const collections = write.kind === "delete" ? write.places.map((place) => place.collection) : this.#places(model);
+    const collections = write.kind === "delete" || write.destroyed ? write.places.map((place) => place.collection) : this.#places(model);
     try {
       done();
     } finally {
       const back = shadow.fail(write, model.attributes);
       this.#show(write, model);
-      const rollback = write.optimistic && !write.destroyed && this.#rollsBack(model, collections);
+      const rollback = write.optimistic && this.#rollsBack(model, collections);
       const serverSide = { rollback: true, fromServer: true, error };
       const current = error.code === "conflict" && isObject(error.details) ? error.details.current : undefined;
       const news = isObject(current) ? shadow.receive(model.parse(safeRecord(current), serverSide)) : {};
@@ -154,7 +154,7 @@ export class Records {
       const unknown = shadow.confirmed === null || (rollback && write.kind === "create" && shadow.confirmed === undefined);
       if (unknown && !shadow.pending) for (const collection of collections) collection.remove(model, serverSide);
       else if (rollback) this.#takeBack(write, model, { ...back, ...news }, collections, serverSide);
-      if (rollback) {
+      if (rollback && !write.destroyed) {
         model.trigger("rollback", model, error, options);
         for (const collection of collections) {
           if (!collection.has(model)) collection.trigger("rollback", model, error, options); // it hears the model no more
