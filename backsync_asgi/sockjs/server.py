@@ -165,10 +165,16 @@ class Server:
     def _signal_handler(
         self, loop: asyncio.AbstractEventLoop, previous: Callable[[int, FrameType | None], Any]
     ) -> Callable[[int, FrameType | None], None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self.drain)
+        def drain_and_pass_on(number: int, frame: FrameType | None) -> None:
+            self.drain()
             previous(number, frame)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            # The server in front hears of it after the drain: once it has, it may close the sockets before we do.
+            if loop.is_running():
+                loop.call_soon_threadsafe(drain_and_pass_on, number, frame)
+            else:
+                previous(number, frame)
 
         return handle
 
