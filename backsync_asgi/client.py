@@ -39,7 +39,7 @@ class View(Mapping[Id, Record]):
     events: all that has come for it, in order. error: the refusal that has ended the subscription, or None.
     """
 
-    def __init__(self, model: str, query: Mapping[str, Any], version: str | None = None) -> None:
+    def __init__(self, model: str, query: Mapping[str, Any]) -> None:
         self.model = model
         self.query = dict(query)
         self.epoch: str | None = None
@@ -48,7 +48,6 @@ class View(Mapping[Id, Record]):
         self.mode: str | None = None
         self.events: list[Event] = []
         self.error: Reject | None = None
-        self._version = version
         self._records: dict[str, Record] = {}
 
     def __getitem__(self, id: Id) -> Record:
@@ -104,18 +103,12 @@ class View(Mapping[Id, Record]):
         self.seq = seq
         if method == "delete":
             self._records.pop(str(data["id"]), None)
-        elif method == "upsert" and not self._is_older(data):
+        elif method == "upsert":  # whatever its version: that of a record which was deleted in between begins anew
             self._records[str(data["id"])] = data
 
     def _replace(self, snapshot: Mapping[str, Any]) -> None:
         self.epoch, self.seq = snapshot["epoch"], snapshot["seq"]
         self._records = {str(record["id"]): record for record in snapshot.get("records", ())}
-
-    def _is_older(self, record: Record) -> bool:
-        held = self._records.get(str(record["id"]))
-        if self._version is None or held is None:
-            return False
-        return bool(held.get(self._version, 0) > record.get(self._version, 0))
 
 
 class Request:

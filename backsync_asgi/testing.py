@@ -200,18 +200,17 @@ class Client:
         model: str,
         query: Mapping[str, Any] | None = None,
         *,
-        version: str | None = None,
         snapshot: bool = True,
     ) -> View:
         """Subscribe to a channel and return the live view of it.
 
         query: the key of a keyed model, such as `{"room": "lobby"}`, else what the read handler is asked.
-        version: the model's version field, where it has one. snapshot: False to hear of new changes only.
+        snapshot: False to hear of new changes only.
         There is one view for each channel: subscribing again answers again and returns the same.
 
         Raises Reject, Closed, TimeoutError as `call`.
         """
-        view = View(model, query or {}, version)
+        view = View(model, query or {})
         request = self._talk.request(
             f"{model}:subscribe", view.query, view, **({} if snapshot else {"snapshot": False})
         )
@@ -273,16 +272,19 @@ class Client:
             self.disconnect()
         self._away = False
         self._open()
-        resumed = [request for request in self._talk.waiting.values() if request.own]
-        for request in resumed:
-            try:
-                async with asyncio.timeout(DEADLINE):
-                    await self._future(request.id)
-            except TimeoutError:
-                raise TimeoutError(f"{request.event} was not answered in {DEADLINE:g} s. {self._story()}") from None
-            finally:
-                self._replies.pop(request.id, None)
-            self._check()
+        resumed = {request.id: request for request in self._talk.waiting.values() if request.own}
+        futures = [self._future(id) for id in resumed]
+        try:
+            async with asyncio.timeout(DEADLINE):
+                for future in futures:
+                    await future
+        except TimeoutError:
+            late = ", ".join(request.event for request in resumed.values() if not request.answered)
+            raise TimeoutError(f"{late} got no answer in {DEADLINE:g} s. {self._story()}") from None
+        finally:
+            for id in resumed:
+                self._replies.pop(id, None)
+        self._check()
 
     def cut_after(self, *, down: int | None = None, up: int | None = None) -> None:
         """Let so many more bytes through, down to the client or up to the server, then cut the connection. 0 bytes
