@@ -456,7 +456,7 @@ export class Connection {
       this.#subscriptions.receive(message);
     }
     this.#subscriptions.flush();
-    this.#calls.alive();
+    if (messages.length > 0) this.#calls.alive();
   }
 
   /** The server goes away: no new calls, the answers that are due still come, then back within its window. */

@@ -1,0 +1,406 @@
+/** The outbox: writes that wait, join, follow a creation, are kept over reloads; and the page that introduces itself first. */
+
+import assert from "node:assert/strict";
+import { describe, it } from "node:test";
+
+import Backbone from "backbone";
+
+import { install } from "../src/backbone/install.js";
+import { coalesce } from "../src/coalesce.js";
+import { Connection, type ConnectionOptions } from "../src/connection.js";
+import { connected, FakeServer, type FakeSocket, settle } from "./fakes.js";
+import { Disk } from "./reference.js";
+
+type Watched = { state: "pending" | "resolved" | "rejected"; value: any };
+
+function watch(promise: Promise<unknown>): Watched {
+  const seen: Watched = { state: "pending", value: undefined };
+  promise.then(
+    (value) => Object.assign(seen, { state: "resolved", value }),
+    (value) => Object.assign(seen, { state: "rejected", value }),
+  );
+  return seen;
+}
+
+const write = (method: string, data: object, extra: object = {}): { event: string; data: object } => ({ event: `Todo:${method}`, data, ...extra });
+const bodies = (socket: FakeSocket): unknown[] => socket.take().map(({ id: _, ...message }) => message);
+
+describe("two writes of one record as one", () => {
+  const cases: [string, object, object, unknown][] = [
+    ["upsert, upsert", write("upsert", { id: 1, a: 1 }), write("upsert", { id: 1, b: 2 }), write("upsert", { id: 1, b: 2 })],
+    ["patch, upsert", write("patch", { id: 1, a: 1 }), write("upsert", { id: 1, b: 2 }), write("upsert", { id: 1, b: 2 })],
+    ["upsert, patch", write("upsert", { id: 1, a: 1, c: 3 }), write("patch", { id: 1, b: 2 }, { unset: ["c"] }), write("upsert", { id: 1, a: 1, b: 2 })],
+    ["creation, patch", write("upsert", { a: 1 }), write("patch", { a: 2 }), write("upsert", { a: 2 })],
+    ["patch, patch", write("patch", { id: 1, a: 1 }, { unset: ["b", "c"] }), write("patch", { id: 1, b: 2 }, { unset: ["a"] }), write("patch", { id: 1, b: 2 }, { unset: ["c", "a"] })],
+    ["edit, delete", write("patch", { id: 1, a: 1 }), write("delete", { id: 1 }), write("delete", { id: 1 })],
+    ["creation, delete", write("create", { a: 1 }), write("delete", {}), "nothing"],
+    ["delete, upsert", write("delete", { id: 1 }), write("update", { id: 1, a: 1 }), write("update", { id: 1, a: 1 })],
+    ["delete, patch", write("delete", { id: 1 }), write("patch", { id: 1, a: 1 }), null],
+    ["anything, a custom method", write("upsert", { id: 1 }), write("archive", { id: 1 }), null],
+    ["arrays", write("upsert", [{ id: 1 }]), write("upsert", [{ id: 1 }]), null],
+  ];
+  for (const [name, first, second, expected] of cases) {
+    it(name, () => assert.deepEqual(coalesce(first as never, second as never), expected));
+  }
+});
+
+describe("without a connection", () => {
+  it("1 000 edits of 10 records are 10 messages, each caller gets the reply that covers its edit", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const calls = Array.from({ length: 1000 }, (_, index) => watch(connection.call("Todo:upsert", { id: index % 10, n: index })));
+    assert.equal(connection.pending, 10);
+    const socket = await server.accept();
+    const sent = socket.take();
+    assert.deepEqual(sent.map(({ data }) => data), Array.from({ length: 10 }, (_, id) => ({ id, n: 990 + id })));
+    for (const message of sent) await socket.reply(message, { ...message.data, stored: true });
+    assert.deepEqual(calls.map(({ value }) => value), Array.from({ length: 1000 }, (_, index) => ({ id: index % 10, n: 990 + (index % 10), stored: true })));
+    assert.equal(connection.pending, 0);
+  });
+
+  it("writes wait as long as it takes; only what has a timeout of its own, and what is no write, does not", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const patient = watch(connection.call("Todo:upsert", { id: 1, n: 1 }));
+    const hasty = watch(connection.call("Todo:upsert", { id: 1, n: 2 }, { timeout: 1000 }));
+    const question = watch(connection.call("Todo:read", { id: 1 }));
+    await server.host.advance(1000);
+    assert.equal(hasty.value.code, "timeout");
+    await server.host.advance(24 * 3_600_000);
+    assert.equal(question.value.code, "timeout");
+    assert.equal(patient.state, "pending");
+    server.host.network(true);
+    const socket = await server.accept();
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1, n: 2 });
+    assert.equal(patient.state, "resolved");
+  });
+
+  it("what has left is never changed, only sent again; what comes later joins behind it", async () => {
+    const { server, connection, socket, host } = await connected();
+    const first = watch(connection.call("Todo:upsert", { id: 1, n: 1 }));
+    const sent = socket.takeOne("Todo:upsert");
+    await socket.cut();
+    for (const n of [2, 3]) connection.call("Todo:patch", { id: 1, n }).catch(() => {});
+    connection.call("Todo:upsert", { id: 2 }).catch(() => {});
+    await host.advance(1000);
+    const again = await server.accept();
+    const [repeated, ...rest] = again.take();
+    assert.deepEqual(repeated, sent);
+    assert.deepEqual(rest.map(({ event, data }) => [event, data]), [["Todo:patch", { id: 1, n: 3 }], ["Todo:upsert", { id: 2 }]]);
+    await again.reply(repeated!, { id: 1, n: 1 });
+    assert.deepEqual(first.value, { id: 1, n: 1 });
+  });
+
+  it("nothing joins over a custom method of the same model in between", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    for (const [event, data] of [["Todo:upsert", { id: 1, n: 1 }], ["Todo:clear", {}], ["Todo:upsert", { id: 1, n: 2 }], ["Note:clear", {}], ["Todo:upsert", { id: 1, n: 3 }]] as const) {
+      connection.call(event, data).catch(() => {});
+    }
+    assert.deepEqual(bodies(await server.accept()), [
+      { event: "Todo:upsert", data: { id: 1, n: 1 } },
+      { event: "Todo:clear", data: {} },
+      { event: "Todo:upsert", data: { id: 1, n: 3 } },
+      { event: "Note:clear", data: {} },
+    ]);
+  });
+
+  it("has limits, in messages and in characters, and says so; what joins still fits", async () => {
+    const connection = new FakeServer().connection();
+    for (let id = 0; id < 1000; id += 1) connection.call("Todo:upsert", { id }).catch(() => {});
+    const tooMany = watch(connection.call("Todo:upsert", { id: "one more" }));
+    const joins = watch(connection.call("Todo:upsert", { id: 5, n: 1 }));
+    const large = new FakeServer().connection();
+    for (let id = 0; id < 4; id += 1) large.call("Todo:upsert", { id, text: "x".repeat(1_000_000) }).catch(() => {});
+    const tooLarge = watch(large.call("Todo:upsert", { id: 5, text: "x".repeat(1_000_000) }));
+    await settle();
+    assert.match(tooMany.value.message, /Todo:upsert was not sent: 1000 messages are waiting/);
+    assert.match(tooLarge.value.message, /4000\d+ characters are waiting/);
+    assert.equal(joins.state, "pending");
+    assert.equal(connection.pending, 1000);
+  });
+});
+
+describe("a connection that stands", () => {
+  it("a write that is not answered for 30 s of it is given up, at the next sign of life", async () => {
+    const { connection, socket, host } = await connected();
+    const call = watch(connection.call("Todo:upsert", { id: 1 }));
+    await host.advance(20_000);
+    socket.handlers.heartbeat();
+    await host.advance(10_000);
+    assert.equal(call.state, "pending");
+    socket.handlers.heartbeat();
+    await settle();
+    assert.match(call.value.message, /no reply within 30 s: the server did not answer/);
+  });
+
+  it("without a sign of life it was the connection: the write goes out again on the next one", async () => {
+    const { server, connection, socket, host } = await connected();
+    const call = watch(connection.call("Todo:upsert", { id: 1 }));
+    socket.take();
+    await host.advance(40_000);
+    assert.equal(socket.closedByPage, true);
+    const again = await server.accept();
+    await again.reply(again.takeOne("Todo:upsert"), { id: 1 });
+    assert.equal(call.state, "resolved");
+  });
+
+  it("tells the number of waiting changes, once for all that happens in one go", async () => {
+    const { server, connection, socket, host } = await connected();
+    const seen: unknown[] = [];
+    connection.on("pending", (pending) => seen.push(pending));
+    connection.on("status", (status, pending) => seen.push([status, pending]));
+    await socket.cut();
+    for (const id of [1, 2, 2, 3]) connection.call("Todo:upsert", { id }).catch(() => {});
+    connection.call("Todo:read").catch(() => {});
+    await settle();
+    await host.advance(1000);
+    const again = await server.accept();
+    const sent = again.take();
+    await again.frame(...sent.slice(0, 2).map(({ id, event }) => ({ id, event, data: {} })));
+    assert.deepEqual(seen, [["offline", 0], 3, ["connecting", 3], ["live", 3], 1]);
+  });
+
+  it("forgets replies that come twice, instead of taking them for changes", async () => {
+    const { connection, socket } = await connected();
+    const pushes: unknown[] = [];
+    connection.on("message", (message) => pushes.push(message));
+    connection.call("Todo:upsert", { id: 1 }).catch(() => {});
+    const sent = socket.takeOne("Todo:upsert");
+    await socket.reply(sent, { id: 1 });
+    await socket.reply(sent, { id: 1 });
+    assert.deepEqual(pushes, []);
+  });
+});
+
+describe("a record that has no id yet", () => {
+  let connection: Connection;
+  const Todos = Backbone.Collection.extend({ url: "/Todo", backsync: true });
+  install(Backbone, () => connection);
+
+  it("edits before the creation has left are part of it; a destroy takes it back", async () => {
+    const server = new FakeServer();
+    connection = server.connection();
+    const todos = new Todos() as any;
+    const model = todos.create({ text: "a" });
+    const saved = watch(model.save({ text: "ab" }));
+    todos.create({ text: "gone" }).destroy();
+    const socket = await server.accept();
+    const sent = socket.takeOne("Todo:upsert");
+    assert.deepEqual(sent.data, { text: "ab" });
+    await socket.reply(sent, { id: 5, text: "ab" });
+    assert.equal(saved.value.id, 5);
+    assert.equal(model.id, 5);
+  });
+
+  it("edits after it are one message, with its id, before anything later of that model", async () => {
+    const connectedNow = await connected();
+    const { socket } = connectedNow;
+    connection = connectedNow.connection;
+    const todos = new Todos() as any;
+    const model = todos.create({ text: "a" });
+    const creation = socket.takeOne("Todo:upsert");
+    for (const text of ["ab", "abc"]) model.save({ text });
+    connection.call("Todo:sort").catch(() => {});
+    connection.call("Note:sort").catch(() => {});
+    socket.takeOne("Note:sort");
+    assert.equal(todos.syncPending(), 1);
+    assert.equal(model.syncPending(), 3);
+    await socket.reply(creation, { id: 5, text: "a" });
+    assert.deepEqual(bodies(socket), [{ event: "Todo:upsert", data: { text: "abc", id: 5 } }, { event: "Todo:sort" }]);
+  });
+
+  it("a refused creation makes its follower the creation; one with an unknown end takes it along", async () => {
+    const connectedNow = await connected();
+    const { socket, host } = connectedNow;
+    connection = connectedNow.connection;
+    const model = (new Todos() as any).create({ text: "" });
+    const creation = socket.takeOne("Todo:upsert");
+    const second = watch(model.save({ text: "a" }));
+    await socket.refuse(creation, "invalid");
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { text: "a" });
+    const third = watch(model.save({ text: "ab" }));
+    await host.advance(29_999);
+    socket.handlers.heartbeat();
+    await host.advance(1);
+    socket.handlers.heartbeat();
+    await settle();
+    assert.deepEqual([second.value.code, third.value.code], ["timeout", "timeout"]);
+    assert.deepEqual(socket.take().map(({ event }) => event), ["$:ping"]);
+  });
+});
+
+describe("persist", () => {
+  function page(disk: Disk, options: ConnectionOptions = {}): { server: FakeServer; connection: Connection; end(): void } {
+    const server = new FakeServer();
+    const storage = disk.storage();
+    const connection = new Connection("http://test.invalid", { persist: "me", ...options }, server.host, server.open, () => storage);
+    return { server, connection, end: () => storage.end() };
+  }
+  const call = (connection: Connection, method: string, data: object): void => void connection.call(`Todo:${method}`, data).catch(() => {});
+
+  it("unsent writes outlive the page, and writes of the next page join them", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    for (const n of [1, 2]) call(before.connection, "upsert", { id: 1, n });
+    call(before.connection, "upsert", { id: 2, n: 1 });
+    await settle();
+    before.end();
+    const after = page(disk);
+    call(after.connection, "patch", { id: 2, m: 1 });
+    assert.equal(after.connection.pending, 1);
+    await settle();
+    assert.equal(after.connection.pending, 2);
+    const socket = await after.server.accept();
+    await settle();
+    const sent = socket.take();
+    assert.deepEqual(sent.map(({ data }) => data), [{ id: 1, n: 2 }, { id: 2, n: 1, m: 1 }]);
+    for (const message of sent) await socket.reply(message, message.data);
+    await settle();
+    assert.equal(disk.rows.size, 0);
+  });
+
+  it("a write whose reply was lost is sent again as it was, by the same client", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    call(before.connection, "upsert", { text: "a" });
+    const first = await before.server.accept();
+    await settle();
+    const sent = first.takeOne("Todo:upsert");
+    before.end();
+    const after = page(disk);
+    await settle();
+    after.server.socket.handlers.open("fake");
+    await settle();
+    const hello = after.server.socket.takeOne("$:hello");
+    assert.equal(hello.data.client, (first.sent[0] as { data: { client: string } }).data.client);
+    await after.server.socket.reply(hello, {});
+    assert.deepEqual(after.server.socket.takeOne("Todo:upsert"), sent);
+  });
+
+  it("nothing is sent before it is stored as sent", async () => {
+    const disk = new Disk();
+    const { server, connection } = page(disk);
+    call(connection, "upsert", { id: 1 });
+    const socket = await server.accept();
+    await settle();
+    call(connection, "upsert", { id: 2 });
+    call(connection, "clear", {});
+    assert.deepEqual(socket.take().map(({ data }) => data), [{ id: 1 }]);
+    assert.equal([...disk.rows.values()].filter(({ sent }) => sent).length, 1);
+    await settle();
+    assert.deepEqual(socket.take().map(({ event }) => event), ["Todo:upsert", "Todo:clear"]);
+  });
+
+  it("a follower finds its creation's id on the next page, too", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    install(Backbone, () => before.connection).uninstall();
+    install(Backbone, () => before.connection);
+    const model = new (Backbone.Model.extend({ urlRoot: "/Todo", backsync: true }))() as any;
+    model.save({ text: "a" });
+    (await before.server.accept()).take();
+    await settle();
+    model.save({ text: "ab" });
+    await settle();
+    before.end();
+    const after = page(disk);
+    await settle();
+    const socket = await after.server.accept();
+    await settle();
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 7, text: "a" });
+    await settle();
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { text: "ab", id: 7 });
+  });
+
+  it("close() and a server that does not want us leave them for another time; discard() does not", async () => {
+    const disk = new Disk();
+    const { server, connection } = page(disk);
+    const kept = watch(connection.call("Todo:upsert", { id: 1 }));
+    const question = watch(connection.call("Todo:read"));
+    await settle();
+    connection.close();
+    await settle();
+    assert.equal(question.value.code, "closed");
+    assert.equal(kept.state, "pending");
+    connection.open();
+    (await server.accept()).take();
+    connection.discard();
+    await settle();
+    await settle();
+    assert.equal(kept.value.code, "aborted");
+    assert.equal(disk.rows.size, 0);
+  });
+
+  it("a write of an earlier page that is refused is told by an event", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    call(before.connection, "upsert", { id: 1, text: "" });
+    await settle();
+    before.end();
+    const { server, connection } = page(disk);
+    const refused: unknown[] = [];
+    connection.on("refused", (error, message) => refused.push([error.code, message]));
+    await settle();
+    const socket = await server.accept();
+    await settle();
+    await socket.refuse(socket.takeOne("Todo:upsert"), "invalid");
+    assert.deepEqual(refused, [["invalid", { event: "Todo:upsert", data: { id: 1, text: "" } }]]);
+  });
+});
+
+describe("onOpen", () => {
+  it("runs after the greeting, and all else waits until it is done", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const seen: unknown[] = [];
+    connection.onOpen(async (opening) => seen.push(await opening.call("User:upsert", { name: "me" })));
+    connection.call("Todo:upsert", { id: 1 }).catch(() => {});
+    connection.subscribe("Todo", {}, { snapshot() {}, changes() {} });
+    for (let time = 0; time < 2; time += 1) {
+      const socket = await server.accept();
+      assert.equal(connection.status, "connecting");
+      await socket.reply(socket.takeOne("User:upsert"), "hello");
+      assert.deepEqual(socket.take().map(({ event }) => event), ["Todo:upsert", "Todo:subscribe"]);
+      await socket.cut();
+      await server.host.advance(1000);
+    }
+    assert.deepEqual(seen, ["hello", "hello"]);
+  });
+
+  it("runs at once on a connection that stands, until taken out", async () => {
+    const { connection, socket, server, host } = await connected();
+    const stop = connection.onOpen((opening) => void opening.call("User:upsert").catch(() => {}));
+    socket.takeOne("User:upsert");
+    stop();
+    await socket.cut();
+    await host.advance(1000);
+    assert.deepEqual((await server.accept()).take(), []);
+  });
+
+  it("does not hold the rest up for ever, nor when it fails; its calls end with their socket", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const lost: unknown[] = [];
+    const warn = console.warn;
+    console.warn = (text: unknown) => lost.push(text);
+    try {
+      connection.onOpen((opening) => opening.call("User:upsert").catch((error) => lost.push(error.code)));
+      connection.onOpen(() => Promise.reject(new Error("oops")));
+      connection.open();
+      const socket = await server.accept();
+      socket.takeOne("User:upsert");
+      connection.call("Todo:clear").catch(() => {});
+      await server.host.advance(9_999);
+      assert.deepEqual(socket.take(), []);
+      await server.host.advance(1);
+      socket.takeOne("Todo:clear");
+      await socket.cut();
+      assert.match(String(lost[0]), /not done within 10 s/);
+      assert.equal(lost[1], "unavailable");
+      assert.match(String(server.host.reported[0]), /oops/);
+    } finally {
+      console.warn = warn;
+    }
+  });
+});
