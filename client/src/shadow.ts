@@ -77,6 +77,7 @@ export class Shadow {
     this.#settle(write);
     if (write.kind === "delete") {
       this.confirmed = null;
+      this.#before = {};
       return;
     }
     const confirmed: Attributes = { ...this.confirmed, ...write.fields, ...record };

@@ -377,6 +377,45 @@ describe("several rooms in one collection", () => {
     assert.equal(todos.get(2), undefined);
   });
 
+  it("a room that is left takes its records along, also our own unanswered ones; switching is leaving and entering", async () => {
+    const todos = new Todos() as any;
+    const keyed = (room: string, ...ids: number[]): object => ({ ...snapshot(ids.map((id) => ({ id, room }))), ...key(room) });
+    const a = todos.live({ query: { room: "a" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), keyed("a", 1, 2));
+    todos.create({ room: "a", text: "mine" });
+    socket.take();
+    a.stop();
+    assert.deepEqual(socket.takeOne("Todo:unsubscribe").data, { room: "a" });
+    assert.equal(todos.length, 0);
+    todos.live({ query: { room: "b" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), keyed("b", 3));
+    assert.deepEqual(todos.pluck("id"), [3]);
+    await socket.frame(upsert({ id: 1, room: "a" }, key("a")));
+    assert.deepEqual(todos.pluck("id"), [3]);
+  });
+
+  it("a room that is left leaves what is in another one that is followed", async () => {
+    const todos = new Todos() as any;
+    const a = todos.live({ query: { room: "a" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([{ id: 1, room: "a" }, { id: 2, room: "a" }]), ...key("a") });
+    todos.live({ query: { room: "b" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([{ id: 3, room: "b" }]), ...key("b") });
+    await socket.frame(upsert({ id: 1, room: "b" }, key("b")));
+    a.stop();
+    assert.deepEqual(socket.takeOne("Todo:unsubscribe").data, { room: "a" });
+    assert.deepEqual(todos.pluck("id"), [1, 3]);
+  });
+
+  it("a record that we move out of the only room that is shown leaves it", async () => {
+    const todos = new Todos() as any;
+    todos.live({ query: { room: "a" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([{ id: 1, room: "a" }]), ...key("a") });
+    todos.get(1).save({ room: "b" });
+    const sent = socket.takeOne("Todo:upsert");
+    await socket.frame({ id: sent.id, event: sent.event, data: { id: 1, room: "b" } }, remove(1, key("a")));
+    assert.equal(todos.length, 0);
+  });
+
   it("within one room a delete of what has just come from it counts", async () => {
     const todos = await rooms();
     await socket.frame(upsert({ id: 9, room: "a" }, key("a")), remove(9, key("a")), upsert({ id: 8, room: "a" }, key("a")));
@@ -543,6 +582,38 @@ describe("rollback", () => {
     assert.deepEqual(model.attributes, { id: 1, a: 0, b: 2, c: 3 });
     await socket.refuse(second!, "forbidden");
     assert.deepEqual(model.attributes, { id: 1, a: 0, b: 0, c: 3 });
+  });
+
+  it("of a later write shows the earlier one again, which has no answer yet", async () => {
+    const todos = await live([{ id: 1, a: 0 }]);
+    const model = todos.get(1);
+    model.save({ a: 1 }, { patch: true });
+    const second = model.save({ a: 2 }, { patch: true });
+    assert.equal(model.syncPending(), 2);
+    second.abort();
+    await settle();
+    assert.equal(model.get("a"), 1);
+    await socket.reply(socket.take()[0]!, { id: 1, a: 1 });
+    assert.equal(model.get("a"), 1);
+    assert.equal(todos.syncPending(), 0);
+  });
+
+  it("of edits and their delete that went as one: the record is back as the server has it", async () => {
+    const todos = await live([{ id: 1, n: 1 }]);
+    await socket.cut();
+    const model = todos.get(1);
+    model.save({ n: 2 });
+    model.destroy();
+    assert.equal(todos.syncPending(), 1);
+    await host.advance(2_000);
+    socket = await server.accept();
+    const [gone, subscribe] = socket.take();
+    assert.equal(gone?.event, "Todo:delete");
+    await socket.reply(subscribe!, snapshot([{ id: 1, n: 5 }]));
+    assert.equal(todos.length, 0);
+    await socket.refuse(gone!, "forbidden");
+    assert.deepEqual(todos.toJSON(), [{ id: 1, n: 5 }]);
+    assert.equal(todos.syncPending(), 0);
   });
 
   it("of an unset field", async () => {

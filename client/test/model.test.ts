@@ -47,18 +47,20 @@ interface Page {
   storage?: { end(): void };
 }
 
-function makePage(server: ReferenceServer, disk: Disk | null): { host: VirtualHost; wire: Wire; connection: Connection; storage: { end(): void } } {
+type Made = Pick<Page, "host" | "wire" | "connection"> & { storage: { end(): void } };
+
+function makePage(server: ReferenceServer, disk: Disk | null, births: Set<unknown>): Made {
   const host = new VirtualHost();
   const wire = new Wire(server);
   const storage = (disk ?? new Disk()).storage();
   const connection = new Connection("http://test.invalid", disk === null ? {} : { persist: "game" }, host, wire.open, () => storage);
+  connection.on("refused", (_error, message) => births.delete((message.data as { mark: unknown }).mark)); // or timed out
   return { host, wire, connection, storage };
 }
 
 function plainPage(server: ReferenceServer, disk: Disk | null, births: Set<unknown>): Page {
-  const made = makePage(server, disk);
+  const made = makePage(server, disk, births);
   const todos = new LiveCollection(made.connection, "Todo");
-  made.connection.on("refused", (_error, message) => births.delete((message.data as { mark: unknown }).mark));
   return {
     ...made,
     edit(chance, fields) {
@@ -76,8 +78,8 @@ function plainPage(server: ReferenceServer, disk: Disk | null, births: Set<unkno
   };
 }
 
-function backbonePage(server: ReferenceServer, disk: Disk | null): Page {
-  const made = makePage(server, disk);
+function backbonePage(server: ReferenceServer, disk: Disk | null, births: Set<unknown>): Page {
+  const made = makePage(server, disk, births);
   const todos = new Todos() as any;
   todos.live({ connection: made.connection });
   return {
@@ -108,7 +110,7 @@ async function play(seed: number): Promise<void> {
   const pages: Page[] = [];
   const load = (index: number): void => {
     const disk = disks[index] ?? null;
-    pages[index] = index === 2 ? backbonePage(server, disk) : plainPage(server, disk, births);
+    pages[index] = index === 2 ? backbonePage(server, disk, births) : plainPage(server, disk, births);
   };
   disks.forEach((_, index) => load(index));
   let mark = 0;

@@ -1,0 +1,191 @@
+/** LiveCollection: records without Backbone, under the page's own writes. */
+
+import assert from "node:assert/strict";
+import { beforeEach, describe, it } from "node:test";
+
+import type { Connection } from "../src/connection.js";
+import { LiveCollection } from "../src/live.js";
+import type { ServerRecord } from "../src/protocol.js";
+import { connected, type FakeServer, type FakeSocket, settle, type VirtualHost } from "./fakes.js";
+
+let server: FakeServer;
+let connection: Connection;
+let socket: FakeSocket;
+let host: VirtualHost;
+let seq = 10;
+beforeEach(async () => ({ server, connection, socket, host } = await connected()));
+
+const upsert = (data: object, extra: object = {}): object => ({ event: "Todo:upsert", data, seq: (seq += 1), ...extra });
+const remove = (id: unknown, extra: object = {}): object => ({ event: "Todo:delete", data: { id }, seq: (seq += 1), ...extra });
+const snapshot = (records: object[]): object => ({ mode: "snapshot", epoch: "e1", seq: (seq += 1), records });
+
+async function live(records: object[] = [], options = {}): Promise<{ todos: LiveCollection; told: () => number }> {
+  const todos = new LiveCollection(connection, "Todo", options);
+  await socket.reply(socket.takeOne("Todo:subscribe"), snapshot(records));
+  await todos.ready;
+  let count = 0;
+  todos.subscribe(() => (count += 1));
+  return { todos, told: () => [count, (count = 0)][0] as number };
+}
+
+describe("LiveCollection", () => {
+  it("follows the server, tells once for each frame, and keeps what has not changed as it is", async () => {
+    const { todos, told } = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }]);
+    const before = todos.records;
+    assert.equal(todos.getSnapshot(), before);
+    await socket.frame(upsert({ id: 3, n: 1 }), upsert({ id: 1, n: 2 }), remove(9), upsert({ id: 3, n: 3 }));
+    assert.equal(told(), 1);
+    assert.deepEqual(todos.records, [{ id: 1, n: 2 }, { id: 2, n: 1 }, { id: 3, n: 3 }]);
+    assert.equal(todos.records[1], before[1]);
+    assert.equal(todos.get(2), before[1]);
+    assert.equal(todos.get("2"), undefined);
+    const after = todos.records;
+    await socket.frame(upsert({ id: 1, n: 2 }), { event: "Todo:typing", data: {} });
+    assert.equal(todos.records, after);
+    assert.equal(Object.isFrozen(after) && Object.isFrozen(after[0]), true);
+    await socket.frame(remove(2));
+    assert.deepEqual(todos.records.map(({ id }) => id), [1, 3]);
+  });
+
+  it("has the server's order, or the page's", async () => {
+    const { todos } = await live([{ id: 2 }, { id: 1 }]);
+    await socket.frame(upsert({ id: 0 }), upsert({ id: 2 }));
+    assert.deepEqual(todos.records.map(({ id }) => id), [2, 1, 0]);
+    const sorted = await live([{ id: 2 }, { id: 1 }], { sort: (one: ServerRecord, other: ServerRecord) => Number(one.id) - Number(other.id) });
+    assert.deepEqual(sorted.todos.records.map(({ id }) => id), [1, 2]);
+  });
+
+  it("shows writes at once, under pushes, and lets them settle", async () => {
+    const { todos, told } = await live([{ id: 1, n: 1, m: 1, due: 5 }]);
+    const written = todos.patch(1, { n: 2, due: undefined });
+    assert.deepEqual(todos.records, [{ id: 1, n: 2, m: 1 }]);
+    assert.equal(todos.pending, 1);
+    await settle();
+    assert.equal(told(), 1);
+    const sent = socket.takeOne("Todo:patch");
+    assert.deepEqual([sent.data, sent.unset], [{ id: 1, n: 2 }, ["due"]]);
+    await socket.frame(upsert({ id: 1, n: 9, m: 2, due: 5 }));
+    assert.deepEqual(todos.records, [{ id: 1, n: 2, m: 2 }]);
+    const shown = todos.records;
+    await socket.frame({ id: sent.id, event: sent.event, data: { id: 1, n: 2, m: 2 } }, upsert({ id: 1, n: 2, m: 2 }));
+    assert.deepEqual(await written, { id: 1, n: 2, m: 2 });
+    assert.equal(todos.records, shown);
+    assert.equal(todos.pending, 0);
+  });
+
+  it("takes back what is refused, and only that", async () => {
+    const { todos } = await live([{ id: 1, a: 0, b: 0 }]);
+    const first = todos.patch(1, { a: 1, b: 1 });
+    const second = todos.patch(1, { b: 2 });
+    const third = todos.delete(1);
+    assert.deepEqual(todos.records, []);
+    const [one, two, three] = socket.take();
+    await socket.refuse(one!, "forbidden");
+    await assert.rejects(first, { code: "forbidden" });
+    await socket.refuse(three!, "forbidden");
+    await assert.rejects(third, { code: "forbidden" });
+    assert.deepEqual(todos.records, [{ id: 1, a: 0, b: 2 }]);
+    await socket.refuse(two!, "conflict", { current: { id: 1, a: 5, b: 5 } });
+    await assert.rejects(second, { code: "conflict" });
+    assert.deepEqual(todos.records, [{ id: 1, a: 5, b: 5 }]);
+  });
+
+  it("a new record gets its id, whichever comes first, reply or push; a refused one goes", async () => {
+    const { todos } = await live();
+    const [one, two, three] = [todos.upsert({ n: 1 }), todos.upsert({ n: 2 }), todos.upsert({ n: 3 })];
+    assert.deepEqual(todos.records, [{ n: 1 }, { n: 2 }, { n: 3 }]);
+    const [first, second, third] = socket.take();
+    await socket.frame({ id: first!.id, event: "Todo:upsert", data: { id: 5, n: 1 } }, upsert({ id: 5, n: 1 }), upsert({ id: 6, n: 2, likes: 1 }));
+    await socket.reply(second!, { id: 6, n: 2 });
+    await socket.refuse(third!, "invalid");
+    assert.deepEqual(await one, { id: 5, n: 1 });
+    assert.deepEqual(await two, { id: 6, n: 2 });
+    await assert.rejects(three, { code: "invalid" });
+    assert.deepEqual(todos.records, [{ id: 5, n: 1 }, { id: 6, n: 2, likes: 1 }]);
+    assert.deepEqual(todos.get(6), { id: 6, n: 2, likes: 1 });
+  });
+
+  it("a record that was deleted by others stays while a write of it has no answer, which decides", async () => {
+    const { todos } = await live([{ id: 1, n: 1, m: 1 }, { id: 2, n: 1 }]);
+    void todos.upsert({ id: 1, n: 2, m: 1 });
+    void todos.patch(2, { n: 2 });
+    const [one, two] = socket.take();
+    await socket.frame(remove(1), remove(2));
+    assert.deepEqual(todos.records, [{ id: 1, n: 2, m: 1 }, { id: 2, n: 2 }]);
+    await socket.reply(one!, { id: 1, n: 2, m: 1 });
+    await socket.refuse(two!, "not_found");
+    assert.deepEqual(todos.records, [{ id: 1, n: 2, m: 1 }]);
+  });
+
+  it("an upsert after a delete is the whole new record", async () => {
+    const { todos } = await live([{ id: 1, n: 1, old: true }]);
+    void todos.delete(1);
+    void todos.upsert({ id: 1, n: 1 });
+    assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
+    const [one, two] = socket.take();
+    await socket.reply(one!, {});
+    assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
+    await socket.reply(two!, { id: 1, n: 1 });
+    assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
+  });
+
+  it("works offline, catches up, and a snapshot replaces all but what is pending", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }]);
+    await socket.cut();
+    assert.equal(todos.status, "offline");
+    for (let n = 2; n < 100; n += 1) void todos.patch(1, { n });
+    void todos.upsert({ n: "new" });
+    assert.equal(todos.pending, 2);
+    await host.advance(1000);
+    socket = await server.accept();
+    const [edit, creation, subscribe] = socket.take();
+    assert.equal(todos.status, "behind");
+    assert.deepEqual(edit?.data, { id: 1, n: 99 });
+    await socket.reply(subscribe!, snapshot([{ id: 3 }]));
+    assert.deepEqual(todos.records, [{ id: 3 }, { id: 1, n: 99 }, { n: "new" }]);
+    await socket.refuse(edit!, "not_found");
+    await socket.reply(creation!, { id: 4, n: "new" });
+    assert.deepEqual(todos.records, [{ id: 3 }, { id: 4, n: "new" }]);
+    assert.equal(todos.status, "live");
+  });
+
+  it("a delete in its room removes the record, wherever our copy says that it is", async () => {
+    const { todos } = await live([{ id: 1, room: "a" }], { query: { room: "a" } });
+    void todos.patch(1, { room: "b" });
+    const sent = socket.takeOne("Todo:patch");
+    await socket.frame({ id: sent.id, event: sent.event, data: { id: 1, room: "b" } }, remove(1, { key: { room: "a" } }));
+    assert.deepEqual(todos.records, []);
+  });
+
+  it("refused: `ready` rejects, status and error tell; closed: the records stay", async () => {
+    const refused = new LiveCollection(connection, "Todo");
+    let told = 0;
+    refused.subscribe(() => (told += 1));
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "forbidden");
+    await assert.rejects(refused.ready, { code: "forbidden" });
+    assert.deepEqual([refused.status, refused.error?.code], ["closed", "forbidden"]);
+    assert.ok(told > 0);
+    const { todos } = await live([{ id: 1 }]);
+    todos.close();
+    todos.close();
+    socket.takeOne("Todo:unsubscribe");
+    await socket.frame(remove(1));
+    assert.deepEqual(todos.records, [{ id: 1 }]);
+    assert.equal(todos.status, "closed");
+    assert.throws(() => new LiveCollection(connection, "Todo", { querry: {} } as never), /does not know the option "querry".*query and sort/);
+    assert.throws(() => todos.patch(undefined, {}), /undefined is no id/);
+  });
+
+  it("goes on when a listener throws, and tells no one who has left", async () => {
+    const { todos, told } = await live();
+    todos.subscribe(() => {
+      throw new Error("listener");
+    });
+    const leave = todos.subscribe(() => assert.fail("has left"));
+    leave();
+    await socket.frame(upsert({ id: 1 }));
+    assert.equal(told(), 1);
+    assert.match(String(host.reported), /listener/);
+    assert.equal(todos.records.length, 1);
+  });
+});
