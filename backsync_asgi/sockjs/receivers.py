@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from types import CellType
 from typing import Any, Protocol, cast
 
 from .frames import HEARTBEAT, OPEN, BinaryMessage, Close, Frame, websocket_frame
@@ -18,6 +19,9 @@ Headers = list[tuple[bytes, bytes]]
 
 logger = logging.getLogger("backsync.sockjs")
 
+MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
+_EMPTY = CellType()  # a variable that its function has not set
+
 
 class Writer:
     """Sends ASGI events in order, without a task for each.
@@ -27,10 +31,11 @@ class Writer:
     Measured on 10 000 sessions: 1.2-1.7 ms a round when stepped, 54-78 ms with a task for each send.
     """
 
-    __slots__ = ("_events", "_on_writable", "_send", "_task", "failed")
+    __slots__ = ("_events", "_on_writable", "_receive", "_send", "_task", "failed")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, receive: Receive | None = None) -> None:
         self._send = send
+        self._receive = receive  # another way to the connection, for `abort`
         self._events: list[Event] = []  # behind the one that waits
         self._on_writable: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -91,24 +96,33 @@ class Writer:
         """
         self.failed = True
         self._events.clear()
-        transport = find_transport(self._send)
+        transport = find_transport(self._send, self._receive)
         if transport is not None:
             transport.abort()
         elif self._task is not None:
             self._task.cancel()
 
 
-def find_transport(send: object) -> asyncio.WriteTransport | None:
-    """The transport behind a server's `send`, also through the closures of middleware; None where there is none."""
-    for _ in range(16):  # layers of middleware
-        transport = getattr(getattr(send, "__self__", None), "transport", None)
+def find_transport(*calls: object) -> asyncio.WriteTransport | None:
+    """The transport behind a server's `send` and `receive`, also through middleware; None where there is none.
+
+    Middleware holds what it wraps in a closure, a partial or an attribute, by a name that tells which of the two it is.
+    """
+    layers = list(calls)
+    for layer in layers:  # more are found on the way
+        owner = getattr(layer, "__self__", None)
+        transport = getattr(owner, "transport", None)
         if isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "abort"):
             return cast(asyncio.WriteTransport, transport)
-        names = getattr(getattr(send, "__code__", None), "co_freevars", ())
-        cells = getattr(send, "__closure__", None) or ()
-        send = next((cell.cell_contents for name, cell in zip(names, cells, strict=True) if name == "send"), None)
-        if send is None:
-            return None
+        names = getattr(getattr(layer, "__code__", None), "co_freevars", ())
+        cells = getattr(layer, "__closure__", None) or ()
+        held = {
+            **getattr(owner, "__dict__", {}),
+            **getattr(layer, "keywords", {}),
+            **{name: cell.cell_contents for name, cell in zip(names, cells, strict=True) if cell != _EMPTY},
+        }
+        wrapped = [call for name, call in held.items() if callable(call) and ("send" in name or "receive" in name)]
+        layers += [call for call in wrapped if call not in layers][: MAX_LAYERS - len(layers)]
     return None
 
 

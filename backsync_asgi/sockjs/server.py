@@ -322,7 +322,7 @@ class Server:
         session = await self._find_or_open(request, session_id)
         if session is None:
             return
-        writer = Writer(request.send)
+        writer = Writer(request.send, request.receive)
         timing = self.settings.timing
         receiver = HttpReceiver(
             writer,
@@ -437,7 +437,7 @@ class Server:
             await deny(scope, receive, send, 503, b"No more sessions.")
             return
         session = Session(self.settings.timing)
-        writer = Writer(send)
+        writer = Writer(send, receive)
         direct: FrameWriter | None = scope.get("extensions", {}).get("backsync.frames")
         receiver = SocketReceiver(writer, raw, direct)
         if framed and self.settings.cookies:
