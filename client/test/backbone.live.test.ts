@@ -602,7 +602,7 @@ describe("rollback", () => {
     const todos = await live([{ id: 1, n: 1 }]);
     await socket.cut();
     const model = todos.get(1);
-    model.save({ n: 2 });
+    model.save({ n: 2, extra: true });
     model.destroy();
     assert.equal(todos.syncPending(), 1);
     await host.advance(2_000);

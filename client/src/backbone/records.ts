@@ -140,13 +140,14 @@ export class Records {
   /** The server has refused; `done` runs Backbone's own error, while model and collection still show the attempt. */
   fail(write: Write, model: BackboneModel, error: BacksyncError, options: Options, done: () => void): void {
     const shadow = this.shadow(model);
-    const collections = write.kind === "delete" || write.destroyed ? write.places.map((place) => place.collection) : this.#places(model);
+    const collections = write.kind === "delete" ? write.places.map((place) => place.collection) : this.#places(model);
     try {
       done();
     } finally {
       const back = shadow.fail(write, model.attributes);
       this.#show(write, model);
-      const rollback = write.optimistic && this.#rollsBack(model, collections);
+      // A model that was destroyed after this write is nowhere now, but may come back.
+      const rollback = write.optimistic && this.#rollsBack(model, [...collections, ...write.places.map((place) => place.collection)]);
       const serverSide = { rollback: true, fromServer: true, error };
       const current = error.code === "conflict" && isObject(error.details) ? error.details.current : undefined;
       const news = isObject(current) ? shadow.receive(model.parse(safeRecord(current), serverSide)) : {};
