@@ -1,0 +1,180 @@
+/** The outbox in a real browser's IndexedDB: reloads, several pages at once, browsers that keep nothing. */
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import path from "node:path";
+import { it } from "node:test";
+
+import { build } from "esbuild";
+
+const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+
+/** In a frame of its own: a page whose server is a few lines. `hash` says what it does; it tells the frame around it. */
+const FRAME = `<!doctype html><script type="module">
+import { Connection } from "/client.js";
+const { name, online, answer, edits, without } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+const tell = (message) => parent.postMessage(message, "*");
+if (without === "locks") Object.defineProperty(navigator, "locks", { value: undefined });
+if (without === "indexedDB") indexedDB.open = () => { throw new DOMException("not here", "SecurityError"); };
+console.warn = (...warning) => tell({ warning: warning.join(" ") });
+let onOnline;
+const open = (url, options, handlers) => {
+  onOnline = () => handlers.open("fake");
+  if (online) setTimeout(onOnline);
+  return {
+    send(text) {
+      const message = JSON.parse(text);
+      tell({ sent: text });
+      if (message.event === "$:hello" || answer) queueMicrotask(() => handlers.message(JSON.stringify({ id: message.id, event: message.event, data: {} })));
+    },
+    close() {},
+  };
+};
+const connection = new Connection("/backsync", { persist: name }, undefined, open);
+connection.on("pending", (pending) => tell({ pending }));
+for (const [event, data] of edits ?? []) connection.call(event, data).catch(() => {});
+const rows = () => new Promise((resolve) => {
+  const request = indexedDB.open("backsync:" + name);
+  request.onsuccess = () => {
+    const all = request.result.transaction("writes").objectStore("writes").getAll();
+    all.onsuccess = () => { request.result.close(); resolve(all.result); };
+  };
+});
+addEventListener("message", async ({ data }) => {
+  if (data === "rows") tell({ rows: await rows() });
+});
+connection.open();
+tell({ ready: true });
+</script>`;
+
+/** The frame around: plays the cases, sends the results. Each waits for what it expects, for as long as the test lets it. */
+const DRIVER = `<!doctype html><script type="module">
+function frame(options) {
+  const element = document.createElement("iframe");
+  const messages = [];
+  const waiting = new Set();
+  addEventListener("message", (event) => {
+    if (event.source !== element.contentWindow) return;
+    messages.push(event.data);
+    for (const check of waiting) check();
+  });
+  element.src = "/frame#" + encodeURIComponent(JSON.stringify(options));
+  document.body.append(element);
+  return {
+    until: (condition) => new Promise((resolve) => {
+      const check = () => condition(messages) && (waiting.delete(check), resolve(messages));
+      waiting.add(check);
+      check();
+    }),
+    async rows(count) {
+      for (;;) {
+        const before = messages.length;
+        element.contentWindow.postMessage("rows", "*");
+        await this.until((all) => all.slice(before).some((message) => message.rows));
+        const { rows } = messages.slice(before).find((message) => message.rows);
+        if (rows.length === count) return rows;
+      }
+    },
+    writes: () => messages.filter((message) => message.sent).map((message) => JSON.parse(message.sent)).filter((message) => message.event !== "$:hello"),
+    client: () => messages.filter((message) => message.sent).map((message) => JSON.parse(message.sent)).find((message) => message.event === "$:hello")?.data.client,
+    all: messages,
+    close: () => element.remove(),
+  };
+}
+const ready = (all) => all.some((message) => message.ready);
+const sent = (count) => (all) => all.filter((message) => message.sent).length > count; // and the greeting
+const edits = [["Todo:upsert", { id: 1, n: 1 }], ["Todo:upsert", { id: 1, n: 2 }], ["Todo:upsert", { text: "new" }]];
+
+async function reload(name, without) {
+  const before = frame({ name, edits, without });
+  await before.until(ready);
+  const rows = await before.rows(2);
+  before.close();
+  const unanswered = frame({ name, online: true, without });
+  await unanswered.until(sent(2));
+  unanswered.close();
+  const after = frame({ name, online: true, answer: true, without });
+  await after.until(sent(2));
+  await after.rows(0);
+  after.close();
+  return { rows, first: unanswered.writes(), again: after.writes(), clients: [...new Set([rows[0].client, unanswered.client(), after.client()])].length };
+}
+
+async function together() {
+  const name = "together";
+  const one = frame({ name, edits: edits.slice(0, 1) });
+  await one.until(ready);
+  await one.rows(1);
+  const two = frame({ name, online: true, answer: true, edits: [["Todo:upsert", { id: 2 }]] });
+  await two.until(sent(1));
+  const alone = two.writes();
+  one.close();
+  await two.until(sent(2));
+  await two.rows(0);
+  two.close();
+  return { alone, inherited: two.writes().slice(1) };
+}
+
+async function nothingKept() {
+  const page = frame({ name: "nothing", online: true, answer: true, edits, without: "indexedDB" });
+  await page.until((all) => all.at(-1)?.pending === 0 && sent(2)(all));
+  page.close();
+  return { writes: page.writes(), warnings: page.all.filter((message) => message.warning).map((message) => message.warning) };
+}
+
+const results = await (async () => {
+  try {
+    return { reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept() };
+  } catch (error) {
+    return { error: String(error) };
+  }
+})();
+await fetch("/results", { method: "POST", body: JSON.stringify(results) });
+</script><body></body>`;
+
+it("outlives pages, is sent once by several of them, and is done without where it must", { skip: !existsSync(CHROMIUM) && "no Chromium", timeout: 120_000 }, async () => {
+  const out = await mkdtemp(path.join(process.cwd(), ".test", "storage-"));
+  const options = { bundle: true, define: { global: "globalThis" }, format: "esm", logLevel: "warning", platform: "browser" } as const;
+  await build({ ...options, entryPoints: ["src/index.ts"], outfile: path.join(out, "client.js") });
+  const client = await readFile(path.join(out, "client.js"));
+  let done: (results: any) => void = () => {};
+  const finished = new Promise<any>((resolve) => (done = resolve));
+  const server = createServer((request, response) => {
+    const [type, body] = request.url === "/client.js" ? ["text/javascript", client] : ["text/html", request.url === "/frame" ? FRAME : DRIVER];
+    if (request.method === "POST") {
+      let text = "";
+      request.on("data", (part) => (text += part)).on("end", () => done(JSON.parse(text)));
+    }
+    response.writeHead(200, { "Content-Type": type as string }).end(body);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`;
+  const browser = spawn(CHROMIUM, [...FLAGS, `--user-data-dir=${path.join(out, "profile")}`, url], { detached: true, stdio: "ignore" });
+  const ended = new Promise((resolve) => browser.on("exit", resolve));
+  try {
+    const results = await Promise.race([finished, ended.then(() => assert.fail("the browser has ended"))]);
+    assert.equal(results.error, undefined);
+    for (const { rows, first, again, clients } of [results.reload, results.withoutLocks]) {
+      assert.deepEqual(rows.map((row: any) => row.sent), [false, false]);
+      assert.deepEqual(first.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }]);
+      assert.deepEqual(again, first);
+      assert.equal(clients, 1);
+    }
+    assert.deepEqual(results.together.alone.map((message: any) => message.data), [{ id: 2 }]);
+    assert.deepEqual(results.together.inherited.map((message: any) => message.data), [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.nothingKept.writes.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }]);
+    assert.equal(results.nothingKept.warnings.length, 1);
+    assert.match(results.nothingKept.warnings[0], /unsent writes do not survive this page.*not here/);
+  } finally {
+    process.kill(-browser.pid!, "SIGKILL");
+    await ended;
+    server.closeAllConnections();
+    server.close();
+    await rm(out, { recursive: true, force: true, maxRetries: 5 });
+  }
+});
