@@ -2,13 +2,13 @@
 
 const STATUS = { connecting: "Connecting…", live: "Live", behind: "Catching up…", offline: "Offline", closed: "Closed by the server" };
 
-/** Says in `element` how the connection is, and keeps saying it; without one, also how many changes wait, as so many `things`. */
-export function showStatus(connection, element, things = ["change", "changes"]) {
+/** Says in `element` how the connection is, and keeps saying it; without one also how many `things` wait for it. */
+export function showStatus(connection, element, things = "change", count = () => connection.pending) {
   const show = () => {
-    const { status, pending } = connection;
-    const waiting = status === "offline" && pending > 0 ? `: ${pending} ${things[pending === 1 ? 0 : 1]} waiting` : "";
+    const { status } = connection;
+    const waiting = status === "offline" ? count() : 0;
     element.dataset.status = status;
-    element.textContent = STATUS[status] + waiting;
+    element.textContent = STATUS[status] + (waiting > 0 ? `: ${waiting} ${things}${waiting > 1 ? "s" : ""} waiting` : "");
   };
   connection.on("status", show);
   connection.on("pending", show);

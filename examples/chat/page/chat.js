@@ -2,48 +2,47 @@
 
 import { element, followEnd, showList, showStatus } from "./static/page.js";
 
-const { connection } = Backsync;
+// It says for this tab who we are, also after a reload, and keeps what we have written until it is sent.
+const connection = (Backsync.connection = Backsync.connect("backsync", { persist: "chat" }));
 const $ = (id) => document.getElementById(id);
 
-// Who I am, kept for this tab, so that a reload stays the same person and a second tab is another one. The secret
-// proves that to the server after a reconnect; the server makes the public id from it.
-
-const me = { id: null, screenName: null, secret: randomHex(16), ...JSON.parse(sessionStorage.getItem("me") ?? "{}") };
-
-function randomHex(bytes) {
-  return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
+const me = { id: null, screenName: null, ...JSON.parse(sessionStorage.getItem("me") ?? "{}") };
 
 const Users = Backbone.Collection.extend({
   url: "/User",
   comparator: (user) => (user.id === me.id ? "" : user.get("screenName").toLowerCase()), // oneself first, then by name
 });
-const Messages = Backbone.Collection.extend({ url: "/ChatMessage", comparator: "time" });
+const Messages = Backbone.Collection.extend({
+  url: "/ChatMessage",
+  comparator: (message) => message.get("time") ?? "~", // the server says when; until then it is at the end
+});
+const Typing = Backbone.Collection.extend({ url: "/Typing" });
 
 const users = new Users();
 const messages = new Messages();
-const drafts = new Backbone.Collection(); // what this page wrote and the server has not confirmed yet
+const typing = new Typing();
+const refused = new Backbone.Collection(); // what this page wrote and the server did not take
 let shownUser = null; // whose messages are shown, by id; null: everybody's
 
-users.live();
-messages.live();
-showStatus(connection, $("status"));
+for (const collection of [users, messages, typing]) collection.live();
+showStatus(connection, $("status"), "message", () => messages.syncPending());
 
-// --- Saying who I am: again on each new connection, which has to be told who is behind it.
+// --- Saying who I am: at once, and on each new connection before anything else is sent.
 
-async function announce() {
-  if (me.screenName === null || connection.status !== "live") return;
-  const { screenName, secret } = me;
-  try {
-    const user = await connection.call("User:upsert", { screenName, secret });
-    me.id = user.id;
-    users.sort();
-    sessionStorage.setItem("me", JSON.stringify(me));
-    redraw();
-    sendDrafts();
-  } catch (error) {
-    if (error.code === "invalid") askName(error.message); // anything else: the connection went, and "live" comes again
-  }
+let forget = () => {};
+
+function introduce() {
+  forget();
+  forget = connection.onOpen(async ({ call }) => {
+    try {
+      me.id = (await call("User:upsert", { screenName: me.screenName })).id;
+      sessionStorage.setItem("me", JSON.stringify(me));
+      users.sort();
+      redraw();
+    } catch (error) {
+      if (error.code === "invalid") askName(error.message); // anything else: the connection went, and we are asked again
+    }
+  });
 }
 
 function askName(problem = null) {
@@ -60,45 +59,36 @@ $("welcome").addEventListener("close", () => {
   const name = $("welcome").returnValue === "join" ? $("name").value.trim() : "";
   if (name) localStorage.setItem("name", name); // the next tab's suggestion
   me.screenName = name || me.screenName || `Anonymous ${1000 + Math.floor(Math.random() * 9000)}`;
-  announce();
+  introduce();
   $("text").focus();
 });
 
 $("rename").addEventListener("click", () => askName());
-connection.on("status", announce);
 
-// --- Writing: a message is a draft until the server has taken it. Drafts written while offline leave when we are back.
+// --- Writing: a message shows at once, leaves when there is a connection, and is the server's when that has taken it.
 
-function sendDrafts() {
-  drafts.where({ state: "waiting" }).forEach(send);
+function say(text) {
+  messages.create({ text });
 }
 
-function send(draft) {
-  draft.set({ state: "sending" });
-  messages.create({ text: draft.get("text") }, {
-    wait: true,
-    success: () => drafts.remove(draft),
-    error: (model, error) => {
-      if (error.code === "unauthorized") {
-        // It travelled over a new connection before our name did.
-        draft.set({ state: "waiting" });
-        announce();
-      } else {
-        draft.set({ state: "refused", problem: error.message });
-      }
-    },
-  });
-}
+messages.on("rollback", (message, error) => refused.add({ text: message.get("text"), problem: error.message }));
+connection.on("refused", (error, { data }) => data?.text && refused.add({ text: data.text, problem: error.message })); // of before a reload
+
+const tellThatIType = _.throttle(() => {
+  if (connection.status === "live") connection.call("Typing:upsert", {}).catch(() => {}); // nobody has to know
+}, 2000, { trailing: false });
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
   if (!text) return;
   $("text").value = "";
+  tellThatIType.cancel(); // the next key is told at once
   if (shownUser !== null && shownUser !== me.id) location.hash = ""; // so that one sees what one wrote
-  drafts.add({ text, state: "waiting" });
-  if (connection.status === "live" && me.id !== null) sendDrafts();
+  say(text);
 });
+
+$("text").addEventListener("input", tellThatIType);
 
 $("text").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -131,6 +121,7 @@ function drawPerson(user) {
 }
 
 function drawMessage(message) {
+  if (message.isNew()) return drawDraft(message);
   const { userId, screenName, text, time } = message.attributes;
   const own = userId === me.id;
   const author = element("a", { class: "author", href: `#users/${userId}` }, own ? "You" : screenName);
@@ -140,40 +131,46 @@ function drawMessage(message) {
   return item;
 }
 
-const STATES = { waiting: "Waiting to be sent", sending: "Sending…", refused: "Not sent" };
-
-function drawDraft(draft) {
-  const { text, state, problem } = draft.attributes;
-  const refused = state === "refused";
-  const item = element("li", { class: `message own draft ${state}`, "data-testid": "draft", "data-state": state },
-    element("header", {}, element("span", { class: "state" }, STATES[state])),
+function drawDraft(message) {
+  const { text, problem } = message.attributes;
+  const state = problem === undefined ? "waiting" : "refused";
+  const item = element("li", { class: `message own draft ${state}`, "data-testid": "draft", "data-state": state, "data-user": me.id },
+    element("header", {}, element("span", { class: "state" }, problem === undefined ? "Waiting to be sent" : "Not sent")),
     element("p", { class: "text" }, text));
-  if (refused) {
-    const again = element("button", { type: "button", class: "link" }, "Try again");
-    const discard = element("button", { type: "button", class: "link" }, "Discard");
-    again.addEventListener("click", () => {
-      draft.set({ state: "waiting" });
-      announce();
+  if (problem === undefined) return item;
+  const offer = (words, act) => {
+    const button = element("button", { type: "button", class: "link" }, words);
+    button.addEventListener("click", () => {
+      refused.remove(message);
+      act();
     });
-    discard.addEventListener("click", () => drafts.remove(draft));
-    item.append(element("p", { class: "problem", role: "alert" }, problem, again, discard));
-  }
+    return button;
+  };
+  item.append(element("p", { class: "problem", role: "alert" }, problem, offer("Try again", () => say(text)), offer("Discard", () => {})));
   return item;
+}
+
+function drawTyping() {
+  const here = connection.status === "live" ? typing.reject({ id: me.id }) : []; // else nobody would tell us that they stopped
+  const names = here.map((person) => person.get("screenName"));
+  const [first, second] = names;
+  const words = ["", `${first} is typing…`, `${first} and ${second} are typing…`];
+  $("typing").textContent = words[names.length] ?? "Several people are typing…";
 }
 
 const redrawPeople = showList(users, $("people"), drawPerson);
 const redrawMessages = showList(messages, $("messages"), drawMessage);
-showList(drafts, $("drafts"), drawDraft);
+showList(refused, $("refused"), drawDraft);
 followEnd($("scroller"), $("newest"));
 
 function drawSurroundings() {
-  const shown = shownUser === null ? messages.models : messages.where({ userId: shownUser });
+  const shown = messages.filter((message) => shownUser === null || (message.get("userId") ?? me.id) === shownUser);
   // Only attributes change, so that nothing loses its focus or is read aloud again.
   for (const item of $("messages").children) item.hidden = shownUser !== null && item.dataset.user !== shownUser;
   for (const item of $("people").children) item.firstChild.ariaCurrent = String(item.dataset.user === shownUser);
   $("count").textContent = users.length;
-  $("empty").hidden = shown.length + drafts.length > 0;
-  $("drafts").hidden = shownUser !== null && shownUser !== me.id;
+  $("empty").hidden = shown.length + refused.length > 0;
+  $("refused").hidden = shownUser !== null && shownUser !== me.id;
   $("filter").hidden = shownUser === null;
   $("filter-name").textContent = users.get(shownUser)?.get("screenName") ?? shown.at(-1)?.get("screenName") ?? "somebody who has left";
 }
@@ -184,7 +181,10 @@ function redraw() {
   drawSurroundings();
 }
 
-for (const collection of [users, messages, drafts]) collection.on("update reset change", drawSurroundings);
+messages.on("change:time", () => messages.sort());
+typing.on("update reset change", drawTyping);
+connection.on("status", drawTyping);
+for (const collection of [users, messages, refused]) collection.on("update reset change", drawSurroundings);
 
 // --- One URL for everybody's messages, and one per person.
 
@@ -198,5 +198,9 @@ const Router = Backbone.Router.extend({
 new Router();
 Backbone.history.start();
 
-if (me.screenName === null) askName();
-else $("text").focus();
+if (me.screenName === null) {
+  askName();
+} else {
+  introduce();
+  $("text").focus();
+}
