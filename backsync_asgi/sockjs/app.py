@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
+
+from starlette.websockets import WebSocketDisconnect
 
 from .frames import BinaryMessage, Frame, Message, batch
 from .receivers import Event, Receive, Scope, Send, SocketReceiver
@@ -80,10 +83,11 @@ class ApplicationEndpoint:
         """Run the application for this session, to its end."""
         try:
             await app(scope, self._receive, self._send)
-        except Exception:
-            if not self._ended:  # after a disconnect, a failing send is no news
+        except Exception as error:
+            # After the end, a failing send or receive is no news.
+            if not self._ended or not isinstance(error, OSError | WebSocketDisconnect):
                 logger.exception("The application behind SockJS failed.")
-                self._session.close(1011, "Internal error")
+            self._session.close(1011, "Internal error")
         else:
             self._session.close(1000)
 
@@ -135,6 +139,8 @@ class ApplicationEndpoint:
         while not self._taken:
             if self._inbox:
                 self._taken, self._inbox = self._inbox[::-1], []
+            elif self._ended:
+                raise RuntimeError("receive was called after websocket.disconnect: nothing comes any more.")
             else:
                 self._arrived = asyncio.get_running_loop().create_future()
                 await self._arrived
@@ -165,7 +171,7 @@ class ApplicationEndpoint:
     async def _send_message(self, event: Event) -> None:
         if not self._session.accepted:
             raise RuntimeError("send got a message before websocket.accept.")
-        if self._room_out is not None:
+        while self._room_out is not None:
             await self._room_out.wait()
         if self._ended:
             raise OSError("The client has gone.")
@@ -179,7 +185,7 @@ class ApplicationEndpoint:
         self._outbox.append(message)
         self._outbox_size += len(event["bytes"] if text is None else text)
         if self._outbox_size > QUEUE_LIMIT:
-            self._room_out = self._room_out or asyncio.Event()
+            self._room_out = asyncio.Event()
         self._session.wake()
 
 
@@ -208,5 +214,5 @@ def websocket_scope(scope: Scope) -> Scope:
         "extensions": {},
     }
     inner.pop("method", None)
-    inner["raw_path"] = inner["path"].encode("utf-8")
+    inner["raw_path"] = quote(inner["path"]).encode()
     return inner
