@@ -198,7 +198,7 @@ async def test_a_page_that_was_offline_and_one_that_was_not_end_equal(
     conflict = item(ada, "Black tea").get_by_test_id("note")
     await expect(conflict).to_contain_text("Somebody else was quicker. You wrote: “Green tea”")
     gone = ada.get_by_test_id("lost").get_by_test_id("note")
-    await expect(gone).to_contain_text("“Sea salt” was deleted by somebody else before your change came.")
+    await expect(gone).to_contain_text("“Sea salt” was not changed. Somebody else has deleted it.")
     await conflict.get_by_role("button", name="Use mine").click()
     await gone.get_by_role("button", name="Write it anew").click()
     await expect(ada.get_by_test_id("new")).to_have_value("Sea salt")
@@ -206,6 +206,20 @@ async def test_a_page_that_was_offline_and_one_that_was_not_end_equal(
     for page in (ada, grace, linus):
         await expect_list(page, "-Dark bread", "-Oat milk", "Green tea", "From Grace", "From Ada", "Sea salt")
     await expect(ada.get_by_test_id("note")).to_have_count(0)
+
+
+async def test_the_switch_keeps_the_connection_cut(open_list: Open) -> None:
+    ada, grace = await open_list(), await open_list()
+    await cut(ada)
+    await ada.evaluate("window.statuses = []; void Backsync.connection.on('status', (status) => statuses.push(status))")
+    await ada.evaluate("void dispatchEvent(new Event('online'))")  # so that the client tries at once
+    await ada.wait_for_function("statuses.includes('connecting') && statuses.at(-1) === 'offline'")
+    await add(grace, "Bread")
+    await expect_saved(grace)
+    assert await ada.evaluate("statuses") == ["connecting", "offline"]
+    await expect_list(ada)
+    await join(ada)
+    await expect_list(ada, "Bread")
 
 
 async def test_twenty_edits_made_offline_arrive(open_list: Open) -> None:
@@ -265,8 +279,8 @@ async def test_what_the_server_refuses_is_taken_back_and_said(open_list: Open, c
 
 async def test_changes_that_wait_outlive_a_reload(open_list: Open) -> None:
     ada, grace = await open_list(), await open_list()
-    await add(ada, "Bread", "Milk", "Tea")
-    await expect_list(grace, "Bread", "Milk", "Tea")
+    await add(ada, "Bread", "Milk", "Tea", "Sugar")
+    await expect_list(grace, "Bread", "Milk", "Tea", "Sugar")
     await cut(ada)
     await rename(ada, "Bread", "Dark bread")
     await toggle(ada, "Milk")
@@ -274,14 +288,21 @@ async def test_changes_that_wait_outlive_a_reload(open_list: Open) -> None:
     await item(ada, "Tea").get_by_test_id("remove").click()
     await add(ada, "Salt", "x" * 201)
     await toggle(ada, "Salt")
-    await expect(ada.get_by_test_id("status")).to_have_text("Offline: 5 changes waiting")
-    await expect_list(grace, "Bread", "Milk", "Tea")
+    await rename(ada, "Sugar", "Brown sugar")
+    await expect(ada.get_by_test_id("status")).to_have_text("Offline: 6 changes waiting")
+    await rename(grace, "Sugar", "White sugar")
+    await expect_list(grace, "Bread", "Milk", "Tea", "White sugar")
 
     await ada.reload()  # the switch is off again
     for page in (ada, grace):
-        await expect_list(page, "Dark bread", "-Milk", "-Salt")
+        await expect_list(page, "Dark bread", "-Milk", "White sugar", "-Salt")
     await expect_saved(ada)
-    await expect(ada.get_by_test_id("note")).to_contain_text("was not saved. A todo has 1 to 200 characters")
+    notes = ada.get_by_test_id("note")
+    await expect(notes).to_have_count(2)
+    await expect(notes.first).to_contain_text("was not saved. A todo has 1 to 200 characters")
+    await expect(notes.last).to_contain_text("“Brown sugar” was not saved. Somebody else was quicker.")
+    await notes.last.get_by_role("button", name="Write it anew").click()
+    await expect(ada.get_by_test_id("new")).to_have_value("Brown sugar")
 
 
 async def test_editing_is_not_disturbed_by_others(open_list: Open) -> None:

@@ -54,26 +54,21 @@ function rename(todo, title, { title: was, rev } = todo.attributes) {
 // --- What the server did not take is taken back by itself; here it is said in words, and nobody's words are lost.
 
 todos.on("rollback", (todo, error, { fields, was }) => {
-  const title = fields === undefined ? todo.get("title") : fields.title;
-  const current = error.details?.current;
-  const again = () => {
-    $("title").value = title;
-    $("title").focus();
-  };
-  if (error.code === "not_found") {
+  const title = fields === undefined ? todo.get("title") : fields.title; // undefined: it was not about the title
+  const { code, details } = error;
+  if (code === "not_found") {
     todos.remove(todo);
-    const words = `“${shorten(title ?? todo.get("title"))}” was deleted by somebody else before your change came.`;
-    tell(todo, words, title && "Write it anew", again);
+    tell(todo, `“${shorten(title ?? todo.get("title"))}” was not changed. ${reason(error)}`, title && "Write it anew", () => writeAnew(title));
   } else if (!todos.has(todo)) {
-    tell(todo, `“${shorten(title)}” was not added. ${error.message}`, "Write it anew", again);
-  } else if (title === undefined) {
+    tell(todo, `“${shorten(title)}” was not added. ${reason(error)}`, "Write it anew", () => writeAnew(title));
+  } else if (title === undefined && (code === "invalid" || code === "conflict")) {
     change(todo, fields); // it shared a message with a title: that is what was refused
-  } else if (error.code !== "conflict") {
-    tell(todo, `Not changed. ${error.message}`, "Edit again", () => beginEdit(todo, title));
-  } else if (current.title === was) {
+  } else if (code !== "conflict") {
+    tell(todo, `Not changed. ${reason(error)}`, title && "Edit again", () => beginEdit(todo, title));
+  } else if (details.current.title === was) {
     change(todo, { title }); // only something else has changed meanwhile
-  } else if (current.title !== title) {
-    tell(todo, `Somebody else was quicker. You wrote: “${shorten(title)}”`, "Use mine", () => rename(todo, title));
+  } else if (details.current.title !== title) {
+    tell(todo, `${reason(error)} You wrote: “${shorten(title)}”`, "Use mine", () => rename(todo, title));
   }
 });
 
@@ -86,9 +81,20 @@ todos.on("remove", (todo, collection, { fromServer, rollback }) => {
   });
 });
 
-connection.on("refused", (error, message) => { // a change that this page made before it was loaded anew
-  lost.add({ words: `“${shorten(message.data?.title ?? "A todo")}” was not saved. ${error.message}` });
+connection.on("refused", (error, { data }) => { // a change that this page made before it was loaded anew
+  const title = data?.title;
+  const words = `${title ? `“${shorten(title)}”` : "A change"} was not saved. ${reason(error)}`;
+  lost.add({ words, label: title && "Write it anew", act: () => writeAnew(title) });
 });
+
+function reason({ code, message }) {
+  return { not_found: "Somebody else has deleted it.", conflict: "Somebody else was quicker." }[code] ?? message;
+}
+
+function writeAnew(title) {
+  $("title").value = title;
+  $("title").focus();
+}
 
 /** Says it beside the todo, or above the list if the todo has gone; `label` names what `act` does about it. */
 function tell(todo, words, label, act) {
