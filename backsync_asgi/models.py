@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import functools
 import inspect
 import itertools
@@ -431,7 +432,7 @@ class Model:
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
-        kept = dict(record) if isinstance(record, Mapping) else record  # the caller may go on with its own
+        kept = copy.copy(record)  # the caller may go on with its own
         self._soon.put(lambda: self.upsert(kept))
 
     # Channels
