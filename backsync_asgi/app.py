@@ -723,6 +723,7 @@ class Connection:
             # What the new user may see is for guards, read handlers and visibility rules to say anew.
             for topic, (model, query) in list(self._queries.items()):
                 self._subscriber.hold(topic)
+                self._subscriber.audiences[topic].tails.clear()  # frames made for the user before
                 self._app.spawn(self._snapshot_again(topic, model, query))
 
     # Subscriptions
