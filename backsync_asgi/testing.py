@@ -174,8 +174,10 @@ class Client:
         within: seconds. While the client is cut off, the request waits for `reconnect`.
 
         Raises Reject with the code, message and details of a refusal; Closed if the server closes the connection;
-        TimeoutError.
+        TimeoutError; ValueError for a subscription, which is for `subscribe`.
         """
+        if event.endswith((":subscribe", ":unsubscribe")):
+            raise ValueError(f"call got {event!r}: say client.subscribe(model, query), which returns a view.")
         return (await self._answer(self._talk.request(event, data, **more), within)).data
 
     async def upsert(self, model: str, record: Any) -> Any:

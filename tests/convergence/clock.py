@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 
@@ -42,3 +44,13 @@ def run(main: Any) -> Any:
     """`asyncio.run` with a clock that jumps."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test in virtual time."""
+
+    @functools.wraps(test)
+    def in_virtual_time(*args: Any, **named: Any) -> None:
+        run(test(*args, **named))
+
+    return in_virtual_time

@@ -1,6 +1,6 @@
 """State converges in any order of events: the same rules over the core, the ASGI app and a real server.
 
-`BACKSYNC_NIGHTLY=1` runs many more examples.
+`BACKSYNC_EFFORT=nightly` runs many more examples; `mutants`, for scripts/mutants.py, stops at the first failure.
 """
 
 from __future__ import annotations
@@ -8,18 +8,23 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.convergence.machine import Convergence
 from tests.convergence.world import AsgiWorld, CoreWorld, NetWorld
 
-NIGHTLY = os.environ.get("BACKSYNC_NIGHTLY") == "1"
+EFFORT = os.environ.get("BACKSYNC_EFFORT", "usual")
 
 
 def effort(usual: int, nightly: int, steps: int) -> settings:
+    times = {"usual": usual, "nightly": nightly, "mutants": 5 * usual}
     return settings(
-        max_examples=nightly if NIGHTLY else usual,
-        stateful_step_count=2 * steps if NIGHTLY else steps,
+        max_examples=times[EFFORT],
+        stateful_step_count=2 * steps if EFFORT == "nightly" else steps,
+        phases=[Phase.generate] if EFFORT == "mutants" else list(Phase),
+        database=None if EFFORT == "mutants" else settings().database,
+        derandomize=EFFORT == "mutants",
+        report_multiple_bugs=False,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
@@ -37,11 +42,11 @@ class NetMachine(Convergence):
     world_class = NetWorld
 
 
-CoreMachine.TestCase.settings = effort(60, 10_000, 30)
-AsgiMachine.TestCase.settings = effort(60, 3_000, 30)
-NetMachine.TestCase.settings = effort(8, 100, 20)
+CoreMachine.TestCase.settings = effort(100, 10_000, 30)
+AsgiMachine.TestCase.settings = effort(100, 3_000, 30)
+NetMachine.TestCase.settings = effort(6, 100, 20)
 
-LONG = pytest.mark.timeout(36_000 if NIGHTLY else 120)
+LONG = pytest.mark.timeout(36_000 if EFFORT == "nightly" else 300)
 
 TestCore = LONG(CoreMachine.TestCase)
 TestAsgi = LONG(AsgiMachine.TestCase)

@@ -1,0 +1,202 @@
+"""Plants known faults into a copy of the package, one at a time, and expects the tests to notice each of them.
+
+    python scripts/mutants.py [WORD...]     only the mutants whose names have one of the words
+
+A mutant is a replacement in the source. One that no longer fits its source, or that no test notices, is a failure.
+Each one is run against the state machine, where its rules can meet it, and against the examples that should notice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINE = ("tests/convergence/test_machine.py", "-k", "Core or Asgi")
+FAULTS = ("tests/convergence/test_faults.py",)
+LIMIT = 180  # seconds for one run; a fault may well show as a standstill
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: `changes` are (old, new) texts in `file`, each of which must be there exactly once.
+
+    examples: the tests that notice it by an example. machine: whether the state machine must notice it, too.
+    """
+
+    name: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    examples: tuple[str, ...] = FAULTS
+    machine: bool = True
+
+
+MUTANTS = (
+    Mutant("resume off by one", "channel.py", (("if change.seq <= seq:", "if change.seq <= seq + 1:"),)),
+    Mutant("gap accepted", "channel.py", (("return self.floor <= seq <= self.seq", "return seq <= self.seq"),)),
+    Mutant(
+        "epoch not changed",
+        "hub.py",
+        (("Channel(secrets.token_hex(8), hub.horizon)", 'Channel("the epoch", hub.horizon)'),),
+    ),
+    Mutant("no dedup", "app.py", (("known = retries.find(client, id, now)", "known = None"),)),
+    Mutant("delete ignored", "models.py", (('topic.publish("delete", id, body)', "pass"),)),
+    Mutant("drop on full", "hub.py", (("subscriber.behind[self] = start", "self.live[subscriber] = None"),)),
+    Mutant(
+        "snapshot then subscribe",
+        "app.py",
+        (
+            ('        self._attach(ctx, topic, query, answer["seq"])\n        acting.hold(topic)', "        pass"),
+            (
+                "        return messages.encode(answer)\n\n    def _attach",
+                '        if seq is None:\n            answer["seq"] = topic.channel.seq\n'
+                '        self._attach(ctx, topic, query, answer["seq"])\n'
+                "        acting.hold(topic)\n"
+                "        return messages.encode(answer)\n\n    def _attach",
+            ),
+        ),
+    ),
+    Mutant(
+        "snapshot merged",
+        "client.py",
+        (("self._records = {str(record", "self._records |= {str(record"),),
+    ),
+    Mutant(
+        "two receivers",
+        "sockjs/session.py",
+        (("if self.receiver is not None:\n            receiver", "if False:\n            receiver"),),
+        examples=("tests/sockjs/test_session.py",),
+        machine=False,
+    ),
+    Mutant("operation id not checked", "app.py", (("if known.digest != said:", "if False:"),), machine=False),
+    Mutant(
+        "escape set without U+2028",
+        "sockjs/frames.py",
+        ((r"\u2028-\u202f", r"\u2029-\u202f"),),
+        examples=("tests/sockjs/test_frames.py",),
+        machine=False,
+    ),
+    Mutant(
+        "expiry by the wall clock",
+        "hub.py",
+        (("now: Callable[[], float] = time.monotonic", "now: Callable[[], float] = lambda: time.time()"),),
+        machine=False,
+    ),
+    Mutant(
+        "permission checked at subscribe only",
+        "app.py",
+        (
+            (
+                'ctx = Context(self, model, "subscribe")\n            await self._check_guard(ctx, model, query)',
+                'ctx = Context(self, model, "subscribe")',
+            ),
+        ),
+    ),
+    Mutant(
+        "a partial body applied",
+        "sockjs/server.py",
+        (
+            (
+                '"http.disconnect":\n                        return None',
+                '"http.disconnect":\n                        break',
+            ),
+        ),
+        machine=False,
+    ),
+    Mutant("echo before the reply", "hub.py", (("            acting.hold(self)", "            pass"),)),
+    Mutant(
+        "bytes of an invisible record pushed",
+        "models.py",
+        (("if seen is None:\n            return push.gone", "if seen is None:\n            return push.message"),),
+    ),
+    Mutant("hold not released", "hub.py", (("            self.subscriber.release(topic)", "            pass"),)),
+    Mutant(
+        "moved record stays in its old room",
+        "models.py",
+        (('self._publish_delete(id, messages.encode({"id": id}))', "pass"),),
+    ),
+    Mutant("ephemeral record outlives its client", "models.py", (("if not is_back():", "if False:"),)),
+)
+
+
+def plant(mutant: Mutant, package: Path) -> str | None:
+    """Change the copy. Returns what is wrong if the mutant does not fit."""
+    file = package / mutant.file
+    text = file.read_text()
+    for old, new in mutant.changes:
+        if text.count(old) != 1:
+            return f"{old!r} is {text.count(old)} times in {mutant.file}, expected once"
+        text = text.replace(old, new)
+    file.write_text(text)
+    return None
+
+
+def run(place: Path, tests: tuple[str, ...]) -> tuple[str, float]:
+    """What the tests say in the copy: "red", "green" or "broken", and how many seconds they took."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env={**os.environ, "BACKSYNC_EFFORT": "mutants", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        verdict = {0: "green", 1: "red"}.get(done.returncode, "broken")
+        if verdict == "broken":
+            print(done.stdout[-2_000:], done.stderr[-2_000:])
+    except subprocess.TimeoutExpired:
+        verdict = "red"
+    return verdict, time.monotonic() - begin
+
+
+def copy(place: Path) -> None:
+    """The package, its tests and their settings, without what was built."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("backsync_asgi", "tests"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", place)
+
+
+def main(words: list[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    failed = 0
+    width = max(len(mutant.name) for mutant in chosen)
+    print(f"{'mutant':{width}}  {'state machine':16}  {'examples':16}")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / "copy"
+        copy(place)
+        tests = dict.fromkeys((MACHINE, *(mutant.examples for mutant in chosen)))
+        healthy = {suite: run(place, suite)[0] for suite in tests}
+        for suite, verdict in healthy.items():
+            if verdict != "green":
+                print(f"{suite[0]} is {verdict} without a mutant")
+                return 1
+        for mutant in chosen:
+            shutil.rmtree(place)
+            copy(place)
+            wrong = plant(mutant, place / "backsync_asgi")
+            if wrong is not None:
+                print(f"{mutant.name:{width}}  does not apply: {wrong}")
+                failed += 1
+                continue
+            verdicts = [run(place, MACHINE) if mutant.machine else ("—", 0.0), run(place, mutant.examples)]
+            cells = [f"{verdict} {seconds:5.1f} s" if seconds else verdict for verdict, seconds in verdicts]
+            caught = all(verdict in ("red", "—") for verdict, _ in verdicts)
+            failed += not caught
+            print(f"{mutant.name:{width}}  {cells[0]:16}  {cells[1]:16}{'' if caught else '  NOT CAUGHT'}", flush=True)
+    print(f"{len(chosen) - failed} of {len(chosen)} mutants were caught")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
