@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -92,14 +94,34 @@ def test_a_body_that_stops_coming(both: list[OpenService]) -> None:
 def test_a_socket_that_never_answers_a_ping(
     shared_server: Callable[..., Server], closing: ExitStack, path: str
 ) -> None:
-    """The pings are uvicorn's, every 20 s with 20 s to answer unless it is told otherwise, as it is here."""
-    options = ("--ws-ping-interval", "0.2", "--ws-ping-timeout", "0.3")
+    """The pings are uvicorn's, every 20 s with 20 s to answer unless it is told otherwise, as it is here.
+
+    The healthy client answers in a thread of its own: it must not miss a ping while this one waits for the silent one.
+    """
+    options = ("--ws-ping-interval", "0.2", "--ws-ping-timeout", "2")
     server = shared_server(ECHO_APP, options=options)
-    silent = Service(server.port, "/echo", closing).websocket(path)
     healthy = Control(SocketConversation(Service(server.port, "/broadcast", closing)))
-    until = time.monotonic() + 2.0
-    while (frame := silent.read_frame())[0] == PING or frame[1] == b"o":
-        assert time.monotonic() < until
-        healthy.check()
-    assert silent.wire.read_to_end() == b""
-    healthy.check()
+    over = threading.Event()
+
+    def live() -> int:
+        checks = 0
+        while not over.is_set():
+            healthy.check()
+            checks += 1
+        return checks
+
+    with ThreadPoolExecutor() as threads:
+        living = threads.submit(live)
+        try:
+            silent = Service(server.port, "/echo", closing).websocket(path)
+            pings = 0
+            while (frame := silent.read_frame())[0] == PING or frame[1] == b"o":
+                pings += frame[0] == PING
+            cut = time.monotonic()
+            assert pings
+            assert silent.wire.read_to_end() == b""
+            while time.monotonic() < cut + 2.2 and not living.done():  # longer than a ping may stay unanswered
+                time.sleep(0.05)
+        finally:
+            over.set()
+        assert living.result() > 1
