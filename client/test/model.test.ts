@@ -136,6 +136,7 @@ async function play(seed: number): Promise<void> {
       await settle(); // what was written is on the disk
       page.storage?.end();
       page.wire.vanish(chance.below(4));
+      page.connection.close();
       load(index);
     }
     page.wire.answer();
@@ -167,6 +168,7 @@ async function play(seed: number): Promise<void> {
     assert.deepEqual(page.host.reported, []);
     if (disks[index] === null) checkSent(page); // a write that was stored as sent stays as it is, even if it did not get to it
   }
+  for (const page of pages) page.connection.close();
   for (const [name, times] of server.applied) if (name !== undefined) assert.equal(times, 1, `write ${String(name)} was applied ${times} times`);
   for (const [name, times] of server.births) assert.equal(times, 1, `record ${String(name)} was created ${times} times`);
   for (const name of births) assert.equal(server.births.get(name), 1, `record ${String(name)} was lost`);
