@@ -27,7 +27,7 @@ it("the README's code blocks run, one after the other", async () => {
     const readme = await readFile("README.md", "utf8");
     const scripts = [...readme.matchAll(/```html\n([^]*?)```/g)].flatMap(([, html]) => [...html!.matchAll(/<script>([^]*?)<\/script>/g)]);
     const blocks = [...scripts, ...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!);
-    assert.equal(blocks.length, 6);
+    assert.equal(blocks.length, 8);
     for (const code of blocks) {
       if (code.startsWith("import")) {
         for (const [, names] of code.matchAll(/import \{ ([^}]*) \} from "backsync"/g)) {
@@ -49,6 +49,9 @@ it("the README's code blocks run, one after the other", async () => {
       "Todo:upsert",
       "Todo:patch",
       "Todo:read",
+      "Task:subscribe",
+      "Task:upsert",
+      "Task:unsubscribe",
       "ChatMessage:subscribe",
       "ChatMessage:unsubscribe",
       "Todo:clear",
