@@ -121,7 +121,7 @@ MUTANTS = (
         "models.py",
         (('self._publish_delete(id, messages.encode({"id": id}))', "pass"),),
     ),
-    Mutant("ephemeral record outlives its client", "models.py", (("if not is_back():", "if False:"),)),
+    Mutant("ephemeral record outlives its client", "models.py", (("        if is_back():", "        if True:"),)),
 )
 
 
