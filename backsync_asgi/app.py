@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 import secrets
 from collections import Counter, deque
@@ -338,6 +339,11 @@ class Connection:
     def client(self) -> Hashable:
         """Whose connection it is: the client that `$:hello` has named, with its user; else the connection itself."""
         return self if self._client is None else self._client
+
+    @property
+    def client_id(self) -> str:
+        """A public name of the client: the same over its reconnects, and no secret of its own. 16 characters."""
+        return hashlib.sha256(repr(self._client or self.id).encode()).hexdigest()[:16]
 
     @property
     def state(self) -> SimpleNamespace:

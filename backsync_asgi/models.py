@@ -66,6 +66,9 @@ class Connection(Protocol):
     def client(self) -> Hashable: ...
 
     @property
+    def client_id(self) -> str: ...
+
+    @property
     def state(self) -> Any: ...
 
     @property
@@ -737,43 +740,45 @@ class Model:
 
 
 class Lives:
-    """How long the records of an ephemeral model live: as long as the client that wrote them, and their `ttl`.
+    """How long the records of an ephemeral model live: as long as a client that wrote them, and their `ttl`.
 
-    A client that comes back within the grace period keeps its records. A record that the program wrote by itself
-    belongs to nobody and lives by its ttl alone.
+    Only who wrote a record may write it again, from the same client or as the same user from another. A client that
+    comes back within the grace period keeps its records. A record that the program wrote by itself belongs to nobody
+    and lives by its ttl alone.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._owners: dict[str, Hashable] = {}
-        self._owned: dict[Hashable, dict[str, Id]] = {}
+        self._owners: dict[str, set[Hashable]] = {}  # by record: the clients that wrote it
+        self._owned: dict[Hashable, dict[str, Id]] = {}  # the other way round
+        self._users: dict[str, Any] = {}  # by record: who wrote it first
         self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self, connection: Connection, id: Id | None) -> None:
-        """Raises Reject("forbidden") for a record that another client owns."""
-        owner = self._owners.get(str(id))
-        if owner is not None and owner != connection.client:
-            raise Reject("forbidden", f"This record of {self._model.name} belongs to another client.")
+        """Raises Reject("forbidden") for a record that somebody else wrote."""
+        key = str(id)
+        owners = self._owners.get(key)
+        if not owners or connection.client in owners:
+            return
+        if connection.user is None or connection.user != self._users[key]:
+            raise Reject("forbidden", f"This record of {self._model.name} belongs to somebody else.")
 
     def note(self, method: str, id: Id) -> None:
         """A record was written or deleted, by whoever acts now."""
         key = str(id)
         if method == "delete":
-            owner = self._owners.pop(key, None)
-            if owner is not None:
-                owned = self._owned[owner]
-                del owned[key]
-                if not owned:
-                    del self._owned[owner]
+            for owner in self._owners.pop(key, ()):
+                self._disown(owner, key)
+            self._users.pop(key, None)
             self._expiry.pop(key, None)
             return
         acting = Acting.current.get()
-        if acting is not None and key not in self._owners:
-            owner = acting.subscriber.owner.client
-            self._owners[key] = owner
-            self._owned.setdefault(owner, {})[key] = id
+        if acting is not None:
+            connection = acting.subscriber.owner
+            self._users.setdefault(key, connection.user)
+            self._own(connection.client, key, id)
         ttl = self._model.options.ttl
         if ttl is not None:
             self._expiry[key] = (asyncio.get_running_loop().time() + ttl, id)
@@ -788,13 +793,33 @@ class Lives:
 
     def renamed(self, old: Hashable, new: Hashable) -> None:
         """A connection has told the name of its client: what it wrote before goes with it."""
-        for key, id in self._owned.pop(old, {}).items():
-            self._owners[key] = new
-            self._owned.setdefault(new, {})[key] = id
+        if old != new:
+            for key, id in list(self._owned.get(old, {}).items()):
+                self._own(new, key, id)
+                self._owners[key].discard(old)
+                self._disown(old, key)
+
+    def _own(self, client: Hashable, key: str, id: Id) -> None:
+        self._owners.setdefault(key, set()).add(client)
+        self._owned.setdefault(client, {})[key] = id
+
+    def _disown(self, client: Hashable, key: str) -> None:
+        owned = self._owned[client]
+        del owned[key]
+        if not owned:
+            del self._owned[client]
 
     def _release(self, client: Hashable, is_back: Callable[[], bool]) -> None:
-        if not is_back():
-            self._delete(list(self._owned.get(client, {}).values()))
+        if is_back():
+            return
+        gone: list[Id] = []
+        for key, id in list(self._owned.get(client, {}).items()):
+            if self._owners[key] == {client}:
+                gone.append(id)  # its owner goes with the record
+            else:
+                self._owners[key].discard(client)
+                self._disown(client, key)
+        self._delete(gone)
 
     def _set_timer(self) -> None:
         if self._timer is None and self._expiry:

@@ -1143,3 +1143,34 @@ async def test_a_handler_may_close_its_connection(sync: Backsync) -> None:
             while True:
                 await client.receive()
         assert (caught.value.code, caught.value.reason) == (4000, "Come again")
+
+
+async def test_an_ephemeral_record_belongs_to_its_user_whatever_the_client() -> None:
+    sync = Backsync()
+    presence = sync.model("Presence", ephemeral=True, grace=0.01)
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    async with connect(sync) as watcher:
+        await watcher.call("$:hello", {"version": 1})
+        await watcher.call("Presence:subscribe")
+        async with connect(sync) as first:
+            await first.call("$:hello", {"version": 1, "client": "one", "token": "ann"})
+            await first.call("Presence:upsert", {"id": "ann", "tab": 1})
+            async with connect(sync) as second, connect(sync) as other:
+                await second.call("$:hello", {"version": 1, "client": "two", "token": "ann"})
+                await other.call("$:hello", {"version": 1, "client": "three", "token": "bob"})
+                assert (await other.error("Presence:upsert", {"id": "ann"}))["code"] == "forbidden"
+                await second.call("Presence:upsert", {"id": "ann", "tab": 2})
+                assert second is not first
+            assert [(await watcher.receive())["data"] for _ in range(2)] == [
+                {"id": "ann", "tab": 1},
+                {"id": "ann", "tab": 2},
+            ]
+            assert presence.lives is not None
+            lives = presence.lives
+            await until(lambda: ("ann", "two") not in lives._owned, watcher)  # its grace period is over
+            assert await watcher.call("Presence:read", {"id": "ann"}) == {"id": "ann", "tab": 2}
+        assert await watcher.receive() == {"event": "Presence:delete", "data": {"id": "ann"}, "seq": 3}

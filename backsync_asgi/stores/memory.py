@@ -91,7 +91,7 @@ class MemoryStore:
         named = record.get(self.version)
         counted = 0 if current is None else current[self.version]
         if named is not None and (type(named) is not int or current is None or named != counted):
-            message = f"{self.version} is {named!r}, but the record is now at {counted}."
+            message = f"Somebody else has changed it in the meantime: {self.version} is {counted}, not {named!r}."
             raise Reject("conflict", message, {"current": copy.deepcopy(current)})
         record[self.version] = counted + 1
 

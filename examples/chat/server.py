@@ -1,7 +1,6 @@
 """A chat: who is here, and what they say. It owns the rules of the room, and knows nothing of transports."""
 
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,9 +19,8 @@ messages = sync.model("ChatMessage", store=MemoryStore(limit=500, full="evict"))
 
 @users.on("upsert")
 async def enter(ctx: Context, data: dict[str, Any]) -> dict[str, Any]:
-    """The page says a name. The id is made from what only page and server know, so that nobody can take another's."""
-    id = sha256(repr(ctx.connection.client).encode()).hexdigest()[:12]
-    user = await ctx.store.upsert({"id": id, "screenName": text_of(data, "screenName", 40)})
+    """The page says a name. The id is its client's public one, which nobody else can have."""
+    user = await ctx.store.upsert({"id": ctx.connection.client_id, "screenName": text_of(data, "screenName", 40)})
     ctx.state.user = user
     return user
 

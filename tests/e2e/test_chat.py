@@ -238,7 +238,7 @@ async def test_a_person_s_url_shows_only_what_they_wrote(chat: Chat, visitors: V
     await expect(texts(ada)).to_have_count(2)
 
     await names(ada).get_by_text("Grace").click()
-    await expect(ada).to_have_url(re.compile(r"/chat/#users/[0-9a-f]{12}$"))
+    await expect(ada).to_have_url(re.compile(r"/chat/#users/[0-9a-f]{16}$"))
     url = ada.url
     seen = texts(ada).filter(visible=True)
     await expect(ada.get_by_test_id("filter-name")).to_have_text("Grace")
@@ -376,13 +376,22 @@ async def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat, visito
     await expect(ada.get_by_test_id("message-input")).to_be_focused()
 
 
+async def test_others_see_who_types(chat: Chat) -> None:
+    ada, grace = await asyncio.gather(chat.enter("Ada"), chat.enter("Grace"))
+    await grace.get_by_test_id("message-input").press_sequentially("Well")
+    await expect(ada.get_by_test_id("typing")).to_have_text("Grace is typing…")
+    await grace.keyboard.press("Enter")
+    await expect(texts(ada)).to_have_text(["Well"])
+    await expect(ada.get_by_test_id("typing")).to_be_empty()
+
+
 PICTURE = ROOT / "docs" / "chat.png"
 
-# The secrets are chosen for the colours that the page makes of them.
+# The names of the clients are chosen for the colours that the page makes of them.
 PEOPLE = (
-    ("Ada", "ada-676", ViewportSize(width=940, height=700)),
-    ("Grace", "grace-439", PHONE),
-    ("Linus", "linus-556", PHONE),
+    ("Ada", "ada-421", ViewportSize(width=940, height=700)),
+    ("Grace", "grace-26", PHONE),
+    ("Linus", "linus-52", PHONE),
 )
 
 TALK = (
@@ -409,11 +418,12 @@ async def test_its_picture_for_the_readme(serve: Callable[..., Server], visitors
     """Taken each time; with UPDATE_PICTURES=1 it becomes the one in docs/."""
     server = serve("tests.e2e.picture_app:app")
     people = {}
-    for name, secret, viewport in PEOPLE:
+    for name, client, viewport in PEOPLE:
         context = await visitors.new_context(viewport, device_scale_factor=2, locale="en-GB", timezone_id="UTC")
         await context.clock.set_fixed_time(FIRST)
-        me = json.dumps({"screenName": name, "secret": secret})
-        await context.add_init_script(f"if (origin !== 'null') sessionStorage.setItem('me', {json.dumps(me)})")
+        for key, value in (("me", json.dumps({"screenName": name})), ("backsync:chat", client)):
+            entry = f"{json.dumps(key)}, {json.dumps(value)}"
+            await context.add_init_script(f"if (origin !== 'null') sessionStorage.setItem({entry})")
         people[name] = await visitors.new_page(server.url, context=context)
     for page in people.values():
         await page.add_style_tag(content="html { font-family: 'Liberation Sans' }")  # near to what most systems show

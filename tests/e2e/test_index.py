@@ -16,7 +16,7 @@ async def test_it_leads_to_each_example_and_each_leads_back(
 ) -> None:
     page = await visitors.new_page(examples.url, viewport=viewport)
     await expect_to_fit(page)
-    for example in ("Chat", "Console"):
+    for example in ("Chat", "Todo", "Console"):
         await page.get_by_role("link", name=example).click()
         await expect(page).to_have_url(f"{examples.url}/{example.lower()}/")
         await expect(page.get_by_role("heading", level=1, include_hidden=True)).to_have_text(f"Backsync {example}")
@@ -29,7 +29,7 @@ async def test_it_leads_to_each_example_and_each_leads_back(
 
 async def test_the_keyboard_reaches_each_example(examples: Server, visitors: Visitors) -> None:
     page = await visitors.new_page(examples.url)
-    for example in ("Chat", "Console"):
+    for example in ("Chat", "Todo", "Console"):
         await tab_to(page, page.get_by_role("link", name=example))
     await page.keyboard.press("Enter")
     await expect(page).to_have_url(examples.url + "/console/")
