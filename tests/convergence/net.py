@@ -96,7 +96,8 @@ class Proxy:
             return
         for writer in self._writers:
             if self._how == "reset" and (own := writer.get_extra_info("socket")) is not None:
-                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with contextlib.suppress(OSError):  # it may be closed already
+                    own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if self._how == "half" and writer in self._upward and writer.can_write_eof():
                 with contextlib.suppress(OSError):
                     writer.write_eof()
