@@ -90,7 +90,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     prefix = "/" + scope["path"].removeprefix("/").split("/", 1)[0]
     service = CLIENT if prefix == "/lib" and scope["type"] == "http" else SERVICES.get(prefix)
     if service is not None:
-        await service({**scope, "root_path": scope.get("root_path", "") + prefix}, receive, send)
+        scope["root_path"] = scope.get("root_path", "") + prefix
+        await service(scope, receive, send)
     elif scope["type"] == "http":
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": b"Not found."})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from starlette.websockets import WebSocketDisconnect
@@ -44,9 +44,10 @@ class SockJS:
 
     def _connect(self, session: Session, scope: Scope) -> ApplicationEndpoint:
         endpoint = ApplicationEndpoint(session)
-        task = asyncio.get_running_loop().create_task(endpoint.run(self._app, websocket_scope(scope)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        run = endpoint.run(self._app, websocket_scope(scope), self._tasks)
+        task = asyncio.get_running_loop().create_task(run)
+        if not task.done():  # which an eager task may be
+            self._tasks.add(task)
         return endpoint
 
 
@@ -79,8 +80,8 @@ class ApplicationEndpoint:
         self._room_in: asyncio.Event | None = None
         self._room_out: asyncio.Event | None = None
 
-    async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Run the application for this session, to its end."""
+    async def run(self, app: ASGIApp, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
+        """Run the application for this session, to its end. `tasks` holds this one's, and is to let go of it then."""
         try:
             await app(scope, self._receive, self._send)
         except Exception as error:
@@ -90,6 +91,8 @@ class ApplicationEndpoint:
             self._session.close(1011, "Internal error")
         else:
             self._session.close(1000)
+        finally:
+            tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     # As the session sees it
 

@@ -132,9 +132,10 @@ class Server:
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
             request = Request(scope, receive, send)
-            route = await self._admit(request)
-            if route is not None:
-                await route.handle(request)
+            # Only what still has to be done is kept: many requests wait here for long.
+            answer = await self._admit(request)
+            if answer is not None:
+                await answer
         else:
             raise ValueError(f"A SockJS server got a scope of type {scope['type']!r}, expected 'http' or 'websocket'.")
 
@@ -191,8 +192,8 @@ class Server:
 
     # HTTP
 
-    async def _admit(self, request: Request) -> Route | None:
-        """The route that is to handle a request. None: it is answered already."""
+    async def _admit(self, request: Request) -> Awaitable[Any] | None:
+        """What is to handle the request, to be awaited. None: it is answered already."""
         size = sum(len(name) + len(value) for name, value in request.headers)
         if size > self.settings.header_limit or len(request.headers) > self.settings.header_count:
             await request.refuse(431, "headers_too_large", "Request header fields too large.")
@@ -220,7 +221,7 @@ class Server:
         else:
             if route.session is not None and self.settings.cookies:
                 request.extra.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(request.headers)))
-            return route
+            return route.handle(request)
         return None
 
     def _route(self, path: tuple[str, ...] | None) -> Route | None:
