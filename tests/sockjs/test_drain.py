@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.servers import Server
+from tests.servers import Server, hypercorn_server
 from tests.sockjs.client import Headers, frame_bytes, handshake, head
 
 APP = "tests.sockjs.drain_app"
@@ -198,6 +198,17 @@ async def test_everybody_is_told_once_and_the_process_goes(
         server.process.send_signal(number)
         assert await gone(server, GONE_WITHIN) < GONE_WITHIN
     server.check_log()
+
+
+async def test_hypercorn() -> None:
+    """Its handlers are the loop's, beside which ours is called. Only where it is one process: its worker processes get
+    no signal, nor anything else that an application could hear of before its requests are cancelled."""
+    with hypercorn_server(
+        f"{APP}:inside", options=("--workers", "0"), errors_expected=True
+    ) as server:  # it logs idle connections
+        async with crowded(server, SMALL, "/deep/echo"):
+            server.process.send_signal(signal.SIGTERM)
+            assert await gone(server, GONE_WITHIN) < GONE_WITHIN
 
 
 async def test_peers_that_do_not_read_are_cut(
