@@ -59,7 +59,8 @@ def serve() -> None:
     listening.bind(("127.0.0.1", 0))
     listening.listen(4096)
     print(listening.getsockname()[1], flush=True)
-    config = uvicorn.Config(sync, log_level="warning", timeout_graceful_shutdown=1)
+    # Without pings, which would end the connections of those who do not read: what is measured is what they cost.
+    config = uvicorn.Config(sync, log_level="warning", timeout_graceful_shutdown=1, ws_ping_interval=None)
     uvicorn.Server(config).run(sockets=[listening])
 
 
