@@ -193,6 +193,8 @@ class Backsync:
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """For the host app: `Starlette(lifespan=sync.lifespan)`. Without it Backsync starts at its first request."""
         self._start()
+        if self._server.draining:
+            self._server.start()  # it has run before
         try:
             yield
         finally:
@@ -219,7 +221,7 @@ class Backsync:
             self._loop = loop
             self._hub.start()
             self._soon.start(loop)
-            self._server.hook_signals()
+            self._server.start()
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi import app as app_module
@@ -758,3 +759,27 @@ async def test_in_debug_the_exception_is_told() -> None:
 
     async with connect(sync) as client:
         assert "helpful" in (await client.error("M:fail"))["message"]
+
+
+def test_an_app_may_be_started_more_than_once() -> None:
+    """As tests do that share an app: each start has an event loop of its own, and the end before it is forgotten."""
+    sync = Backsync()
+    sync.model("Todo", store=MemoryStore())
+    for _ in range(2):
+        with TestClient(sync) as client, client.websocket_connect("/websocket") as socket:
+            socket.send_json({"id": 1, "event": "Todo:read"})
+            assert socket.receive_json()["data"] == []
+
+
+async def test_it_may_be_started_again_on_the_same_loop(sync: Backsync) -> None:
+    for _ in range(2):
+        async with sync.lifespan():
+            async with connect(sync) as client:
+                assert await client.call("$:ping") == {}
+
+
+async def test_a_refused_origin_is_logged_where_browsers_ask_first(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fetch(sync, "/info", headers=[(b"origin", b"https://elsewhere.example")])
+    assert "allowed_origins=['https://elsewhere.example']" in caplog.text

@@ -123,11 +123,12 @@ class Server:
         self._etag = b'"%b"' % hashlib.sha256(self._iframe).hexdigest()[:32].encode()
         self._clock = StallProofClock()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._signals_hooked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._refusals_logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.hook_signals()
+        if self._loop is not asyncio.get_running_loop():
+            self.start()
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
@@ -144,20 +145,30 @@ class Server:
         """How many sessions are open or still remembered."""
         return len(self._sessions) + len(self._sockets)
 
-    # Going away
+    # Coming and going away
 
-    def hook_signals(self) -> None:
+    def start(self) -> None:
+        """Begin, or begin anew, on the event loop that runs now; after a drain too: tests start an app more than once.
+
+        What an earlier loop has left is forgotten.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.draining = False
+        self._sessions.clear()
+        self._sockets.clear()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
+        self._hook_signals(self._loop)
+
+    def _hook_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Drain when the process is told to end: a mounted app hears of it in no other way before its requests end.
 
         Chains to the handlers that the server in front has installed; does nothing outside the main thread or where
         nobody has installed any.
         """
-        if self._signals_hooked:
-            return
-        self._signals_hooked = True
         if threading.current_thread() is not threading.main_thread():
             return
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.getsignal(number)
             if callable(previous) and previous is not signal.default_int_handler:
@@ -172,7 +183,7 @@ class Server:
 
         def handle(number: int, frame: FrameType | None) -> None:
             # The server in front hears of it after the drain: once it has, it may close the sockets before we do.
-            if loop.is_running():
+            if loop.is_running() and loop is self._loop:
                 loop.call_soon_threadsafe(drain_and_pass_on, number, frame)
             else:
                 previous(number, frame)
@@ -283,6 +294,8 @@ class Server:
         await request.respond(200, [_TEXT], b"Welcome to SockJS!\n")
 
     async def _info(self, request: Request) -> None:
+        if not self._origins.allows(request.headers, request.scheme):
+            self._log_refusal(request.header(b"origin") or b"")  # the page gets no further
         info: dict[str, Any] = {
             "websocket": self.settings.websocket,
             "cookie_needed": self.settings.cookies,
