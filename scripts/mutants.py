@@ -1,6 +1,8 @@
 """Plants known faults into a copy of the package, one at a time, and expects the tests to notice each of them.
 
-    python scripts/mutants.py [WORD...]     only the mutants whose names have one of the words
+    python scripts/mutants.py [--why] [WORD...]
+
+With words, only the mutants whose names have one of them; --why tells which test failed and how.
 
 A mutant is a replacement in the source. One that no longer fits its source, or that no test notices, is a failure.
 Each one is run against the state machine, where its rules can meet it, and against the examples that should notice.
@@ -137,26 +139,28 @@ def plant(mutant: Mutant, package: Path) -> str | None:
     return None
 
 
-def run(place: Path, tests: tuple[str, ...]) -> tuple[str, float]:
-    """What the tests say in the copy: "red", "green" or "broken", and how many seconds they took."""
+def run(place: Path, tests: tuple[str, ...]) -> tuple[str, float, str]:
+    """What the tests say in the copy: "red", "green" or "broken"; how many seconds they took; what has failed first."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
     begin = time.monotonic()
+    why = ""
     try:
         done = subprocess.run(
             command,
             cwd=place,
-            env={**os.environ, "BACKSYNC_EFFORT": "mutants", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "BACKSYNC_EFFORT": "mutants", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"},
             capture_output=True,
             text=True,
             timeout=LIMIT,
             check=False,
         )
         verdict = {0: "green", 1: "red"}.get(done.returncode, "broken")
+        why = next((line for line in done.stdout.splitlines() if line.startswith("FAILED ")), "")
         if verdict == "broken":
             print(done.stdout[-2_000:], done.stderr[-2_000:])
     except subprocess.TimeoutExpired:
-        verdict = "red"
-    return verdict, time.monotonic() - begin
+        verdict, why = "red", f"no end after {LIMIT} s"
+    return verdict, time.monotonic() - begin, why.removeprefix("FAILED ")
 
 
 def copy(place: Path) -> None:
@@ -168,6 +172,8 @@ def copy(place: Path) -> None:
 
 
 def main(words: list[str]) -> int:
+    explain = "--why" in words
+    words = [word for word in words if word != "--why"]
     chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     failed = 0
     width = max(len(mutant.name) for mutant in chosen)
@@ -189,11 +195,13 @@ def main(words: list[str]) -> int:
                 print(f"{mutant.name:{width}}  does not apply: {wrong}")
                 failed += 1
                 continue
-            verdicts = [run(place, MACHINE) if mutant.machine else ("—", 0.0), run(place, mutant.examples)]
-            cells = [f"{verdict} {seconds:5.1f} s" if seconds else verdict for verdict, seconds in verdicts]
-            caught = all(verdict in ("red", "—") for verdict, _ in verdicts)
+            verdicts = [run(place, MACHINE) if mutant.machine else ("—", 0.0, ""), run(place, mutant.examples)]
+            cells = [f"{verdict} {seconds:5.1f} s" if seconds else verdict for verdict, seconds, _ in verdicts]
+            caught = all(verdict in ("red", "—") for verdict, _, _ in verdicts)
             failed += not caught
             print(f"{mutant.name:{width}}  {cells[0]:16}  {cells[1]:16}{'' if caught else '  NOT CAUGHT'}", flush=True)
+            if explain:
+                print(*(f"    {why}" for _, _, why in verdicts if why), sep="\n", flush=True)
     print(f"{len(chosen) - failed} of {len(chosen)} mutants were caught")
     return 1 if failed else 0
 
