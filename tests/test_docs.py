@@ -126,8 +126,11 @@ async def converse(app: ASGIApp, path: str, lines: list[str]) -> None:
                 await peers.pop(name).leave()
             assert meant.match(parsed(said), parsed(got)), f"printed:  {line}\nreceived: {got}"
     for name, peer in peers.items():
-        if isinstance(app, Backsync):
+        if isinstance(app, Backsync) and path == "/websocket":
             assert await peer.pushes() == [], f"{name} got more than is printed"
+        elif isinstance(app, Backsync):
+            peer.send_text(json.dumps([json.dumps({"id": "end", "event": "$:ping"})]))
+            assert await peer.text() == 'a[{"id":"end","event":"$:ping","data":{}}]', f"{name} got more than is printed"
         await peer.leave()
 
 
