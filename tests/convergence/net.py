@@ -82,7 +82,7 @@ class Proxy:
                 while not self._cable.flows(way):
                     self._changed.clear()
                     await self._changed.wait()
-                if self._cable.broken:
+                if self._cable.broken or writer.is_closing():
                     return
                 carried = self._cable.carry(way, len(data))
                 writer.write(data[:carried])
