@@ -76,6 +76,9 @@ const MAX_WAITING_CHARACTERS = 4 * 1024 * 1024;
  */
 const WINDOW = 32_768;
 
+/** Bytes of a message that a server takes unless it says otherwise: writes are not joined to more before it has spoken. */
+const USUAL_LIMIT = 65_536;
+
 export class Calls {
   readonly #host: Host;
   readonly #timeoutMs: number;
@@ -93,6 +96,8 @@ export class Calls {
   #waiting = 0;
   #waitingCharacters = 0;
   #unanswered = 0;
+  /** Bytes that the server takes in one message; null: it has not said. */
+  #limit: number | null = null;
   #send: ((text: string) => void) | null = null;
 
   /** `changed`: `size` may have. `refused`: a write of an earlier page was, and nobody is left who made it. */
@@ -123,7 +128,12 @@ export class Calls {
     const [model = "", method] = splitEvent(message.event) ?? [];
     const latest = record === null ? undefined : this.#latest.get(place(model, record));
 
-    const joined = latest !== undefined && this.#isOpen(latest) ? coalesce(parse(latest.text), parse(text)) : null;
+    if (this.#isTooLarge(text)) {
+      const error = this.#tooLarge(message.event, text);
+      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      return { abort() {} };
+    }
+    const joined = latest === undefined ? null : this.#joined(latest, text);
     const isMore = joined === null || joined === "nothing";
     const joinedText = isMore ? "" : encode((latest as PendingCall).id, joined);
     const more = isMore ? text.length : joinedText.length - (latest as PendingCall).text.length;
@@ -164,7 +174,13 @@ export class Calls {
   /** Makes a call on this socket only and at once; when the socket is lost nobody is told. */
   startNow(message: Message, timeoutMs: number, send: (text: string) => void, settle: Settle): void {
     const id = this.#nextId();
-    const call = { ...blank(id, "", message.event, encode(id, message)), isRead: true, oneSocket: true };
+    const text = encode(id, message);
+    if (this.#isTooLarge(text)) {
+      const error = this.#tooLarge(message.event, text);
+      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      return;
+    }
+    const call = { ...blank(id, "", message.event, text), isRead: true, oneSocket: true };
     call.state = "sent";
     call.callers.push({ call, settle, timer: null, isPatient: true });
     this.#pending.set(id, call);
@@ -196,6 +212,24 @@ export class Calls {
       if (call.callers.every((caller) => caller.isPatient)) this.#finish(call, error, null);
       else for (const caller of call.callers.filter(({ isPatient }) => isPatient)) this.#leave(caller, error);
     }
+  }
+
+  /** The server has said how many bytes a message may have; null: it has not. What is larger is given up, however old it is. */
+  limit(bytes: number | null): void {
+    this.#limit = bytes;
+    for (const call of [...this.#pending.values()]) {
+      if (!call.oneSocket && this.#isTooLarge(call.text)) this.#finish(call, this.#tooLarge(call.event, call.text), null);
+    }
+  }
+
+  /** The socket was closed because a message was too large for somebody on the way: the largest one is not sent again. */
+  closedAsTooLarge(): void {
+    this.#send = null;
+    let largest: PendingCall | null = null;
+    for (const call of this.#pending.values()) {
+      if (call.state === "sent" && call.text.length > (largest?.text.length ?? 0)) largest = call;
+    }
+    if (largest !== null) this.#finish(largest, this.#tooLarge(largest.event, largest.text), null, true);
   }
 
   /** Sends all that waits, oldest first, and from now on at once. */
@@ -249,7 +283,7 @@ export class Calls {
 
   #rejoin(call: PendingCall): void {
     const latest = call.record === null ? undefined : this.#latest.get(place(call.model, call.record));
-    const joined = latest !== undefined && latest !== call && this.#isOpen(latest) ? coalesce(parse(latest.text), parse(call.text)) : null;
+    const joined = latest === undefined || latest === call ? null : this.#joined(latest, call.text);
     this.#pending.set(call.id, call);
     if (latest === undefined || joined === null || joined === "nothing") {
       if (call.record !== null) this.#latest.set(place(call.model, call.record), call);
@@ -261,6 +295,24 @@ export class Calls {
     call.callers = [];
     this.#remove(call);
     this.#store(latest);
+  }
+
+  /** The one message for a call and a later one of its record; null where each stays its own. */
+  #joined(call: PendingCall, text: string): Message | "nothing" | null {
+    if (!this.#isOpen(call)) return null;
+    const joined = coalesce(parse(call.text), parse(text));
+    const isFitting = joined === null || joined === "nothing" || !exceeds(encode(call.id, joined), this.#limit ?? USUAL_LIMIT);
+    return isFitting ? joined : null;
+  }
+
+  #isTooLarge(text: string): boolean {
+    return this.#limit !== null && exceeds(text, this.#limit);
+  }
+
+  #tooLarge(event: string, text: string): BacksyncError {
+    const size = `it has ${byteLength(text)} bytes`;
+    if (this.#isTooLarge(text)) return new BacksyncError("too_large", `${event} was not sent: ${size}, and the server takes ${this.#limit} in one message.`, { limit: this.#limit });
+    return new BacksyncError("too_large", `${event} is not sent again: ${size}, and a message's size made somebody close the connection (code 1009).`, { limit: null });
   }
 
   #nextId(): number | string {
@@ -319,6 +371,10 @@ export class Calls {
         if (this.#unanswered > 0 && this.#unanswered + call.text.length > WINDOW) return;
         if (call.after !== null) {
           idless.add(call.model);
+          continue;
+        }
+        if (this.#isTooLarge(call.text)) {
+          this.#finish(call, this.#tooLarge(call.event, call.text), null); // it has got its id since it was measured
           continue;
         }
         this.#setState(call, "leaving");
@@ -449,6 +505,15 @@ export class Calls {
 function blank(id: number | string, model: string, event: string, text: string): PendingCall {
   const flags = { frozen: false, safe: false, isWrite: false, isRead: false, oneSocket: false };
   return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, era: 0, timer: null, callers: [] };
+}
+
+function byteLength(text: string): number {
+  return new TextEncoder().encode(text).length;
+}
+
+/** A character is one to three bytes of UTF-8: only where that leaves it open is the text encoded. */
+function exceeds(text: string, bytes: number): boolean {
+  return text.length > bytes || (text.length * 3 > bytes && byteLength(text) > bytes);
 }
 
 function place(model: string, record: string): string {

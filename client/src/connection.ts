@@ -84,6 +84,7 @@ const PING_TIMEOUT_MS = 8_000;
 const STABLE_MS = 10_000;
 const NORMAL = 1000;
 const POLICY = 4500;
+const TOO_LARGE = 1009;
 
 export class Connection {
   readonly url: string;
@@ -313,7 +314,9 @@ export class Connection {
       else this.#drop(`greeting refused: ${error.message}`);
       return;
     }
-    const { heartbeat } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown };
+    const { heartbeat, limits } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown; limits?: unknown };
+    const { message: limit } = (isObject(limits) ? limits : {}) as { message?: unknown };
+    this.#calls.limit(typeof limit === "number" && limit > 0 ? limit : null);
     this.#heartbeatMs = 1000 * (typeof heartbeat === "number" && heartbeat > 0 ? heartbeat : HEARTBEAT_S);
     if (this.#hooks.size === 0) {
       this.#introduced();
@@ -377,6 +380,7 @@ export class Connection {
     debug.log("·", "closed", code, reason);
     this.#flush(); // what was received before the end counts
     if (this.#phase === "closed") return; // a listener has closed us
+    if (code === TOO_LARGE && (this.#phase === "ready" || this.#phase === "introducing")) this.#calls.closedAsTooLarge();
     this.#forgetSocket();
     if (isFinal(code)) this.#end({ code, reason });
     else this.#retry(this.#window ?? closeWindow(code));

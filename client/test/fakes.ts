@@ -142,12 +142,12 @@ export class FakeServer {
   }
 
   /** Opens the newest socket and answers its greeting. */
-  async accept(heartbeat = 25): Promise<FakeSocket> {
+  async accept(heartbeat = 25, limits = {}): Promise<FakeSocket> {
     const socket = this.socket;
     socket.handlers.open("fake");
     await settle();
     const hello = socket.takeOne("$:hello");
-    await socket.reply(hello, { version: 1, heartbeat, limits: {} });
+    await socket.reply(hello, { version: 1, heartbeat, limits });
     return socket;
   }
 }

@@ -121,6 +121,72 @@ describe("without a connection", () => {
   });
 });
 
+describe("what is too large for the server", () => {
+  const limits = { message: 200 };
+  const large = "ü".repeat(100); // 100 characters, 200 bytes
+
+  it("is rejected at once; all else goes on", async () => {
+    const server = new FakeServer();
+    const connection = server.connection().open();
+    const socket = await server.accept(25, limits);
+    const refused = watch(connection.call("Todo:upsert", { id: 1, text: large }));
+    connection.call("Todo:upsert", { id: 2, text: "x".repeat(100) }).catch(() => {});
+    await settle();
+    assert.deepEqual([refused.value.code, refused.value.details], ["too_large", { limit: 200 }]);
+    assert.match(refused.value.message, /Todo:upsert was not sent: it has 2\d\d bytes, and the server takes 200/);
+    assert.equal(socket.takeOne("Todo:upsert").data.id, 2);
+  });
+
+  it("is rejected when the limit becomes known; what has joined others is not more than usual", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const refused = watch(connection.call("Todo:upsert", { id: 1, text: large }));
+    connection.call("Todo:upsert", { id: 2 }).catch(() => {});
+    connection.call("Todo:patch", { id: 3, a: "x".repeat(40_000) }).catch(() => {});
+    connection.call("Todo:patch", { id: 3, b: "x".repeat(40_000) }).catch(() => {});
+    assert.equal(connection.pending, 4);
+    const socket = await server.accept(25, limits);
+    assert.equal(refused.value.code, "too_large");
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 2 });
+    assert.equal(connection.pending, 1);
+  });
+
+  it("writes that fit are not joined to one that does not", async () => {
+    const server = new FakeServer();
+    const connection = server.connection().open();
+    const first = await server.accept(25, limits);
+    await first.cut();
+    for (const name of ["a", "b"]) connection.call("Todo:patch", { id: 1, [name]: "x".repeat(90) }).catch(() => {});
+    assert.equal(connection.pending, 2);
+  });
+
+  it("a close with 1009 takes the largest message with it, whatever the greeting said", async () => {
+    const { server, connection, socket, host } = await connected();
+    const refused = watch(connection.call("Todo:upsert", { id: 1, text: large }));
+    const other = watch(connection.call("Todo:upsert", { id: 2 }));
+    const third = watch(connection.call("Note:upsert", { id: 3 }));
+    socket.take();
+    await socket.cut(1009, "A message may have 100 bytes");
+    assert.deepEqual([refused.value.code, refused.value.details], ["too_large", { limit: null }]);
+    await host.advance(1000);
+    const again = await server.accept();
+    for (const sent of again.take()) await again.reply(sent, sent.data);
+    assert.deepEqual([other.value, third.value], [{ id: 2 }, { id: 3 }]);
+    assert.equal(connection.pending, 0);
+  });
+
+  it("a subscription can be it, too", async () => {
+    const { server, connection, socket, host } = await connected();
+    const failed: unknown[] = [];
+    connection.subscribe("Todo", { query: { text: large } }, { snapshot() {}, changes() {}, failed: (error, over) => failed.push([error.code, over]) });
+    socket.takeOne("Todo:subscribe");
+    await socket.cut(1009);
+    assert.deepEqual(failed, [["too_large", true]]);
+    await host.advance(1000);
+    assert.deepEqual((await server.accept()).take(), []);
+  });
+});
+
 describe("a connection that stands", () => {
   it("a write that is not answered for 30 s of it is given up, at the next sign of life", async () => {
     const { connection, socket, host } = await connected();
@@ -330,6 +396,26 @@ describe("persist", () => {
     await settle();
     assert.equal(kept.value.code, "aborted");
     assert.equal(disk.rows.size, 0);
+  });
+
+  it("what is too large is not kept, nor sent by a later page", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    call(before.connection, "upsert", { id: 1, text: "x".repeat(200) });
+    await settle();
+    before.end();
+    const { server, connection } = page(disk);
+    const refused: unknown[] = [];
+    connection.on("refused", (error) => refused.push(error.code));
+    await settle();
+    const socket = await server.accept(25, { message: 150 });
+    call(connection, "upsert", { id: 2, text: "x".repeat(200) });
+    call(connection, "upsert", { id: 3 });
+    await settle();
+    await settle();
+    assert.deepEqual(refused, ["too_large"]);
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 3 });
+    assert.deepEqual([...disk.rows.values()].map(({ record }) => record), ["3"]);
   });
 
   it("a write of an earlier page that is refused is told by an event", async () => {
