@@ -5,7 +5,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from examples import chat, console, todo
@@ -22,8 +24,14 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
 
 
+async def add_slash(request: Request) -> RedirectResponse:
+    """What people type has no slash at its end. Relative, so that it holds behind any proxy."""
+    return RedirectResponse(request.url.path.rpartition("/")[2] + "/")
+
+
 app = Starlette(
     routes=[
+        *(Route(path, add_slash) for path in ("/chat", "/todo", "/console")),
         Mount("/backsync", app=chat.sync),  # the chat's, for who knocks at the usual door
         Mount("/chat", app=chat.app),
         Mount("/todo", app=todo.app),

@@ -27,6 +27,13 @@ async def test_it_leads_to_each_example_and_each_leads_back(
         await expect(page).to_have_url(examples.url + "/")
 
 
+@pytest.mark.parametrize("example", ["chat", "todo", "console"])
+async def test_an_example_is_found_without_its_last_slash(examples: Server, visitors: Visitors, example: str) -> None:
+    page = await visitors.new_page(f"{examples.url}/{example}")
+    await expect(page).to_have_url(f"{examples.url}/{example}/")
+    await expect(page.get_by_test_id("status")).to_have_text("Live")
+
+
 async def test_the_keyboard_reaches_each_example(examples: Server, visitors: Visitors) -> None:
     page = await visitors.new_page(examples.url)
     for example in ("Chat", "Todo", "Console"):
