@@ -86,7 +86,9 @@ class Writer:
         # of the end from `receive` and ends the session.
         self.failed = True
         self._events.clear()
-        if not isinstance(error, OSError):
+        # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
+        is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
+        if not isinstance(error, OSError) and not is_closed:
             logger.warning("A frame could not be written and its connection is given up: %r", error)
 
     def abort(self) -> None:
