@@ -16,7 +16,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install --quiet
 client_sources := $(shell find client -name node_modules -prune -o -name test -prune -o -type f ! -name '*.md' -print)
 
-.PHONY: help setup demo test lint unit e2e pictures client format coverage wheel lock clean
+.PHONY: help setup demo test lint unit e2e mutants pictures client format coverage wheel lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ unit: $(VENV)/.dev backsync_asgi/static/backsync.js ## the Python tests that nee
 
 e2e: setup ## the tests in a real Chromium
 	pytest -m browser
+
+mutants: $(VENV)/.dev ## plant faults in a copy of the package; the tests must notice each
+	$(VENV)/bin/python scripts/mutants.py
 
 pictures: setup ## take the pictures of README anew
 	UPDATE_PICTURES=1 $(VENV)/bin/python -m pytest -q tests/e2e/test_chat.py -k picture
