@@ -61,7 +61,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     this.ready.catch(() => {}); // told by `error` and `status`, too
     this.#unbind = connection.on("status", () => this.#changed());
     const sink: Sink = {
-      snapshot: (records) => this.#replace(records),
+      snapshot: (records) => this.#fill(records),
       changes: (changes) => this.#apply(changes),
       failed: (error, over) => this.#failed(error, over),
     };
@@ -200,6 +200,14 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   // What the server says.
 
+  #fill(records: ServerRecord[]): void {
+    this.#replace(records);
+    this.#filled = true;
+    this.#error = null;
+    this.#resolve(this);
+    this.#changed();
+  }
+
   #replace(records: ServerRecord[]): void {
     const before = this.#entries;
     this.#entries = new Map();
@@ -215,10 +223,6 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       if (entry.shadow.confirmed !== undefined) entry.shadow.confirmed = null;
       if (entry.shadow.pending) this.#entries.set(name, entry);
     }
-    this.#filled = true;
-    this.#error = null;
-    this.#resolve(this);
-    this.#changed();
   }
 
   #apply(changes: Change[]): void {
@@ -240,6 +244,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   #failed(error: BacksyncError, over: boolean): void {
     this.#error = error;
+    if (over && error.code !== "closed") this.#replace([]); // what the server does not show any more is not shown
     if (over) this.#end(error);
     else this.#changed();
   }

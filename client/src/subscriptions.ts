@@ -26,7 +26,10 @@ export interface Sink {
   snapshot(records: ServerRecord[], seq: number): void;
   /** What happened in one frame, in order. */
   changes(changes: Change[]): void;
-  /** Refused. Before the first success, or on a closed connection, it is over; else it is asked again on the next one. */
+  /**
+   * Refused. `over`: for good, by the server or because the connection is closed; unless it is closed, the records are
+   * not to be seen any more. Else the server could not answer, and is asked again.
+   */
   failed?(error: BacksyncError, over: boolean): void;
 }
 
@@ -35,6 +38,9 @@ export type Ask = (message: Message, settle: Settle) => void;
 
 /** Refusals that pass by themselves. */
 const PASSING = new Set(["unavailable", "timeout", "rate_limited"]);
+
+/** A mistake in the server: it ends a first question, so that it is seen, but says nothing about a right that there was. */
+const MISTAKE = "handler_error";
 
 export class Subscription {
   readonly model: string;
@@ -203,16 +209,18 @@ export class Subscriptions {
 
   #refused(entry: Entry, error: BacksyncError): void {
     this.#wait(entry);
-    if (PASSING.has(error.code)) {
+    const isMistake = error.code === MISTAKE && entry.answered;
+    if (PASSING.has(error.code) || isMistake) {
       const { retry_after: seconds } = (isObject(error.details) ? error.details : {}) as { retry_after?: unknown };
       const asked = typeof seconds === "number" ? seconds * 1000 : 0;
       const delay = asked + retryDelay(entry.attempts, this.#host.random());
       entry.attempts += 1;
       entry.retry = this.#host.setTimeout(() => this.#question(entry), delay);
+      if (isMistake) guarded(this.#host, () => entry.sink.failed?.(error, false));
       return;
     }
-    if (!entry.answered) this.#forget(entry);
-    guarded(this.#host, () => entry.sink.failed?.(error, !entry.answered));
+    this.#forget(entry);
+    guarded(this.#host, () => entry.sink.failed?.(error, true));
   }
 
   #apply(entry: Entry): void {

@@ -121,6 +121,35 @@ describe("live()", () => {
     }
   });
 
+  it("refused after a cut: the records leave, with them refused writes; those of other rooms stay", async () => {
+    const warn = console.warn;
+    console.warn = () => {};
+    try {
+      const todos = await live([{ id: 1, room: "a" }, { id: 2, room: "a" }, { id: 3, room: "a" }], { query: { room: "a" } });
+      const other = todos.live({ query: { room: "b" } });
+      await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([{ id: 9, room: "b" }]));
+      await other;
+      todos.get(1).destroy();
+      todos.get(2).save({ text: "mine" });
+      todos.create({ room: "a" });
+      socket.take();
+      await reconnect();
+      const [destroy, edit, creation, a, b] = socket.take();
+      const lines = log(todos, "error", "update");
+      await socket.refuse(a!, "forbidden");
+      assert.deepEqual(todos.pluck("id"), [9, undefined, 2]);
+      assert.deepEqual(lines, ["update", "error"]);
+      await socket.refuse(b!, "unknown_model");
+      assert.equal(connection.status, "live");
+      for (const write of [destroy!, edit!, creation!]) await socket.refuse(write, "forbidden");
+      assert.deepEqual(todos.toJSON(), []);
+      await reconnect();
+      assert.deepEqual(socket.take(), []);
+    } finally {
+      console.warn = warn;
+    }
+  });
+
   it("catches up after a cut", async () => {
     const todos = await live([{ id: 1 }]);
     await socket.frame(upsert({ id: 2 }));

@@ -176,6 +176,23 @@ describe("LiveCollection", () => {
     assert.throws(() => todos.patch(undefined, {}), /undefined is no id/);
   });
 
+  it("shows nothing any more that the server refuses after a cut, but what is pending", async () => {
+    const { todos, told } = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }]);
+    const written = todos.patch(2, { n: 2 });
+    await socket.cut();
+    await host.advance(1000);
+    socket = await server.accept();
+    const [edit, subscribe] = socket.take();
+    told();
+    await socket.refuse(subscribe!, "forbidden");
+    assert.equal(told(), 1);
+    assert.deepEqual(todos.records, [{ id: 2, n: 2 }]);
+    assert.deepEqual([todos.status, todos.error?.code, connection.status], ["closed", "forbidden", "live"]);
+    await socket.refuse(edit!, "forbidden");
+    await assert.rejects(written, { code: "forbidden" });
+    assert.deepEqual(todos.records, []);
+  });
+
   it("goes on when a listener throws, and tells no one who has left", async () => {
     const { todos, told } = await live();
     todos.subscribe(() => {

@@ -174,14 +174,25 @@ describe("refusals", () => {
     assert.deepEqual((await again(server)).take(), []);
   });
 
-  it("are told but asked about again on the next connection, once it has succeeded", async () => {
+  it("end one that has succeeded before, too", async () => {
     const { server, sink, connection } = await following();
     const back = await again(server);
-    await back.refuse(back.takeOne("Todo:subscribe"), "forbidden");
-    assert.deepEqual(sink.take(), ["failed forbidden false"]);
+    await back.refuse(back.takeOne("Todo:subscribe"), "unauthorized");
+    assert.deepEqual(sink.take(), ["failed unauthorized true"]);
+    assert.equal(connection.status, "live");
+    assert.deepEqual((await again(server)).take(), []);
+  });
+
+  it("a mistake in the server is told, and asked about again until it is mended", async () => {
+    const { server, sink, connection } = await following();
+    const back = await again(server);
+    await back.refuse(back.takeOne("Todo:subscribe"), "handler_error");
+    assert.deepEqual(sink.take(), ["failed handler_error false"]);
     assert.equal(connection.status, "behind");
-    const third = await again(server);
-    await third.reply(third.takeOne("Todo:subscribe"), { mode: "resume", epoch: "e1", seq: 10 });
+    await server.host.advance(250);
+    const sent = back.takeOne("Todo:subscribe");
+    assert.deepEqual(sent.since, { epoch: "e1", seq: 10 });
+    await back.reply(sent, { mode: "resume", epoch: "e1", seq: 10 });
     assert.equal(connection.status, "live");
   });
 

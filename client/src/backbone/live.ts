@@ -73,6 +73,7 @@ export class Binding implements Sink {
 
   failed(error: BacksyncError, over: boolean): void {
     if (over) {
+      if (error.code !== "closed") this.#fill(new Map(), { fromServer: true, snapshot: true, seq: null }); // no longer to be seen
       this.#options.ended();
       this.#reject(error);
       const byPage = error.code === "closed" && (error.details as { code?: unknown }).code === 1000;
@@ -87,14 +88,7 @@ export class Binding implements Sink {
       const id = this.#idOf(record);
       if (id !== undefined) rows.set(String(id), safeRecord(record));
     }
-    const options = { fromServer: true, snapshot: true, seq };
-    try {
-      this.#replace(rows, options);
-    } catch (error) {
-      // A listener has thrown in the middle of Backbone's work, which leaves the rest undone.
-      this.#host.report(error);
-      guarded(this.#host, () => this.#collection.reset([...this.#list(rows, options)], options));
-    }
+    this.#fill(rows, { fromServer: true, snapshot: true, seq });
     this.#resolve(this.#collection);
   }
 
@@ -109,6 +103,16 @@ export class Binding implements Sink {
   }
 
   // A snapshot: the channel's rows, in the server's order, and what must not be lost.
+
+  #fill(rows: Map<string, Attributes>, options: Options): void {
+    try {
+      this.#replace(rows, options);
+    } catch (error) {
+      // A listener has thrown in the middle of Backbone's work, which leaves the rest undone.
+      this.#host.report(error);
+      guarded(this.#host, () => this.#collection.reset([...this.#list(rows, options)], options));
+    }
+  }
 
   #replace(rows: Map<string, Attributes>, options: Options): void {
     const list = this.#list(rows, options);
@@ -132,6 +136,9 @@ export class Binding implements Sink {
       const shadow = this.#records.shadow(model);
       if (shadow.confirmed !== undefined) shadow.confirmed = null;
       if (shadow.pending) list.keep(model);
+    }
+    for (const [id, model] of this.#records.hiddenIn(this.#collection)) {
+      if (!rows.has(id) && this.#covers(id)) this.#records.shadow(model).confirmed = null;
     }
     return list;
   }

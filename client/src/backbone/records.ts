@@ -28,14 +28,17 @@ export class Write implements PendingWrite {
   readonly optimistic: boolean;
   /** Where the model was when the write began. */
   readonly places: Place[];
+  /** Whether it is to be taken back if it is refused, as of its beginning: the collection may be live no more by then. */
+  readonly rollsBack: boolean;
   /** The model was destroyed before the server had answered its creation. */
   destroyed = false;
 
-  constructor(kind: PendingWrite["kind"], fields: Attributes, optimistic: boolean, places: Place[]) {
+  constructor(kind: PendingWrite["kind"], fields: Attributes, optimistic: boolean, places: Place[], rollsBack: boolean) {
     this.kind = kind;
     this.fields = fields;
     this.optimistic = optimistic;
     this.places = places;
+    this.rollsBack = rollsBack;
   }
 }
 
@@ -75,6 +78,11 @@ export class Records {
     return this.#hidden.get(collection)?.get(String(id));
   }
 
+  /** The optimistically destroyed models of a collection, by id. */
+  hiddenIn(collection: BackboneCollection): Iterable<[string, BackboneModel]> {
+    return this.#hidden.get(collection) ?? [];
+  }
+
   /** A model was made of a server's record: what the record said is confirmed, the model's own defaults are not. */
   made(model: BackboneModel, record: Attributes): void {
     const defaults = (result(model, "defaults") ?? {}) as Attributes;
@@ -98,7 +106,7 @@ export class Records {
       }
       fields = method === "patch" ? { ...(options.attrs as Attributes | undefined) } : shadow.differences(model.attributes);
     }
-    const write = new Write(kind, fields, optimistic, places);
+    const write = new Write(kind, fields, optimistic, places, this.#rollsBack(model, places.map(({ collection }) => collection)));
     shadow.begin(write);
     const collections = this.#unanswered.get(model) ?? new Set();
     for (const { collection } of places) collections.add(collection);
@@ -147,7 +155,8 @@ export class Records {
       const back = shadow.fail(write, model.attributes);
       this.#show(write, model);
       // A model that was destroyed after this write is nowhere now, but may come back.
-      const rollback = write.optimistic && this.#rollsBack(model, [...collections, ...write.places.map((place) => place.collection)]);
+      const where = [...collections, ...write.places.map((place) => place.collection)];
+      const rollback = write.optimistic && (write.rollsBack || this.#rollsBack(model, where));
       const serverSide = { rollback: true, fromServer: true, error };
       const current = error.code === "conflict" && isObject(error.details) ? error.details.current : undefined;
       const news = isObject(current) ? shadow.receive(model.parse(safeRecord(current), serverSide)) : {};
