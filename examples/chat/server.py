@@ -13,7 +13,7 @@ from backsync_asgi.stores import MemoryStore
 
 sync = Backsync()
 users = sync.model("User", ephemeral=True, grace=2.0)  # here as long as their page is; a reconnect is no departure
-typing = sync.model("Typing", ephemeral=True, ttl=4.0)  # seconds since the last key
+typing = sync.model("Typing", ephemeral=True, grace=0.1, ttl=4.0)  # seconds; who goes is not waited for
 messages = sync.model("ChatMessage", store=MemoryStore(limit=500, full="evict"))
 
 

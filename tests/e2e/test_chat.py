@@ -217,6 +217,7 @@ async def test_a_person_can_be_renamed_and_stays_the_same_after_a_reload(chat: C
     await say(ada, "It is me")
     await ada.get_by_test_id("rename").click()
     await expect(ada.get_by_test_id("name-input")).to_have_value("Ada")
+    await expect(ada.get_by_test_id("name-join")).to_have_text("Rename")
     await ada.get_by_test_id("name-input").fill("Augusta Ada")
     await ada.get_by_test_id("name-join").click()
     await expect(names(grace)).to_have_text(["Grace", "Augusta Ada"])
@@ -338,6 +339,25 @@ async def test_on_a_phone_everything_fits_and_can_be_reached(chat: Chat, visitor
     await expect(texts(ada).last).to_be_in_viewport()
 
 
+async def test_on_a_phone_a_long_own_name_leaves_room_for_the_others(chat: Chat) -> None:
+    ada = await chat.enter("Ada" * 13, PHONE)
+    await expect_in_window(ada, names(ada).first)  # who is alone has all the room
+    grace = await chat.enter("Grace")
+    await expect(names(ada)).to_have_text(["Ada" * 13, "Grace"])
+    await expect_in_window(ada, ada.get_by_test_id("person").locator(".you"), names(ada).last)
+    await expect_in_window(grace, names(grace).first)
+
+
+async def test_no_keyboard_covers_a_phone_before_somebody_wants_to_write(chat: Chat, visitors: Visitors) -> None:
+    context = await chat.new_context(PHONE, has_touch=True, is_mobile=True)
+    ada = await visitors.new_page(chat.url, context=context)
+    await expect(ada.get_by_test_id("name-join")).to_have_text("Join")
+    await ada.get_by_test_id("name-cancel").tap()
+    await expect(ada.get_by_test_id("name-dialog")).to_be_hidden()
+    await expect(names(ada)).to_have_count(1)
+    await expect(ada.get_by_test_id("message-input")).not_to_be_focused()
+
+
 async def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat, visitors: Visitors) -> None:
     ada = await visitors.new_page(chat.url)
     await expect(ada.get_by_test_id("name-input")).to_be_focused()
@@ -383,6 +403,23 @@ async def test_others_see_who_types(chat: Chat) -> None:
     await grace.keyboard.press("Enter")
     await expect(texts(ada)).to_have_text(["Well"])
     await expect(ada.get_by_test_id("typing")).to_be_empty()
+
+
+async def test_who_leaves_types_no_more(chat: Chat) -> None:
+    ada, grace = await asyncio.gather(chat.enter("Ada"), chat.enter("Grace"))
+    await grace.get_by_test_id("message-input").press_sequentially("Well")
+    await expect(ada.get_by_test_id("typing")).to_have_text("Grace is typing…")
+    # How many are here when the mark goes: who is cut off stays a while, and the mark of one who stops even longer.
+    await ada.evaluate(
+        """() => {
+            const [typing, count] = ["typing", "count"].map((id) => document.getElementById(id));
+            const note = () => { if (!typing.textContent) window.hereThen ??= count.textContent; };
+            new MutationObserver(note).observe(typing, { childList: true });
+        }"""
+    )
+    await grace.close()
+    await expect(ada.get_by_test_id("count")).to_have_text("1")
+    assert await ada.evaluate("window.hereThen") == "2"
 
 
 PICTURE = ROOT / "docs" / "chat.png"

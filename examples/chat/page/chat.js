@@ -48,7 +48,10 @@ function introduce() {
 function askName(problem = null) {
   const dialog = $("welcome");
   $("name").value = me.screenName ?? localStorage.getItem("name") ?? "";
-  $("anonymous").textContent = me.screenName === null ? "Stay anonymous" : "Keep my name";
+  const isNew = me.screenName === null;
+  $("name-hint").textContent = isNew ? "Leave it empty to stay anonymous." : "What you have said keeps the old one.";
+  $("join").textContent = isNew ? "Join" : "Rename";
+  $("anonymous").textContent = isNew ? "Stay anonymous" : "Keep my name";
   $("name-problem").textContent = problem ?? "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -60,8 +63,13 @@ $("welcome").addEventListener("close", () => {
   if (name) localStorage.setItem("name", name); // the next tab's suggestion
   me.screenName = name || me.screenName || `Anonymous ${1000 + Math.floor(Math.random() * 9000)}`;
   introduce();
-  $("text").focus();
+  beginToWrite();
 });
+
+/** Where there is no keyboard but one that covers half the page, it waits until somebody wants to write. */
+function beginToWrite() {
+  if (!matchMedia("(pointer: coarse)").matches) $("text").focus();
+}
 
 $("rename").addEventListener("click", () => askName());
 
@@ -202,5 +210,5 @@ if (me.screenName === null) {
   askName();
 } else {
   introduce();
-  $("text").focus();
+  beginToWrite();
 }
