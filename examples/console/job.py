@@ -21,6 +21,7 @@ from queue import Queue
 log = logging.getLogger("indexer")
 
 PAUSE = 0.5  # seconds that a worker rests after each file: the job must not be felt by the server beside it
+GLANCE = 0.05  # seconds, after one that has not changed
 REST = 4.0  # seconds between two rounds
 LONG_FUNCTION = 60  # lines
 SKIPPED = {"node_modules", "__pycache__", "build", "dist"}
@@ -48,6 +49,7 @@ class Indexer:
         self.root = root
         self.threads = threads
         self.index: dict[Path, Entry] = {}
+        self.unchanged: list[Path] = []  # in this round
         self.todo: Queue[Path | None] = Queue()
         self.stopping = threading.Event()
 
@@ -75,9 +77,12 @@ class Indexer:
             (drafts / f"draft_{number}.py").write_bytes(draft.encode("latin-1"))
         paths = [*python_files(self.root), *python_files(drafts)]
         random.shuffle(paths)
+        self.unchanged = []
         for path in paths:
             self.todo.put(path)
         await asyncio.to_thread(self.todo.join)
+        if self.unchanged:
+            log.debug("%d files are unchanged", len(self.unchanged))
         await self.check()
         lines = sum(entry.lines for entry in self.index.values())
         log.info("Round done: %d files, %d lines, %.1f s", len(self.index), lines, time.monotonic() - started)
@@ -90,8 +95,7 @@ class Indexer:
                 if path is None:
                     return
                 if not self.stopping.is_set():
-                    self.read(path)
-                    self.stopping.wait(PAUSE)
+                    self.stopping.wait(PAUSE if self.read(path) else GLANCE)
             except Exception:  # the root of this thread: whatever one file does to us, the others want indexing
                 log.exception("Cannot index %s", path and self.label(path))
             finally:
@@ -100,13 +104,14 @@ class Indexer:
     def label(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else path.name
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path) -> bool:
+        """Indexes one file. False: there was nothing to do."""
         name, source = self.label(path), path.read_bytes()
         digest = hashlib.sha256(source).hexdigest()
         known = self.index.get(path)
         if known is not None and known.digest == digest:
-            log.debug("%s is unchanged", name)
-            return
+            self.unchanged.append(path)
+            return False
         self.index.pop(path, None)  # it describes another text, whatever comes of this one
         tree = ast.parse(source.decode(), filename=str(path))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -117,6 +122,7 @@ class Indexer:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             if length > LONG_FUNCTION:
                 log.warning("%s:%d: %s is %d lines long", name, function.lineno, function.name, length)
+        return True
 
     async def check(self) -> None:
         """Compares the index with the disk: what changed meanwhile is told, what is gone is dropped."""

@@ -50,17 +50,25 @@ export function showList(collection, list, render) {
  */
 export function followEnd(scroller, button) {
   let following = true;
+  let opened = false; // the next scroll is ours, and says nothing of where the reader wants to be
+  const isAtEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
   const follow = () => {
     if (following) scroller.scrollTop = scroller.scrollHeight;
+    else button.hidden = isAtEnd();
   };
   const look = () => {
-    following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
-    button.hidden = following;
+    following = button.hidden = isAtEnd();
   };
-  scroller.addEventListener("scroll", look, { passive: true });
-  scroller.addEventListener("toggle", () => { // somebody opens a <details> to read it: it stays where it is
+  scroller.addEventListener("scroll", () => (opened ? (opened = false) : look()), { passive: true });
+  scroller.addEventListener("toggle", ({ target }) => { // somebody opens a <details> to read it: it comes into view, and stays
     following = false;
-    requestAnimationFrame(look);
+    requestAnimationFrame(() => {
+      if (!target.open) return look();
+      const before = scroller.scrollTop;
+      target.scrollIntoView({ block: "nearest" });
+      opened = scroller.scrollTop !== before;
+      button.hidden = isAtEnd();
+    });
   }, true);
   button.addEventListener("click", () => {
     following = true;

@@ -15,6 +15,15 @@ from tests.servers import Server
 
 KEPT = 1000  # lines, by the example's store
 
+# Whether a <select> is as wide as its longest option wants it to be.
+IS_WHOLE = """(select) => {
+    const width = select.offsetWidth;
+    select.style.width = "max-content";
+    const wanted = select.offsetWidth;
+    select.style.width = "";
+    return width >= wanted;
+}"""
+
 
 @pytest.fixture
 def console(serve: Callable[..., Server]) -> Server:
@@ -157,6 +166,23 @@ async def test_the_page_follows_the_newest_line_until_its_reader_looks_back(
     await expect(page.get_by_test_id("newest")).to_be_hidden()
 
 
+async def test_an_opened_last_line_comes_into_view_and_stays_there(console: Server, visitors: Visitors) -> None:
+    page = await visitors.new_page(console.url)
+    await log(page, line("INFO", "Line #", times=100), line("ERROR", "Broken", error="no such parcel"))
+    await expect(said(page).last).to_be_in_viewport()
+    await said(page).get_by_text("Broken").click()
+    trace = page.get_by_test_id("trace")
+    await expect(trace).to_be_in_viewport(ratio=1)
+    await expect(page.get_by_test_id("newest")).to_be_hidden()
+    await log(page, line("INFO", "Later #", times=50))
+    await expect(lines(page)).to_have_count(151)
+    await expect(page.get_by_test_id("newest")).to_be_visible()
+    await expect(trace).to_be_in_viewport(ratio=1)
+    await page.get_by_test_id("newest").click()
+    await log(page, line("INFO", "The end"))
+    await expect(said(page).get_by_text("The end")).to_be_in_viewport()
+
+
 async def test_what_is_logged_is_never_html_and_readers_do_not_write(console: Server, visitors: Visitors) -> None:
     page = await visitors.new_page(console.url)
     hostile = ["<img src=x onerror='window.hacked = true'>", "</script><b>bold</b>", "\x1b[31mred\x1b[0m"]
@@ -185,6 +211,10 @@ async def test_on_a_phone_everything_fits(console: Server, visitors: Visitors) -
     await expect(lines(page)).to_have_count(36)
     controls = [page.get_by_test_id(name) for name in ("status", "level", "filter", "pause", "clear")]
     await expect_in_window(page, *controls)
+    assert await page.get_by_test_id("level").evaluate(IS_WHOLE), "a level's name is cut off"
+    box = await page.get_by_test_id("shown").bounding_box()
+    assert box is not None
+    assert box["height"] < 36, "the number of lines is broken in two"
     await lines(page).nth(5).locator("summary").click()
     await expect(page.get_by_test_id("trace")).to_be_visible()
     await expect_to_fit(page)
