@@ -90,7 +90,7 @@ async def test_two_people_work_on_one_list(open_list: Open) -> None:
     ada, grace = await open_list(), await open_list()
     for page in (ada, grace):
         await expect(page.get_by_test_id("empty")).to_have_text("Nothing to do.")
-    await add(ada, "  Bread ", "   ", "Milk", "Tea")
+    await add(ada, "  Bread ", "Milk", "Tea", "   ")
     await expect(ada.get_by_test_id("new")).to_have_value("")
     await expect_list(grace, "Bread", "Milk", "Tea")
     await expect(grace.get_by_test_id("count")).to_have_text("3 todos left")

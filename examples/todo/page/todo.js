@@ -27,8 +27,8 @@ showStatus(connection, $("status"));
 $("new").addEventListener("submit", (event) => {
   event.preventDefault();
   const title = $("title").value.trim();
+  $("title").value = ""; // spaces alone go as well: the question is there again
   if (!title) return;
-  $("title").value = "";
   if (shown === "completed") location.hash = "#/"; // so that one sees what one wrote
   todos.create({ title });
 });
@@ -109,7 +109,7 @@ function forget(todo) {
 }
 
 function shorten(text) {
-  return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+  return text.length > 300 ? `${text.slice(0, 300)}…` : text; // whatever a todo may be is shown whole, or one could not compare
 }
 
 // --- Drawing: an item stays the same element for as long as its todo is there, so that nobody loses focus or text.
