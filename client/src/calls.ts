@@ -9,6 +9,7 @@ import { debug } from "./debug.js";
 import { BacksyncError } from "./errors.js";
 import { guarded, type Host, type Timer } from "./host.js";
 import { type Incoming, isObject, type Message, splitEvent } from "./protocol.js";
+import { same } from "./shadow.js";
 import type { Storage, StoredWrite } from "./storage.js";
 
 /** Called once, never before `start` has returned: with an error, or with the reply's data. */
@@ -26,6 +27,8 @@ export interface StartOptions {
   record?: string;
   /** The id fields of that record, asked once its creation has been answered. Default: `id` of the answer. */
   identity?: () => Record<string, unknown>;
+  /** The fields of the written record that the page has set; the others follow the answer to a write that is under way. */
+  own?: string[];
 }
 
 interface Caller {
@@ -58,6 +61,8 @@ interface PendingCall {
   /** The creation whose answer brings the id that this message lacks. */
   after: PendingCall | null;
   identity: (() => Record<string, unknown>) | null;
+  /** The fields that the page has set; null: it has not said. */
+  own: string[] | null;
   /** A write joins an earlier one only if nothing but writes of single records is between them. */
   era: number;
   timer: Timer | null;
@@ -154,10 +159,11 @@ export class Calls {
     if (joined !== null) {
       // A record whose creation is on its way is deleted once it has its id.
       this.#rewrite(call, joined === "nothing" ? encode(call.id, parse(text)) : joinedText, message.event);
+      call.own = writeMethod(message) === "patch" ? both(call.own, options.own ?? null) : (options.own ?? null);
     } else {
       const isRead = method === "read";
       if (!isWrite && !isRead) this.#eras.set(model, this.#era(model) + 1);
-      call = { ...blank(id, model, message.event, text), record, isWrite, isRead, era: this.#era(model) };
+      call = { ...blank(id, model, message.event, text), record, own: options.own ?? null, isWrite, isRead, era: this.#era(model) };
       if (latest !== undefined && isLocal(record as string)) call.after = latest;
       this.#add(call);
     }
@@ -272,7 +278,7 @@ export class Calls {
       if (this.#pending.has(write.id)) continue;
       const message = parse(write.text);
       const [model = ""] = splitEvent(message.event) ?? [];
-      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, isWrite: true, frozen: write.sent, safe: write.sent };
+      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, own: write.own ?? null, isWrite: true, frozen: write.sent, safe: write.sent };
       call.era = this.#era(model);
       call.after = write.after === null ? null : (this.#pending.get(write.after) ?? null);
       this.#add(call);
@@ -290,6 +296,7 @@ export class Calls {
       return;
     }
     this.#rewrite(latest, encode(latest.id, joined), call.event);
+    latest.own = writeMethod(parse(call.text)) === "patch" ? both(latest.own, call.own) : call.own;
     for (const caller of call.callers) caller.call = latest;
     latest.callers.push(...call.callers);
     call.callers = [];
@@ -360,17 +367,29 @@ export class Calls {
     this.#unanswered -= sign * call.text.length;
   }
 
-  /** Lets leave what may: oldest first, each model's in order, not too much at once. */
+  /**
+   * Lets leave what may: oldest first, each model's in order, not too much at once. A write waits for the answer to the one
+   * before it of its record, which may bring a version that it has to name; writes of other records may overtake it.
+   */
   #pump(): void {
     if (this.#send === null || (this.#waiting === 0 && this.#storage === null)) return;
-    const idless = new Set<string>(); // models in which nothing more may leave: something waits for an id
+    const stopped = new Set<string>(); // models in which nothing more may leave: something waits that nothing may overtake
+    const waiting = new Set<string>(); // models in which a write waits for another one of its record
+    const busy = new Set<string>(); // records with an unanswered write
     const held = new Set<string>(); // models in which something has to be stored before anything more is sent
     for (const call of this.#pending.values()) {
-      if (call.state === "sent" || idless.has(call.model)) continue;
+      const record = call.record === null ? null : place(call.model, call.record);
+      const isBusy = record !== null && busy.has(record);
+      if (record !== null) busy.add(record);
+      if (call.state === "sent" || stopped.has(call.model)) continue;
       if (call.state === "waiting") {
         if (this.#unanswered > 0 && this.#unanswered + call.text.length > WINDOW) return;
-        if (call.after !== null) {
-          idless.add(call.model);
+        if (call.after !== null || (waiting.has(call.model) && !call.isWrite)) {
+          stopped.add(call.model);
+          continue;
+        }
+        if (isBusy) {
+          waiting.add(call.model);
           continue;
         }
         if (this.#isTooLarge(call.text)) {
@@ -397,8 +416,8 @@ export class Calls {
       call.safe = call.frozen;
       return;
     }
-    const { text, record, frozen } = call;
-    this.#storage.put({ id: String(call.id), text, record, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
+    const { text, record, own, frozen } = call;
+    this.#storage.put({ id: String(call.id), text, record, own, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
       if (!frozen || call.safe) return;
       call.safe = true;
       this.#pump();
@@ -454,6 +473,7 @@ export class Calls {
 
   /** What has waited for the id that the call was to bring. */
   #release(call: PendingCall, error: BacksyncError | null, data: unknown): void {
+    if (error === null && isObject(data) && call.record !== null) this.#bringUpToDate(call, data);
     for (const follower of [...this.#pending.values()]) {
       if (follower.after !== call) continue;
       follower.after = null;
@@ -472,6 +492,22 @@ export class Calls {
       this.#store(follower);
     }
     this.#pump();
+  }
+
+  /** What waits with fields that the page has not set gets those that the record has by now: its version, above all. */
+  #bringUpToDate(call: PendingCall, answer: Record<string, unknown>): void {
+    const sent = parse(call.text).data as Record<string, unknown>;
+    for (const other of this.#pending.values()) {
+      if (other.record !== call.record || other.model !== call.model || other.state !== "waiting" || other.frozen) continue;
+      const message = parse(other.text);
+      const fields = message.data as Record<string, unknown>;
+      const isOwn = (name: string): boolean => other.own?.includes(name) ?? !(Object.hasOwn(sent, name) && same(sent[name], fields[name]));
+      const stale = Object.keys(fields).filter((name) => Object.hasOwn(answer, name) && !isOwn(name) && !same(fields[name], answer[name]));
+      if (stale.length === 0) continue;
+      for (const name of stale) fields[name] = answer[name];
+      this.#rewrite(other, encode(other.id, message), other.event);
+      this.#store(other);
+    }
   }
 
   #rename(call: PendingCall, record: string | null): void {
@@ -504,7 +540,7 @@ export class Calls {
 
 function blank(id: number | string, model: string, event: string, text: string): PendingCall {
   const flags = { frozen: false, safe: false, isWrite: false, isRead: false, oneSocket: false };
-  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, era: 0, timer: null, callers: [] };
+  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, own: null, era: 0, timer: null, callers: [] };
 }
 
 function byteLength(text: string): number {
@@ -514,6 +550,11 @@ function byteLength(text: string): number {
 /** A character is one to three bytes of UTF-8: only where that leaves it open is the text encoded. */
 function exceeds(text: string, bytes: number): boolean {
   return text.length > bytes || (text.length * 3 > bytes && byteLength(text) > bytes);
+}
+
+/** The fields set by either of two writes that are one message now. */
+function both(one: string[] | null, other: string[] | null): string[] | null {
+  return one === null || other === null ? null : [...new Set([...one, ...other])];
 }
 
 function place(model: string, record: string): string {

@@ -155,7 +155,8 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   // Writes.
 
   #write(entry: Entry<Item>, { event, ...message }: Message, write: PendingWrite): Promise<unknown> {
-    const options: StartOptions = { record: entry.name };
+    const own = entry.shadow.touched({ ...(message.data as ServerRecord), ...write.fields });
+    const options: StartOptions = { record: entry.name, own };
     const promise = new Promise((resolve, reject) => {
       this.#connection.request({ event: `${this.#model}:${event}`, ...message }, options, (error, reply) => {
         if (error === null) {

@@ -55,6 +55,12 @@ export class Shadow {
     return fields;
   }
 
+  /** The names of those fields of a write that the page has set: all but those that are the server's. */
+  touched(fields: Attributes): string[] {
+    const base = [...this.#writes].some((write) => write.kind === "delete") ? {} : (this.confirmed ?? {});
+    return Object.keys(fields).filter((name) => this.#shown.has(name) || !same(fields[name], base[name]));
+  }
+
   /**
    * Takes the server's whole record. Returns what the view takes of it: fields with a pending local value are left out,
    * fields that the server no longer has are undefined.

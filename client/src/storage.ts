@@ -8,6 +8,8 @@ export interface StoredWrite {
   id: string;
   text: string;
   record: string | null;
+  /** The fields that the page has set; null: it has not said. Missing in rows of earlier versions. */
+  own?: string[] | null;
   /** It may have reached the server: it must stay as it is. */
   sent: boolean;
   /** The id of the creation whose answer brings what `text` lacks. */
@@ -139,7 +141,7 @@ class IndexedStorage implements Storage {
       };
       return request;
     });
-    return rows.map(({ id, text, record, sent, after }) => ({ id, text, record, sent, after }));
+    return rows.map(({ id, text, record, own = null, sent, after }) => ({ id, text, record, own, sent, after }));
   }
 
   /** The result once the transaction is complete; undefined if it cannot be. */

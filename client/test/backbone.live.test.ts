@@ -524,15 +524,37 @@ describe("pending writes under pushes", () => {
     model.on("change:text", () => seen.push(model.get("text")));
     model.save({ text: "h" });
     model.save({ text: "he" });
-    const [first, second] = socket.take();
-    await socket.reply(first!, { id: 1, text: "h", rev: 1 });
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1, text: "h", rev: 1 });
+    const second = socket.takeOne("Todo:upsert");
     assert.equal(model.get("text"), "he");
     assert.equal(model.get("rev"), 1);
     await socket.frame(upsert({ id: 1, text: "h", rev: 1 }));
-    await socket.reply(second!, { id: 1, text: "he", rev: 2 });
+    await socket.reply(second, { id: 1, text: "he", rev: 2 });
     await socket.frame(upsert({ id: 1, text: "he", rev: 2 }));
     assert.deepEqual(seen, ["h", "he"]);
     assert.equal(model.get("rev"), 2);
+  });
+
+  it("a save during a save names the version that the first one has made, and what else the page has not set", async () => {
+    const todos = await live([{ id: 1, text: "", done: false, rev: 1, by: "" }, { id: 2, rev: 1 }]);
+    const model = todos.get(1);
+    model.save({ text: " a" });
+    model.save({ done: true }, { patch: true });
+    model.save({ text: " ab" });
+    todos.get(2).save({ done: true }); // other records do not wait
+    const [first, other] = socket.take();
+    assert.deepEqual([first!.data.rev, other!.data.id], [1, 2]);
+    await socket.reply(first!, { id: 1, text: "a", done: false, rev: 2, by: "me" });
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 1, text: " ab", done: true, rev: 2, by: "me" });
+  });
+
+  it("a version that the page has set stays, also while a save is under way", async () => {
+    const todos = await live([{ id: 1, text: "", rev: 1 }]);
+    const model = todos.get(1);
+    model.save({ text: "a" });
+    model.save({ text: "b", rev: 7 });
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1, text: "a", rev: 2 });
+    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 1, text: "b", rev: 7 });
   });
 
   it("a delete waits for the answer to a pending write, which decides", async () => {
@@ -606,10 +628,9 @@ describe("rollback", () => {
     model.save({ a: 1, b: 1, c: 1 }, { patch: true });
     model.save({ b: 2 }, { patch: true });
     model.set({ c: 3 });
-    const [first, second] = socket.take();
-    await socket.refuse(first!, "forbidden");
+    await socket.refuse(socket.takeOne("Todo:patch"), "forbidden");
     assert.deepEqual(model.attributes, { id: 1, a: 0, b: 2, c: 3 });
-    await socket.refuse(second!, "forbidden");
+    await socket.refuse(socket.takeOne("Todo:patch"), "forbidden");
     assert.deepEqual(model.attributes, { id: 1, a: 0, b: 0, c: 3 });
   });
 

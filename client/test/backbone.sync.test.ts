@@ -202,12 +202,19 @@ describe("what is sent", () => {
     assert.equal("data" in socket.takeOne("Todo:read"), false);
   });
 
-  it("options.data wins wherever it is not null", () => {
+  /** The next message is a write with this data; it is accepted. */
+  async function answer(event: string, data: object): Promise<void> {
+    const sent = socket.takeOne(event);
+    assert.deepEqual(sent.data, data);
+    await socket.reply(sent, sent.data);
+  }
+
+  it("options.data wins wherever it is not null", async () => {
     const model = new Todo({ id: 1, text: "a" }) as any;
     model.save(null, { data: { id: 1, only: "this" } });
-    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 1, only: "this" });
+    await answer("Todo:upsert", { id: 1, only: "this" });
     model.save(null, { data: null });
-    assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 1, text: "a" });
+    await answer("Todo:upsert", { id: 1, text: "a", only: "this" });
     model.destroy({ data: { id: 1, why: "done" } });
     assert.deepEqual(socket.takeOne("Todo:delete").data, { id: 1, why: "done" });
   });
@@ -224,12 +231,12 @@ describe("what is sent", () => {
     assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 3, note: "hello" });
   });
 
-  it("0 and '' are ids", () => {
+  it("0 and '' are ids", async () => {
     for (const id of [0, ""]) {
       const model = new Todo({ id, text: "a" }) as any;
       assert.equal(model.isNew(), false);
       model.save({ done: true }, { patch: true });
-      assert.deepEqual(socket.takeOne("Todo:patch").data, { id, done: true });
+      await answer("Todo:patch", { id, done: true });
       model.fetch();
       assert.deepEqual(socket.takeOne("Todo:read").data, { id });
       model.destroy();
@@ -237,11 +244,11 @@ describe("what is sent", () => {
     }
   });
 
-  it("another idAttribute goes under its own name and under the wire's", () => {
+  it("another idAttribute goes under its own name and under the wire's", async () => {
     const Mongo = Todo.extend({ idAttribute: "_id" });
     const model = new Mongo({ _id: "x", text: "a" }) as any;
     model.save({ text: "b" }, { patch: true });
-    assert.deepEqual(socket.takeOne("Todo:patch").data, { id: "x", _id: "x", text: "b" });
+    await answer("Todo:patch", { id: "x", _id: "x", text: "b" });
     model.destroy();
     assert.deepEqual(socket.takeOne("Todo:delete").data, { id: "x", _id: "x" });
     const fresh = new Mongo({ text: "a" }) as any;

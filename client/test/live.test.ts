@@ -79,14 +79,15 @@ describe("LiveCollection", () => {
     const second = todos.patch(1, { b: 2 });
     const third = todos.delete(1);
     assert.deepEqual(todos.records, []);
-    const [one, two, three] = socket.take();
-    await socket.refuse(one!, "forbidden");
+    await socket.refuse(socket.takeOne("Todo:patch"), "forbidden");
     await assert.rejects(first, { code: "forbidden" });
-    await socket.refuse(three!, "forbidden");
+    const fourth = todos.upsert({ id: 1, a: 3, b: 3 });
+    await socket.refuse(socket.takeOne("Todo:delete"), "forbidden"); // what the second write changed is part of that
+    await assert.rejects(second, { code: "forbidden" });
     await assert.rejects(third, { code: "forbidden" });
-    assert.deepEqual(todos.records, [{ id: 1, a: 0, b: 2 }]);
-    await socket.refuse(two!, "conflict", { current: { id: 1, a: 5, b: 5 } });
-    await assert.rejects(second, { code: "conflict" });
+    assert.deepEqual(todos.records, [{ id: 1, a: 3, b: 3 }]);
+    await socket.refuse(socket.takeOne("Todo:upsert"), "conflict", { current: { id: 1, a: 5, b: 5 } });
+    await assert.rejects(fourth, { code: "conflict" });
     assert.deepEqual(todos.records, [{ id: 1, a: 5, b: 5 }]);
   });
 
@@ -122,10 +123,9 @@ describe("LiveCollection", () => {
     void todos.delete(1);
     void todos.upsert({ id: 1, n: 1 });
     assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
-    const [one, two] = socket.take();
-    await socket.reply(one!, {});
+    await socket.reply(socket.takeOne("Todo:delete"), {});
     assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
-    await socket.reply(two!, { id: 1, n: 1 });
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1, n: 1 });
     assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
   });
 

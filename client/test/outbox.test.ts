@@ -6,6 +6,7 @@ import { describe, it } from "node:test";
 import Backbone from "backbone";
 
 import { install } from "../src/backbone/install.js";
+import { LiveCollection } from "../src/live.js";
 import { coalesce } from "../src/coalesce.js";
 import { Connection, type ConnectionOptions } from "../src/connection.js";
 import { connected, FakeServer, type FakeSocket, settle } from "./fakes.js";
@@ -84,11 +85,12 @@ describe("without a connection", () => {
     connection.call("Todo:upsert", { id: 2 }).catch(() => {});
     await host.advance(1000);
     const again = await server.accept();
-    const [repeated, ...rest] = again.take();
+    const [repeated, other] = again.take();
     assert.deepEqual(repeated, sent);
-    assert.deepEqual(rest.map(({ event, data }) => [event, data]), [["Todo:patch", { id: 1, n: 3 }], ["Todo:upsert", { id: 2 }]]);
+    assert.deepEqual(other?.data, { id: 2 });
     await again.reply(repeated!, { id: 1, n: 1 });
     assert.deepEqual(first.value, { id: 1, n: 1 });
+    assert.deepEqual(again.takeOne("Todo:patch").data, { id: 1, n: 3 });
   });
 
   it("nothing joins over a custom method of the same model in between", async () => {
@@ -97,11 +99,25 @@ describe("without a connection", () => {
     for (const [event, data] of [["Todo:upsert", { id: 1, n: 1 }], ["Todo:clear", {}], ["Todo:upsert", { id: 1, n: 2 }], ["Note:clear", {}], ["Todo:upsert", { id: 1, n: 3 }]] as const) {
       connection.call(event, data).catch(() => {});
     }
-    assert.deepEqual(bodies(await server.accept()), [
-      { event: "Todo:upsert", data: { id: 1, n: 1 } },
-      { event: "Todo:clear", data: {} },
-      { event: "Todo:upsert", data: { id: 1, n: 3 } },
-      { event: "Note:clear", data: {} },
+    const socket = await server.accept();
+    const [first, ...others] = socket.take();
+    assert.deepEqual([first, ...others].map((sent) => [sent!.event, sent!.data]), [["Todo:upsert", { id: 1, n: 1 }], ["Todo:clear", {}], ["Note:clear", {}]]);
+    await socket.reply(first!, { id: 1, n: 1 });
+    assert.deepEqual(bodies(socket), [{ event: "Todo:upsert", data: { id: 1, n: 3 } }]);
+  });
+
+  it("nothing but writes of other records overtakes one that waits for an answer", async () => {
+    const { connection, socket } = await connected();
+    for (const [event, data] of [["upsert", { id: 1, rev: 1 }], ["upsert", { id: 1, rev: 1, n: 2 }], ["upsert", { id: 2 }], ["read", { id: 1 }], ["upsert", { id: 3 }]] as const) {
+      connection.call(`Todo:${event}`, data).catch(() => {});
+    }
+    const [first, second] = socket.take();
+    assert.deepEqual([first!.data, second!.data], [{ id: 1, rev: 1 }, { id: 2 }]);
+    await socket.reply(first!, { id: 1, rev: 2 });
+    assert.deepEqual(bodies(socket), [
+      { event: "Todo:upsert", data: { id: 1, rev: 2, n: 2 } },
+      { event: "Todo:read", data: { id: 1 } },
+      { event: "Todo:upsert", data: { id: 3 } },
     ]);
   });
 
@@ -396,6 +412,26 @@ describe("persist", () => {
     await settle();
     assert.equal(kept.value.code, "aborted");
     assert.equal(disk.rows.size, 0);
+  });
+
+  it("a write that waits behind another one of its record gets its version on the next page, too", async () => {
+    const disk = new Disk();
+    const before = page(disk);
+    const todos = new LiveCollection(before.connection, "Todo");
+    const socket = await before.server.accept();
+    await settle();
+    await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "snapshot", epoch: "e", seq: 1, records: [{ id: 1, n: 1, rev: 1 }] });
+    void todos.patch(1, { n: 2 });
+    void todos.upsert({ id: 1, n: 3, rev: 1 });
+    await settle();
+    before.end();
+    const after = page(disk);
+    await settle();
+    const next = await after.server.accept();
+    await settle();
+    await next.reply(next.takeOne("Todo:patch"), { id: 1, n: 2, rev: 2 });
+    await settle();
+    assert.deepEqual(next.takeOne("Todo:upsert").data, { id: 1, n: 3, rev: 2 });
   });
 
   it("what is too large is not kept, nor sent by a later page", async () => {

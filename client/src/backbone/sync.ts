@@ -60,7 +60,8 @@ export function syncOver(
     call = connection.request(message, timeoutOf(options), settle);
   } else {
     const model = subject as BackboneModel;
-    const where = { record: records.name(model), identity: () => identity(model) };
+    const own = isObject(message.data) ? records.shadow(model).touched(message.data) : [];
+    const where = { record: records.name(model), identity: () => identity(model), own };
     call = connection.request(message, { ...timeoutOf(options), ...where }, settle);
     if (write.kind === "create") stopWatching = watchDestroy(connection, records, model, message, options);
   }
