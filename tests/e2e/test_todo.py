@@ -332,6 +332,26 @@ async def test_editing_is_not_disturbed_by_others(open_list: Open) -> None:
     await expect_list(grace, "-Goat milk", "Light bread")
 
 
+async def test_a_conflict_shows_both_texts_whole(open_list: Open) -> None:
+    grace = await open_list()
+    ada = await open_list(viewport=PHONE)
+    long = "Paint the fence " * 11
+    await add(ada, long)
+    await expect_list(grace, long.strip())
+    await cut(ada)
+    await item(ada, long.strip()).get_by_test_id("begin").click()
+    edit = ada.get_by_test_id("edit").filter(visible=True)
+    await edit.fill(long + "in green")
+    await edit.press("Enter")
+    await rename(grace, long.strip(), long + "in blue")
+    await expect_saved(grace)
+    await join(ada)
+    note = item(ada, long + "in blue").get_by_test_id("note")
+    await expect(note).to_contain_text(f"You wrote: “{long}in green”")
+    await expect_in_window(ada, note)
+    await expect_to_fit(ada)
+
+
 async def test_text_is_never_html(open_list: Open) -> None:
     hostile = [
         "<img src=x onerror='window.hacked = true'>",
