@@ -139,7 +139,7 @@ class Backsync:
             )
         if not ephemeral and (grace is not None or ttl is not None):
             raise ValueError(f"sync.model({name!r}) got grace or ttl, which are for ephemeral=True.")
-        if any(value is not None and value <= 0 for value in (grace, ttl)):
+        if (grace is not None and grace < 0) or (ttl is not None and ttl <= 0):
             raise ValueError(f"sync.model({name!r}) got grace={grace!r}, ttl={ttl!r}, expected positive seconds.")
         given = {"store": store, "version": version, "ttl": ttl, "grace": grace, "ephemeral": ephemeral or None}
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
