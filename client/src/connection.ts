@@ -230,6 +230,10 @@ export class Connection {
 
   /** Follows a channel: its records and all that happens there go to `sink`, over reconnects, until `stop()`. */
   subscribe(model: string, options: SubscribeOptions, sink: Sink): Subscription {
+    if (typeof model !== "string" || !isObject(options as unknown) || typeof sink?.snapshot !== "function" || typeof sink.changes !== "function") {
+      const form = 'subscribe("Todo", {}, {snapshot(records, seq) {…}, changes(changes) {…}})';
+      throw new BacksyncError("usage", `subscribe() needs a model's name, options and a sink with snapshot and changes: ${form}.`);
+    }
     const subscription = this.#subscriptions.add(model, options.query, options.snapshot !== false, sink);
     if (this.#closed === null) this.open();
     else this.#subscriptions.failAll(this.#closedError(this.#closed));

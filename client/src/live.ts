@@ -8,7 +8,7 @@ import { localName, recordName } from "./coalesce.js";
 import type { Connection, Status } from "./connection.js";
 import { BacksyncError } from "./errors.js";
 import { guarded } from "./host.js";
-import { type Change, isObject, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
+import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
 import { type PendingWrite, same, Shadow } from "./shadow.js";
 import type { Sink, Subscription } from "./subscriptions.js";
 
@@ -48,6 +48,9 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   /** Follows the server's `model` from now on, until `close()`. */
   constructor(connection: Connection, model: string, options: LiveCollectionOptions<Item> = {}) {
+    if (typeof connection?.subscribe !== "function" || typeof connection.request !== "function") {
+      throw new BacksyncError("usage", "new LiveCollection() needs a connection first: write for example new LiveCollection(Backsync.connection, \"Todo\").");
+    }
     for (const name of Object.keys(options)) {
       if (name !== "query" && name !== "sort") throw new BacksyncError("usage", `LiveCollection does not know the option "${name}". It knows query and sort.`);
     }
@@ -112,9 +115,10 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   /** Adds a record, or replaces the one with its id. Shown at once; taken back if it is refused. Resolves with the stored record. */
   upsert(record: Partial<Item>): Promise<Item> {
-    const fields = safeRecord(record) as ServerRecord;
-    const name = recordName(fields.id);
+    const given = safeRecord(record) as ServerRecord;
+    const name = recordName(given.id);
     const entry = this.#entry(name ?? localName());
+    const fields = entry.shadow.confirmed === undefined ? { ...this.#subscription.key, ...given } : given; // a new one is of this room
     const write: PendingWrite = { kind: name === null ? "create" : "write", fields: entry.shadow.differences(fields) };
     return this.#write(entry, { event: "upsert", data: fields }, write) as Promise<Item>;
   }
@@ -162,6 +166,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
         if (error === null) {
           entry.shadow.succeed(write, isObject(reply) && write.kind !== "delete" ? safeRecord(reply) : null);
           this.#identify(entry);
+          this.#place(entry);
           resolve(reply);
         } else {
           this.#rollBack(entry, write, error);
@@ -192,6 +197,12 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const entries = [...this.#entries.values()].filter((other) => other !== twin);
     entry.name = name;
     this.#entries = new Map(entries.map((other) => [other.name, other]));
+  }
+
+  /** A record of another room than ours is not shown here. */
+  #place({ shadow }: Entry<Item>): void {
+    const { key } = this.#subscription;
+    if (key !== null && !matches(shadow.confirmed ?? key, key)) shadow.confirmed = null;
   }
 
   #tidy(entry: Entry<Item>): void {

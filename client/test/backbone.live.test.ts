@@ -150,6 +150,27 @@ describe("live()", () => {
     }
   });
 
+  it("of one room: what is created is of that room; what was created for another one leaves at the answer", async () => {
+    const todos = new Todos() as any;
+    todos.live({ query: { room: "a", limit: 5 } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([]), key: { room: "a" } });
+    todos.create({ text: "here" });
+    todos.create({ text: "there", room: "b" }, { wait: true });
+    todos.create({ id: "x" });
+    const [here, there, named] = socket.take();
+    assert.deepEqual([here!.data, there!.data, named!.data], [{ text: "here", room: "a" }, { text: "there", room: "b" }, { id: "x", room: "a" }]);
+    await socket.reply(here!, { id: 1, ...here!.data });
+    await socket.reply(there!, { id: 2, ...there!.data });
+    await socket.reply(named!, named!.data);
+    assert.deepEqual(todos.toJSON(), [{ text: "here", id: 1, room: "a" }, { id: "x", room: "a" }]);
+    todos.live({ query: { room: "b" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([{ id: 2, room: "b" }]), key: { room: "b" } });
+    todos.create({ room: "b" });
+    const sent = socket.takeOne("Todo:upsert");
+    await socket.reply(sent, { id: 3, room: "b" });
+    assert.deepEqual(todos.pluck("id"), [1, "x", 2, 3]);
+  });
+
   it("catches up after a cut", async () => {
     const todos = await live([{ id: 1 }]);
     await socket.frame(upsert({ id: 2 }));

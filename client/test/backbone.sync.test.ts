@@ -98,7 +98,9 @@ describe("which models are synced", () => {
     model.save();
     socket.takeOne("All:upsert");
     model.backsync = false;
-    assert.throws(() => model.save(), /ajax/); // Backbone's own way, which needs jQuery
+    assert.throws(() => model.save(), { code: "usage", message: /ajax.*Add backsync: true, or load jQuery/ }); // Backbone's own way
+    Fresh.ajax = () => "a request of its own";
+    assert.equal(model.fetch(), "a request of its own");
     own.uninstall();
     assert.equal(Fresh.sync, before.sync);
     assert.equal(Fresh.Collection.prototype._reset, before.reset);

@@ -193,6 +193,29 @@ describe("LiveCollection", () => {
     assert.deepEqual(todos.records, []);
   });
 
+  it("a new record is of the room that is followed; one of another room leaves at the answer", async () => {
+    const todos = new LiveCollection(connection, "Todo", { query: { room: "a" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([]), key: { room: "a" } });
+    void todos.upsert({ text: "here" });
+    void todos.upsert({ id: "x", text: "there", room: "b" });
+    const [here, there] = socket.take();
+    assert.deepEqual(here!.data, { text: "here", room: "a" });
+    assert.equal(todos.records.length, 2);
+    await socket.reply(here!, { id: 1, ...here!.data });
+    await socket.reply(there!, there!.data);
+    assert.deepEqual(todos.records, [{ id: 1, text: "here", room: "a" }]);
+  });
+
+  it("says at once what it needs", () => {
+    for (const wrong of [undefined, "/backsync", {}]) {
+      assert.throws(() => new LiveCollection(wrong as never, "Todo"), { code: "usage", message: /needs a connection first/ });
+    }
+    for (const wrong of [[], ["Todo"], ["Todo", { snapshot() {}, changes() {} }], ["Todo", {}, () => {}], [5, {}, { snapshot() {}, changes() {} }]]) {
+      assert.throws(() => connection.subscribe(...(wrong as [never, never, never])), { code: "usage", message: /subscribe\(\) needs a model's name/ });
+    }
+    assert.equal(socket.take().length, 0);
+  });
+
   it("goes on when a listener throws, and tells no one who has left", async () => {
     const { todos, told } = await live();
     todos.subscribe(() => {

@@ -100,7 +100,7 @@ class Installation {
     const original = Backbone.sync as SyncFunction;
     this.sync = function sync(this: unknown, method, subject, syncOptions = {}) {
       const over = installation.#connectionOf(subject);
-      if (over === null) return original.call(this, method, subject, syncOptions);
+      if (over === null) return overRest(Backbone, () => original.call(this, method, subject, syncOptions));
       return syncOver(over, installation.#records, method, subject, syncOptions);
     };
     Backbone.sync = this.sync;
@@ -153,7 +153,10 @@ class Installation {
     else if (typeof collection.backsync !== "object") collection.backsync = true;
     const connection = this.#connectionOf(collection) as Connection;
     collection._byId = bare(collection._byId);
-    this.#records.live.set(collection, { rollback: options.rollback ?? collection.rollback ?? true });
+    this.#records.live.set(collection, {
+      rollback: options.rollback ?? collection.rollback ?? true,
+      rooms: () => [...state.bindings.values()].map((binding) => binding.key),
+    });
     const ended = (): void => {
       if (state.bindings.get(channel) === binding) state.bindings.delete(channel);
       if (state.bindings.size === 0) this.#records.live.delete(collection);
@@ -244,6 +247,17 @@ class Installation {
     const own = subject.backsync ?? (isCollection(subject) ? undefined : subject.collection?.backsync) ?? this.#options.all ?? false;
     if (own === false) return null;
     return own === true ? this.#connection() : own;
+  }
+}
+
+/** Backbone's own sync needs jQuery, or what does its work, and does not say so. */
+function overRest(Backbone: BackboneLike, sync: () => unknown): unknown {
+  try {
+    return sync();
+  } catch (error) {
+    if (!(error instanceof TypeError) || typeof Backbone.$?.ajax === "function") throw error;
+    const message = `Backbone's REST sync failed (${error.message}): there is no jQuery. Add backsync: true, or load jQuery.`;
+    throw new BacksyncError("usage", message, error);
   }
 }
 

@@ -64,6 +64,11 @@ export class Binding implements Sink {
     this.#subscription = connection.subscribe(model, query === undefined ? {} : { query }, this);
   }
 
+  /** The key fields of its channel; null: it has none, or the server has not answered yet. */
+  get key(): Query | null {
+    return this.#subscription.key;
+  }
+
   stop(): void {
     this.#subscription.stop();
     this.#options.ended();

@@ -5,13 +5,15 @@
 
 import { localName, recordName } from "../coalesce.js";
 import { BacksyncError } from "../errors.js";
-import { isObject, safeRecord } from "../protocol.js";
+import { isObject, matches, type Query, safeRecord } from "../protocol.js";
 import { type Attributes, type PendingWrite, Shadow } from "../shadow.js";
 import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
 
 /** What the records need to know of a live collection. */
 export interface LiveOptions {
   rollback: boolean;
+  /** The key fields of each channel that it follows; null for one that has none, or is not known yet. */
+  rooms(): (Query | null)[];
 }
 
 /** Where a model is, or was before it was destroyed; -1: about to be added. */
@@ -57,6 +59,11 @@ export class Records {
     return shadow;
   }
 
+  /** Whether the server has said nothing of it yet. */
+  isUnknown(model: BackboneModel): boolean {
+    return this.shadow(model).confirmed === undefined;
+  }
+
   /** What the outbox calls the record: by its id, or by a name of our own as long as it has none. */
   name(model: BackboneModel): string {
     const own = model.isNew() ? null : recordName(model.attributes[model.idAttribute]);
@@ -88,6 +95,25 @@ export class Records {
     const defaults = (result(model, "defaults") ?? {}) as Attributes;
     const known = Object.entries(model.attributes).filter(([name]) => Object.hasOwn(record, name) || !Object.hasOwn(defaults, name));
     this.shadow(model).confirmed = Object.fromEntries(known);
+  }
+
+  // Rooms: a collection that follows one channel of a keyed model has only records of that.
+
+  /** The key fields that a new record of the model's collection has if it does not say so itself. */
+  room(model: BackboneModel): Query {
+    const rooms = model.collection === undefined ? [] : (this.live.get(model.collection)?.rooms() ?? []);
+    return (rooms.length === 1 ? rooms[0] : null) ?? {};
+  }
+
+  /** Takes a record that was made for a room that a collection does not follow out of it. */
+  place(model: BackboneModel): void {
+    const record = this.shadow(model).confirmed;
+    if (record === null || record === undefined) return;
+    for (const collection of this.#places(model)) {
+      const rooms = this.live.get(collection)?.rooms() ?? [];
+      if (rooms.length === 0 || rooms.some((room) => room === null || matches(record, room))) continue;
+      collection.remove(model, { fromServer: true, seq: null });
+    }
   }
 
   // Writes: begin, then succeed or fail, once.

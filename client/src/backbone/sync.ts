@@ -24,6 +24,8 @@ export function syncOver(
   options: Options,
 ): SyncPromise {
   const message = toMessage(method, subject, options);
+  const isNew = (method === "create" || method === "update") && !isCollection(subject) && records.isUnknown(subject);
+  if (isNew && isObject(message.data)) message.data = { ...records.room(subject), ...message.data };
   const write = method === "read" || isCollection(subject) ? null : records.begin(method, subject, options);
   let resolve: (response: unknown) => void = () => {};
   let reject: (error: BacksyncError) => void = () => {};
@@ -48,6 +50,7 @@ export function syncOver(
     const success = (answer: unknown): void => options.success?.(answer);
     if (write === null) records.fetched(subject, response, options, success);
     else records.succeed(write, subject as BackboneModel, response, options, success);
+    if (isNew) records.place(subject);
   };
   const fail = (error: BacksyncError): void => {
     const tell = (): void => options.error?.(error);

@@ -58,6 +58,7 @@ export type SyncFunction = (method: string, model: BackboneModel | BackboneColle
 export interface BackboneLike {
   VERSION: string;
   sync: unknown;
+  $?: { ajax?: unknown } | undefined;
     Model: { prototype: any };
     Collection: { prototype: any };
 }
