@@ -23,6 +23,7 @@ from .hub import Acting, Hub, Subscriber, Topic
 from .limits import Bucket, Horizon, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request
 from .models import (
+    NOW,
     BrokenOff,
     Caller,
     Context,
@@ -50,6 +51,7 @@ REFUSED_OTHERWISE = 4500
 OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
 
 NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
+SNAPSHOT_TRIES = 3  # of a subscription whose user changes while it is answered
 NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
@@ -291,9 +293,10 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_app",
+        "_authenticating",
         "_bucket",
         "_client",
-        "_greeting",
+        "_greetings",
         "_opened",
         "_queries",
         "_queues",
@@ -303,8 +306,10 @@ class Connection:
         "_session",
         "_setup",
         "_since",
+        "_snapshots",
         "_state",
         "_subscriber",
+        "_users",
         "_waiting",
         "_warned",
         "_workers",
@@ -323,10 +328,13 @@ class Connection:
         self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown, self)
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._client: tuple[Hashable, str] | None = None
-        self._greeting: Request | None = None
+        self._authenticating: asyncio.Task[Any] | None = None
+        self._users = 0  # how often the user has changed
+        self._snapshots: dict[Topic, int] = {}  # by channel: how many were begun
+        self._greetings: list[Request] = []  # that wait for the set-up
         self._bucket: Bucket | None = None
         self._warned = False
-        self._queues: dict[str, deque[Request]] = {}
+        self._queues: dict[str, deque[tuple[Request, Any]]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
         self._room: asyncio.Event | None = None
@@ -341,6 +349,15 @@ class Connection:
     def client(self) -> Hashable:
         """Whose connection it is: the client that `$:hello` has named, with its user; else the connection itself."""
         return self if self._client is None else self._client
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the client is there."""
+        return self._session.close_frame is None
+
+    def is_back(self) -> bool:
+        """Whether the client has another connection by now."""
+        return self._app.is_here(self._client)
 
     @property
     def client_id(self) -> str:
@@ -374,27 +391,32 @@ class Connection:
         except BadMessage as error:
             self._bad_message(error)
             return None
-        if request.model == CONTROL and request.method == "hello" and not self._opened:
-            self._greeting = self._greeting or request
-        if self._setup is None and not self._opened:
-            self._begin(self._token(request))
         if not self._within_rate(request):
             return None
+        if request.model == CONTROL and request.method == "hello" and not self._opened:
+            self._greetings.append(request)
+        if self._setup is None and not self._opened:
+            self._begin(self._token(request))
         if request.model == CONTROL:
             self._control(request)
             return None
         model = self._app._models.get(request.model)
         if model is not None and request.method in model.concurrent:
             self._waiting += 1
-            self._add_worker(self._work_apart(request))
+            self._add_worker(self._work_apart(request, self._user_now))
             return self._backpressure()
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
             self._add_worker(self._work(request.model, queue))
-        queue.append(request)
+        queue.append((request, self._user_now))
         self._waiting += 1
         return self._backpressure()
+
+    @property
+    def _user_now(self) -> Any:
+        """Whose requests come now; before the set-up is done, that is for it to say."""
+        return self.user if self._opened else NOW
 
     def _within_rate(self, request: Request) -> bool:
         limits, now = self._app.limits, self._app._hub.now()
@@ -427,6 +449,8 @@ class Connection:
 
     def closed(self, code: int, reason: str) -> None:
         self._app.connections.discard(self)
+        if self._room is not None:
+            self._room.set()  # nobody has to wait any more to send to a closed connection
         for topic in self._queries:
             self._subscriber.detach(topic)
         self._queries.clear()
@@ -475,6 +499,8 @@ class Connection:
             self._open()
         finally:
             self._setup = None
+            if not self._opened:  # also where a hook has cancelled itself
+                self._session.close(1011, "The server could not set up the connection")
 
     def _open(self) -> None:
         self._opened = True
@@ -483,9 +509,9 @@ class Connection:
                 if model.guard is None and not model.options.key:
                     topic = model.topic_of({})
                     self._attach(Context(self, model), topic, {}, topic.channel.seq)
-        if self._greeting is not None:
-            greeting, self._greeting = self._greeting, None
+        for greeting in self._greetings:
             self._welcome(greeting)
+        self._greetings.clear()
 
     async def _end(self) -> None:
         """Run the close hooks, after everything that the client has sent is done."""
@@ -497,7 +523,7 @@ class Connection:
             return
         for model in self._app._models.values():
             if model.lives is not None:
-                model.lives.client_left(self.client, lambda: self._app.is_here(self._client))
+                model.lives.client_left(self.client, self.is_back)
         for function, owner in self._hooks("close"):
             try:
                 await self._app._caller(function, Context(self, owner))
@@ -513,29 +539,29 @@ class Connection:
 
     # Requests
 
-    async def _work(self, name: str, queue: deque[Request]) -> None:
+    async def _work(self, name: str, queue: deque[tuple[Request, Any]]) -> None:
         if self._setup is not None:
             await asyncio.wait([self._setup])
         while queue:
-            await self._take_turn(queue.popleft())
+            await self._take_turn(*queue.popleft())
         del self._queues[name]
 
-    async def _work_apart(self, request: Request) -> None:
+    async def _work_apart(self, request: Request, user: Any) -> None:
         """Handle a request whose handler does not ask for an order."""
         if self._setup is not None:
             await asyncio.wait([self._setup])
-        await self._take_turn(request)
+        await self._take_turn(request, user)
 
-    async def _take_turn(self, request: Request) -> None:
+    async def _take_turn(self, request: Request, user: Any) -> None:
         self._waiting -= 1
         if self._room is not None:
             self._room.set()
             self._room = None
         if self._opened:
-            await self._handle(request)
+            await self._handle(request, user)
 
-    async def _handle(self, request: Request) -> None:
-        acting = Acting(self._subscriber)
+    async def _handle(self, request: Request, user: Any) -> None:
+        acting = Acting(self._subscriber, user)
         Acting.current.set(acting)
         try:
             remembers = self._client is not None and request.method not in NOT_WRITES
@@ -614,12 +640,13 @@ class Connection:
         model = self._app._models.get(request.model)
         if model is None:
             raise Reject("unknown_model", f"There is no model {request.model!r}.")
-        ctx = Context(self, model, request.method)
+        ctx = Context(self, model, request.method, acting.user)
         if request.method == "subscribe":
             return await self._subscribe(ctx, model, request, acting)
         if request.method == "unsubscribe":
             topic = model.topic_of(check_query(request.data))
             self._queries.pop(topic, None)
+            self._snapshots.pop(topic, None)
             self._subscriber.detach(topic)
             return "{}"
         return await model.perform(ctx, request)
@@ -698,14 +725,19 @@ class Connection:
     def _set_client(self, name: str) -> None:
         """The client has said its name: it is the same one whose connections had that name and user before."""
         old, self._client = self.client, (user_key(self.user), name)
-        self._app.client_came(self._client)
-        if old is not self:
-            self._app.client_left(old)
+        if self.is_open:  # one that has left in the meantime does not count
+            self._app.client_came(self._client)
+            if old is not self:
+                self._app.client_left(old)
         for model in self._app._models.values():
             if model.lives is not None:
                 model.lives.renamed(old, self._client)
 
     async def _authenticate(self, request: Request) -> None:
+        """One after the other: the last token that was sent decides."""
+        before, self._authenticating = self._authenticating, asyncio.current_task()
+        if before is not None:
+            await asyncio.wait([before])
         if self._setup is not None:
             await asyncio.wait([self._setup])
         if not self._opened:
@@ -722,6 +754,8 @@ class Connection:
             logger.exception("The auth hook failed.")
             self._fail(request, "handler_error", CODES["handler_error"])
             return
+        if not self.is_open:
+            return
         changed = user != self.user
         self.user = user
         self._reply(request, "{}")
@@ -729,9 +763,9 @@ class Connection:
             if self._client is not None:
                 self._set_client(self._client[1])
             # What the new user may see is for guards, read handlers and visibility rules to say anew.
+            self._users += 1
             for topic, (model, query) in list(self._queries.items()):
                 self._subscriber.hold(topic)
-                self._subscriber.audiences[topic].tails.clear()  # frames made for the user before
                 self._app.spawn(self._snapshot_again(topic, model, query))
 
     # Subscriptions
@@ -742,33 +776,58 @@ class Connection:
         if topic not in self._queries and len(self._queries) >= self._app.limits.subscriptions:
             limit = self._app.limits.subscriptions
             raise Reject("too_large", f"A client may subscribe to {limit} channels.", {"limit": limit})
-        await self._check_guard(ctx, model, query)
+        for _ in range(SNAPSHOT_TRIES):
+            answer = await self._try_subscribe(ctx, topic, request, query, acting)
+            if answer is not None:
+                self._subscriber.catch_up(topic, answer["seq"])
+                return messages.encode(answer)
+            ctx = Context(self, model, request.method)
+        raise Reject("unavailable", "Who you are, or what you may see, changes too fast. Try again.")
+
+    async def _try_subscribe(
+        self, ctx: Context, topic: Topic, request: Request, query: Mapping[str, Any], acting: Acting
+    ) -> dict[str, Any] | None:
+        """The answer to a subscription; None if the user or a newer snapshot has made it stale meanwhile."""
+        user = self._users
+        await self._check_guard(ctx, ctx.model, query)
+        if user != self._users:
+            return None
         since = request.message.get("since")
         wants_records = request.message.get("snapshot") is not False
         seq = position(since, topic)
         if since is None and not wants_records:
             seq = topic.channel.seq
-        known = topic in self._queries
         answer: dict[str, Any] = {"mode": "snapshot" if seq is None else "resume", "epoch": topic.channel.epoch}
         answer["seq"] = topic.channel.seq if seq is None else seq
         if topic.key:
-            answer["key"] = {name: query[name] for name in model.options.key}
-        self._attach(ctx, topic, query, answer["seq"])
+            answer["key"] = {name: query[name] for name in ctx.model.options.key}
+        # Another subscription of this connection to the channel may be behind, and must not miss anything.
+        present = self._subscriber.position(topic)
+        self._attach(ctx, topic, query, answer["seq"] if present is None else min(present, answer["seq"]))
         acting.hold(topic)  # until the reply
         if seq is None and wants_records:
+            snapshot = self._begin_snapshot(topic)
             try:
                 answer["records"] = await self._records(ctx, topic, query)
             except BaseException:
-                if not known:
+                if present is None:
                     self._queries.pop(topic, None)
                     self._subscriber.detach(topic)
                 raise
-        return messages.encode(answer)
+            if user != self._users or snapshot != self._snapshots.get(topic):
+                return None
+        return answer
+
+    def _begin_snapshot(self, topic: Topic) -> int:
+        """Number the snapshots of a channel: only the one that was begun last may be delivered."""
+        number = self._snapshots[topic] = self._snapshots.get(topic, 0) + 1
+        return number
 
     def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
-        if self._session.close_frame is None:
+        if self.is_open:
+            kind, view = ctx.model.audience_of(ctx)
             self._queries[topic] = (ctx.model, query)
-            self._subscriber.attach(topic, seq, *ctx.model.audience_of(ctx))
+            self._subscriber.attach(topic, seq, kind, view)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
         if model.guard is not None and await self._app._caller(model.guard, ctx, dict(query)) is False:
@@ -793,29 +852,41 @@ class Connection:
         try:
             if self._setup is not None:
                 await asyncio.wait([self._setup])
+            snapshot, user = self._begin_snapshot(topic), self._users
             ctx = Context(self, model, "subscribe")
-            await self._check_guard(ctx, model, query)
-            answer: dict[str, Any] = {"epoch": topic.channel.epoch, "seq": topic.channel.seq}
-            if topic in self._queries:
-                self._attach(ctx, topic, query, topic.channel.seq)
-            answer["records"] = await self._records(ctx, topic, query)
-            if self._app._is_2012:
-                for record in answer["records"]:
-                    self._subscriber.send(messages.push(f"{model.name}:upsert", messages.encode(record)))
-            elif topic in self._queries:
-                self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(answer), topic.key_text))
-        except Reject as error:
-            # Not this user's any more: the client's copy goes.
-            self._queries.pop(topic, None)
-            self._subscriber.detach(topic)
-            empty = {"epoch": topic.channel.epoch, "seq": topic.channel.seq, "records": []}
-            self._subscriber.send(messages.push(f"{model.name}:snapshot", messages.encode(empty), topic.key_text))
-            logger.info("A subscription to %s ended: %s", model.name, error)
+            seq = topic.channel.seq
+            records: list[Any] = []
+            try:
+                await self._check_guard(ctx, model, query)
+                records = await self._records(ctx, topic, query)
+                is_over = False
+            except Reject as error:
+                if error.code not in ("forbidden", "unauthorized"):
+                    raise
+                is_over = True
+                logger.info("A subscription to %s ended: %s", model.name, error)
+            if topic not in self._queries or user != self._users or snapshot != self._snapshots.get(topic):
+                return  # a newer one is under way, or nobody wants it any more
+            if is_over:  # not this user's any more: the client's copy goes
+                self._queries.pop(topic)
+                self._snapshots.pop(topic)
+                self._subscriber.detach(topic)
+            else:
+                self._attach(ctx, topic, query, seq)
+            self._send_snapshot(topic, seq, records)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
         finally:
             self._subscriber.release(topic)
+
+    def _send_snapshot(self, topic: Topic, seq: int, records: list[Any]) -> None:
+        if self._app._is_2012:
+            for record in records:
+                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
+        else:
+            snapshot = {"epoch": topic.channel.epoch, "seq": seq, "records": records}
+            self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))
 
     def _overflown(self) -> None:
         limit = self._app.limits.replies
@@ -833,8 +904,15 @@ def position(since: Any, topic: Topic) -> int | None:
 
 
 def user_key(user: Any) -> Hashable:
-    """What tells users apart: the `identity` of a user of Starlette's, else the user itself, or how it shows."""
-    try:
-        return str(user.identity)
-    except (AttributeError, NotImplementedError):
-        return user if isinstance(user, Hashable) else repr(user)
+    """What tells users apart, the same at each connection: the `identity` of a user of Starlette's; of an object that
+    knows no equality of its own, as a database's row, its `id`, `pk` or `display_name`; else the user itself."""
+    kind = type(user).__qualname__
+    is_opaque = getattr(type(user), "__hash__", None) == object.__hash__
+    for name in ("identity", "id", "pk", "display_name") if is_opaque else ("identity",):
+        try:
+            return kind, str(getattr(user, name))
+        except (AttributeError, NotImplementedError):
+            continue
+    if is_opaque:
+        return kind
+    return kind, user if isinstance(user, Hashable) else repr(user)

@@ -274,10 +274,10 @@ class Topic:
         return late
 
     def forget_events(self) -> None:
-        """The tick is over: transient events are not for those who come later."""
-        if self._events:
-            self._events = []
-            for audience in self.audiences.values():
+        """The tick is over: transient events are not for those who come later, and what is seen may change."""
+        had_events, self._events = bool(self._events), []
+        for audience in self.audiences.values():
+            if had_events or audience.filters:
                 audience.tails.clear()
 
 
@@ -288,14 +288,15 @@ class Audience:
     tails: frames of what came after a position, remembered while nothing changes.
     """
 
-    __slots__ = ("_kind", "_members", "_view", "live", "tails", "topic")
+    __slots__ = ("_kind", "_members", "filters", "live", "tails", "topic", "view")
 
     def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
         self.topic = topic
         self.live: dict[Subscriber, None] = {}
         self.tails: dict[int, Frame] = {}
         self._kind = kind
-        self._view = view
+        self.view = view
+        self.filters = view is not as_it_is  # then frames are good for a tick only: what is seen may change
         self._members = 0
 
     def join(self) -> None:
@@ -340,16 +341,17 @@ class Audience:
             changes = channel.since(seq)
             if changes is None:
                 return None
-            if len(self.tails) >= MAX_TAILS:
-                self.tails.clear()
-            view = self._view
-            frame = self.tails[seq] = batch(view(change.body, subscriber) for change in changes)
+            frame = batch(self.view(change.body, subscriber) for change in changes)
+            if not self.filters:
+                if len(self.tails) >= MAX_TAILS:
+                    self.tails.clear()
+                self.tails[seq] = frame
         return frame
 
     def _frame(self, pushes: list[Push], events: list[tuple[int, Message]]) -> Frame:
         """Changes and transient events in one order."""
         member = next(iter(self.live))
-        view = self._view
+        view = self.view
         if not events:
             return batch(view(push, member) for push in pushes)
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
@@ -424,6 +426,29 @@ class Subscriber:
         self.behind[audience] = seq
         self._hub.want(self)
 
+    def position(self, topic: Topic) -> int | None:
+        """Up to where the subscriber has been offered a topic's changes; None if it does not listen to it."""
+        audience = self.audiences.get(topic)
+        return None if audience is None else self.behind.get(audience, topic.flushed)
+
+    def catch_up(self, topic: Topic, seq: int) -> None:
+        """Queue what came until a position before the reply that names it: one who listens already misses nothing.
+
+        Only for the request that holds the topic; while another one does, its changes have to wait.
+        """
+        audience, position = self.audiences.get(topic), self.position(topic)
+        if audience is None or position is None or position >= seq or self._held.get(topic, 0) > 1:
+            return
+        changes = topic.channel.since(position)
+        if changes is None:
+            return  # it is beyond the horizon, and will be told
+        for change in changes:
+            if change.seq <= seq:
+                message = audience.view(change.body, self)
+                self.outbox.append(message)
+                self.outbox_size += len(message.text)
+        self.behind[audience] = seq
+
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
         audience = self.audiences.pop(topic, None)
@@ -489,10 +514,11 @@ class Acting:
 
     current: ContextVar[Acting | None] = ContextVar("backsync_acting", default=None)
 
-    __slots__ = ("_held", "_open", "locks", "subscriber")
+    __slots__ = ("_held", "_open", "locks", "subscriber", "user")
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, subscriber: Subscriber, user: Any = None) -> None:
         self.subscriber = subscriber
+        self.user = user  # whose request it is; the hub only hands it on
         self._held: set[Topic] = set()
         self._open = True
         self.locks: set[object] = set()  # the turns that this context has taken; it may take them again

@@ -7,6 +7,7 @@ nowhere else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import functools
@@ -37,6 +38,7 @@ HandlerFunction = Callable[..., Any]
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
+CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
@@ -77,26 +79,29 @@ class Connection(Protocol):
     def close(self, code: int = 1000, reason: str = "") -> None: ...
 
 
+NOW: Any = object()  # who the client is at this moment
+
+
 class Context:
     """What a handler is told about the request beside its data.
 
     connection: the client; hashable, with an `id` that lives as long as it.
     model, method: what was called; None in hooks of the whole app.
     unset: the fields that a patch removes.
+    user: who the client was when it sent the request: from the auth hook, else from the host app's authentication
+        middleware, else None. `connection.user` is who it is now.
     """
 
-    __slots__ = ("_model", "connection", "method", "unset")
+    __slots__ = ("_model", "connection", "method", "unset", "user")
 
-    def __init__(self, connection: Connection, model: Model | None = None, method: str | None = None) -> None:
+    def __init__(
+        self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
+    ) -> None:
         self.connection = connection
+        self.user: Any = connection.user if user is NOW else user
         self.method = method
         self.unset: Sequence[str] = ()
         self._model = model
-
-    @property
-    def user(self) -> Any:
-        """Who the client is: from the auth hook, else from the host app's authentication middleware, else None."""
-        return self.connection.user
 
     @property
     def state(self) -> Any:
@@ -378,6 +383,7 @@ class Model:
         if self.store is None:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
+        self._check_key(fields, unset)
         async with self._turns.turn(str(id)):
             await self._find_place(id)
             stored = await self.store.patch(id, fields, unset)
@@ -463,13 +469,20 @@ class Model:
             raise Reject("invalid", f"{self.name} is keyed: its records and subscriptions need {fields_named}.", faults)
         return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
 
+    def _check_key(self, fields: Mapping[str, Any], unset: Sequence[str]) -> None:
+        """Raises Reject("invalid") for a patch that would leave the record without its key, before it is stored."""
+        changed = {name: fields.get(name) for name in self.options.key if name in fields or name in unset}
+        if changed:
+            self.place({**dict.fromkeys(self.options.key, ""), **changed, **dict.fromkeys(set(unset) & set(changed))})
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
         if not self.options.key or id is None or self.store is None or str(id) in self._places:
             return
         current = await self.store.get(id)
         if current is not None:
-            self._note_place(str(id), self.place(current))
+            with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
+                self._note_place(str(id), self.place(current))
 
     def _note_place(self, id: str, place: tuple[Key, str]) -> None:
         self._places[id] = place
@@ -530,7 +543,7 @@ class Model:
         if self._visible is None:
             return record
         try:
-            seen = self._visible(ctx, dict(record))
+            seen = self._visible(ctx, copy.deepcopy(dict(record)))
         except Exception:
             logger.exception("The visibility rule of %s failed; the record is hidden.", self.name)
             return None
@@ -548,6 +561,11 @@ class Model:
         if self._visible is None or ctx.method not in _STATE_METHODS:
             return reply
         message = loads(reply)
+        details = message.get("error", {}).get("details")
+        if isinstance(details, dict) and details.get("current"):
+            details["current"] = self.show(ctx, details["current"])
+            if details["current"] is None:
+                message["error"]["message"] = CHANGED
         data = message["data"]
         rows = data if isinstance(data, list) else [data]
         shown = [
@@ -562,7 +580,11 @@ class Model:
             return None, as_it_is
         if self._audience is None:
             return ctx.connection.id, self._view
-        return ("audience", self._audience(ctx)), self._view
+        try:
+            return ("audience", self._audience(ctx)), self._view
+        except Exception:
+            logger.exception("The audience function of %s failed; the client is an audience of its own.", self.name)
+            return ctx.connection.id, self._view
 
     def _view(self, push: Push, subscriber: Subscriber) -> Message:
         if push.record is None:
@@ -615,7 +637,9 @@ class Model:
                 done = {"done": len(replies)}
                 details = {**error.details, **done} if isinstance(error.details, dict) else done
                 raise Reject(error.code, error.message, details) from error
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise BrokenOff(len(replies)) from error
         return "[" + ",".join(replies) + "]"
 
@@ -623,7 +647,9 @@ class Model:
         """A conflict tells the current record, as far as this client may see it."""
         if error.code != "conflict" or not isinstance(error.details, dict) or not error.details.get("current"):
             return error
-        return Reject(error.code, error.message, {**error.details, "current": self.show(ctx, error.details["current"])})
+        seen = self.show(ctx, error.details["current"])
+        message = CHANGED if seen is None else error.message
+        return Reject(error.code, message, {**error.details, "current": seen})
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         """The records that a query asks for, as this client may see them: a list, or one record for one id alone."""
@@ -635,7 +661,12 @@ class Model:
             if seen is None:
                 raise self._not_found(rows.get("id"))
             return seen
-        return [seen for row in rows if isinstance(row, Mapping) and (seen := self.show(ctx, row)) is not None]
+        for row in rows:
+            if not isinstance(row, Mapping):
+                raise TypeError(
+                    f"The read handler of {self.name} returned {messages.shorten(row)} as a row, expected a dict."
+                )
+        return [seen for row in rows if (seen := self.show(ctx, row)) is not None]
 
     def _not_found(self, id: object) -> Reject:
         return Reject("not_found", f"{self.name} has no record with the id {messages.shorten(id)}.")
@@ -712,6 +743,7 @@ class Model:
         return await self.store.upsert(data)
 
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
+        self._check_key(data, unset)
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
@@ -779,6 +811,8 @@ class Lives:
             connection = acting.subscriber.owner
             self._users.setdefault(key, connection.user)
             self._own(connection.client, key, id)
+            if not connection.is_open:  # it wrote this behind its own back
+                self.client_left(connection.client, connection.is_back)
         ttl = self._model.options.ttl
         if ttl is not None:
             self._expiry[key] = (asyncio.get_running_loop().time() + ttl, id)

@@ -80,7 +80,8 @@ class Retries(Generic[Outcome]):
         while writes:
             oldest = next(iter(writes))
             write = writes[oldest]
-            if len(writes) < memory.writes and now - write.at <= memory.age and self._sizes[client] <= memory.size:
+            too_large = self._sizes[client] > memory.size and len(writes) > 1  # the newest is kept, however large
+            if len(writes) < memory.writes and now - write.at <= memory.age and not too_large:
                 return
             del writes[oldest]
             self._sizes[client] -= write.size

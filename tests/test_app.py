@@ -783,3 +783,136 @@ async def test_a_refused_origin_is_logged_where_browsers_ask_first(
 ) -> None:
     await fetch(sync, "/info", headers=[(b"origin", b"https://elsewhere.example")])
     assert "allowed_origins=['https://elsewhere.example']" in caplog.text
+
+
+# More than one thing at a time
+
+
+async def test_a_second_subscription_loses_no_change_for_the_first(sync: Backsync) -> None:
+    """What came before its reply comes before it, in order; the position is one for the connection."""
+    todos = sync.model("Todo")
+    async with connect(sync) as client:
+        first = await client.call("Todo:subscribe")
+        await todos.upsert({"id": "a"})
+        client.ask("Todo:subscribe", snapshot=False)
+        client.ask("Todo:subscribe", since={"epoch": first["epoch"], "seq": 0})
+        heard = [await client.receive() for _ in range(4)]
+        assert [message["data"] for message in heard if "id" not in message] == [{"id": "a"}, {"id": "a"}]
+        assert [message["data"]["seq"] for message in heard if "id" in message] == [1, 0]
+
+
+@pytest.mark.parametrize("code", ["unavailable", "rate_limited", "timeout"])
+async def test_a_snapshot_that_fails_for_a_while_ends_no_subscription(code: str) -> None:
+    """The client is closed with a code that says to come back; its records stay until then."""
+    sync = Backsync()
+    refuses = False
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    @sync.model("Doc").on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[dict[str, Any]]:
+        if refuses:
+            raise Reject(code)
+        return [{"id": 1}]
+
+    async with connect(sync) as client:
+        await client.call("Doc:subscribe")
+        refuses = True
+        await client.call("$:auth", {"token": "other"})
+        with pytest.raises(Closed) as closed:
+            assert (await client.receive())["event"] != "Doc:snapshot"
+        assert closed.value.code == app_module.SNAPSHOT_FAILED
+
+
+async def test_who_becomes_somebody_else_while_subscribing_is_asked_anew() -> None:
+    """Neither the guard's word for the one before nor its rows are for the new user."""
+    sync = Backsync()
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    docs = sync.model("Doc")
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    @docs.on("subscribe")
+    async def guard(ctx: Context, query: dict[str, Any]) -> None:
+        if ctx.user != "ann":
+            raise Reject("forbidden")
+
+    @docs.on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[dict[str, Any]]:
+        reading.set()
+        await go_on.wait()
+        return [{"id": 1, "of": ctx.user}]
+
+    async with connect(sync) as client:
+        await client.call("$:hello", {"token": "ann"})
+        client.ask("Doc:subscribe")
+        await reading.wait()
+        await client.call("$:auth", {"token": "bob"})
+        go_on.set()
+        heard = [await client.receive() for _ in range(2)]
+        assert not any("ann" in json.dumps(message) for message in heard)
+        assert [message["error"]["code"] for message in heard if "error" in message] == ["forbidden"]
+        docs.publish("upsert", {"id": 2})
+        assert await client.call("$:ping") == {}, "nothing is pushed to who may not listen"
+
+
+async def test_a_client_that_leaves_during_the_auth_hook_is_not_counted() -> None:
+    sync = Backsync()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    presence = sync.model("Presence", ephemeral=True, grace=0.001)
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        asked.set()
+        await go_on.wait()
+        return token
+
+    async with connect(sync) as client:
+        client.ask("$:hello", {"client": "c", "token": "ann"})
+        client.ask("Presence:upsert", {"id": "ghost"})
+        await asked.wait()
+    go_on.set()
+    async with connect(sync) as watcher, asyncio.timeout(5):
+        await watcher.call("$:hello", {"client": "w", "token": "w"})
+        while presence.lives is None or presence.lives._owned or await watcher.call("Presence:read"):
+            await watcher.call("$:ping")
+
+
+async def test_writes_are_their_sender_s_also_after_another_has_signed_in() -> None:
+    sync = Backsync()
+    ran: list[tuple[int, str]] = []
+    go_on = asyncio.Event()
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    @sync.model("Doc").on("upsert")
+    async def save(ctx: Context, record: dict[str, Any]) -> dict[str, Any]:
+        await go_on.wait()
+        ran.append((record["id"], ctx.user))
+        return record
+
+    async with connect(sync) as client:
+        await client.call("$:hello", {"token": "ann"})
+        client.ask("Doc:upsert", [{"id": 1}, {"id": 2}])
+        last = client.ask("Doc:upsert", {"id": 3})
+        await client.call("$:auth", {"token": "bob"})
+        go_on.set()
+        while (await client.receive()).get("id") != last:
+            pass
+        assert ran == [(1, "ann"), (2, "ann"), (3, "ann")]
+
+
+async def test_a_patch_cannot_take_the_key_from_a_record() -> None:
+    sync = Backsync()
+    sync.model("Doc", store=MemoryStore(), key="room")
+    async with connect(sync) as client:
+        await client.call("Doc:upsert", {"id": 1, "room": "a"})
+        assert (await client.error("Doc:patch", {"id": 1}, unset=["room"]))["code"] == "invalid"
+        assert (await client.error("Doc:patch", {"id": 1, "room": None}))["code"] == "invalid"
+        assert await client.call("Doc:read") == [{"id": 1, "room": "a"}]

@@ -85,6 +85,8 @@ def same_origin(origin: str, host: str, scheme: str) -> bool:
     Behind a proxy that ends TLS the request looks like plain HTTP, so a secure origin may stand against a plain
     request; the other way round it may not.
     """
+    if _ORIGIN.fullmatch(origin.lower()) is None:
+        return False
     try:
         theirs = urlsplit(origin)
         secure = _SECURE[theirs.scheme]

@@ -42,7 +42,7 @@ class MemoryStore:
         return [
             copy.deepcopy(record)
             for record in self._records.values()
-            if all(field in record and record[field] == value for field, value in query.items())
+            if all(field in record and equal(record[field], value) for field, value in query.items())
         ]
 
     async def get(self, id: Id) -> Record | None:
@@ -100,3 +100,8 @@ class MemoryStore:
             raise Reject("too_large", f"The store is full: it keeps {self._limit} records.", {"limit": self._limit})
         _, oldest = self._records.popitem(last=False)
         self._evicted.append(oldest["id"])
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; Python holds True for 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
