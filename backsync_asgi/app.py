@@ -731,7 +731,7 @@ class Connection:
                 self._app.client_left(old)
         for model in self._app._models.values():
             if model.lives is not None:
-                model.lives.renamed(old, self._client)
+                model.lives.renamed(old, self._client, self.user)
 
     async def _authenticate(self, request: Request) -> None:
         """One after the other: the last token that was sent decides."""

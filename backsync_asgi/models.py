@@ -36,6 +36,7 @@ logger = logging.getLogger("backsync")
 
 HandlerFunction = Callable[..., Any]
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
+Result = TypeVar("Result")
 
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
@@ -161,10 +162,14 @@ class Caller:
         call: Callable[..., Awaitable[Any]] = functools.partial(self._call, function)
         for layer in reversed(self.middleware):
             call = functools.partial(layer, call_next=call)
+        return await self.limited(call(ctx, *args))
+
+    async def limited(self, work: Awaitable[Result]) -> Result:
+        """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
         limit = asyncio.timeout(self._timeout)
         try:
             async with limit:
-                return await call(ctx, *args)
+                return await work
         except TimeoutError:
             if limit.expired():
                 raise HandlerTimeout(f"the limit is {self._timeout:g} s") from None
@@ -678,8 +683,8 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
-            return await self.store.read(query)
-        record = await self.store.get(query["id"]) if is_id(query["id"]) else None
+            return await self._call.limited(self.store.read(query))
+        record = await self._call.limited(self.store.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])
         return record
@@ -740,7 +745,7 @@ class Model:
             return await self._call(handler, ctx, data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither an upsert handler nor a store.")
-        return await self.store.upsert(data)
+        return await self._call.limited(self.store.upsert(data))
 
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
         self._check_key(data, unset)
@@ -751,7 +756,7 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers:
-            return await self.store.patch(data["id"], data, unset)
+            return await self._call.limited(self.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
         current = await self.store.get(data["id"])
         if current is None:
@@ -764,7 +769,7 @@ class Model:
         if handler is not None:
             deleted = await self._call(handler, ctx, {"id": id}) is not False
         elif self.store is not None:
-            deleted = await self.store.delete(id)
+            deleted = await self._call.limited(self.store.delete(id))
         else:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
@@ -825,11 +830,12 @@ class Lives:
             loop = asyncio.get_running_loop()
             loop.call_later(self._model.options.grace, self._release, client, is_back)
 
-    def renamed(self, old: Hashable, new: Hashable) -> None:
-        """A connection has told the name of its client: what it wrote before goes with it."""
+    def renamed(self, old: Hashable, new: Hashable, user: Any) -> None:
+        """A connection has told the name of its client, or is another user's: what it wrote before goes with it."""
         if old != new:
             for key, id in list(self._owned.get(old, {}).items()):
                 self._own(new, key, id)
+                self._users[key] = user
                 self._owners[key].discard(old)
                 self._disown(old, key)
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
 from types import SimpleNamespace
 from typing import Any
@@ -1174,3 +1174,17 @@ async def test_an_ephemeral_record_belongs_to_its_user_whatever_the_client() -> 
             await until(lambda: ("ann", "two") not in lives._owned, watcher)  # its grace period is over
             assert await watcher.call("Presence:read", {"id": "ann"}) == {"id": "ann", "tab": 2}
         assert await watcher.receive() == {"event": "Presence:delete", "data": {"id": "ann"}, "seq": 3}
+
+
+async def test_a_store_that_hangs_is_answered_for_and_holds_nobody_up() -> None:
+    class Hanging(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> dict[str, Any]:
+            if record["id"] == "slow":
+                await asyncio.Event().wait()
+            return await super().upsert(record)
+
+    sync = Backsync(limits=Limits(handler_timeout=0.02))
+    sync.model("M", store=Hanging())
+    async with connect(sync) as client:
+        assert (await client.error("M:upsert", {"id": "slow"}))["code"] == "timeout"
+        assert await client.call("M:upsert", {"id": "quick"}) == {"id": "quick"}
