@@ -54,13 +54,18 @@ MUTANTS = (
         "snapshot then subscribe",
         "app.py",
         (
-            ('        self._attach(ctx, topic, query, answer["seq"])\n        acting.hold(topic)', "        pass"),
             (
-                "        return messages.encode(answer)\n\n    def _attach",
+                '        self._attach(ctx, topic, query, answer["seq"] if present is None else min('
+                'present, answer["seq"]))\n'
+                "        acting.hold(topic)",
+                "        pass",
+            ),
+            (
+                "        return answer\n\n    def _begin_snapshot",
                 '        if seq is None:\n            answer["seq"] = topic.channel.seq\n'
                 '        self._attach(ctx, topic, query, answer["seq"])\n'
                 "        acting.hold(topic)\n"
-                "        return messages.encode(answer)\n\n    def _attach",
+                "        return answer\n\n    def _begin_snapshot",
             ),
         ),
     ),
@@ -95,8 +100,8 @@ MUTANTS = (
         "app.py",
         (
             (
-                'ctx = Context(self, model, "subscribe")\n            await self._check_guard(ctx, model, query)',
-                'ctx = Context(self, model, "subscribe")',
+                "await self._check_guard(ctx, model, query)\n                records",
+                "records",
             ),
         ),
     ),
