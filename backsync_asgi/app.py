@@ -330,7 +330,7 @@ class Connection:
         self._client: tuple[Hashable, str] | None = None
         self._authenticating: asyncio.Task[Any] | None = None
         self._users = 0  # how often the user has changed
-        self._snapshots: dict[Topic, int] = {}  # by channel: how many were begun
+        self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
         self._greetings: list[Request] = []  # that wait for the set-up
         self._bucket: Bucket | None = None
         self._warned = False
@@ -494,17 +494,16 @@ class Connection:
             self._session.close(REFUSED.get(error.code, REFUSED_OTHERWISE), error.message)
         except Exception:
             logger.exception("A hook failed as a client connected; the client is closed.")
-            self._session.close(1011, "The server could not set up the connection")
         else:
             self._open()
         finally:
             self._setup = None
-            if not self._opened:  # also where a hook has cancelled itself
+            if not self._opened:  # a hook has failed or cancelled itself; after a refusal this changes nothing
                 self._session.close(1011, "The server could not set up the connection")
 
     def _open(self) -> None:
         self._opened = True
-        if self._app._is_2012 and self._session.close_frame is None:
+        if self._app._is_2012:
             for model in self._app._models.values():
                 if model.guard is None and not model.options.key:
                     topic = model.topic_of({})
@@ -513,10 +512,13 @@ class Connection:
             self._welcome(greeting)
         self._greetings.clear()
 
-    async def _end(self) -> None:
-        """Run the close hooks, after everything that the client has sent is done."""
+    async def _until_set_up(self) -> None:
         if self._setup is not None:
             await asyncio.wait([self._setup])
+
+    async def _end(self) -> None:
+        """Run the close hooks, after everything that the client has sent is done."""
+        await self._until_set_up()
         if self._workers:
             await asyncio.wait(list(self._workers))
         if not self._opened:
@@ -540,16 +542,14 @@ class Connection:
     # Requests
 
     async def _work(self, name: str, queue: deque[tuple[Request, Any]]) -> None:
-        if self._setup is not None:
-            await asyncio.wait([self._setup])
+        await self._until_set_up()
         while queue:
             await self._take_turn(*queue.popleft())
         del self._queues[name]
 
     async def _work_apart(self, request: Request, user: Any) -> None:
         """Handle a request whose handler does not ask for an order."""
-        if self._setup is not None:
-            await asyncio.wait([self._setup])
+        await self._until_set_up()
         await self._take_turn(request, user)
 
     async def _take_turn(self, request: Request, user: Any) -> None:
@@ -645,9 +645,7 @@ class Connection:
             return await self._subscribe(ctx, model, request, acting)
         if request.method == "unsubscribe":
             topic = model.topic_of(check_query(request.data))
-            self._queries.pop(topic, None)
-            self._snapshots.pop(topic, None)
-            self._subscriber.detach(topic)
+            self._detach(topic)
             return "{}"
         return await model.perform(ctx, request)
 
@@ -738,8 +736,7 @@ class Connection:
         before, self._authenticating = self._authenticating, asyncio.current_task()
         if before is not None:
             await asyncio.wait([before])
-        if self._setup is not None:
-            await asyncio.wait([self._setup])
+        await self._until_set_up()
         if not self._opened:
             return
         if self._app._auth is None:
@@ -811,23 +808,27 @@ class Connection:
                 answer["records"] = await self._records(ctx, topic, query)
             except BaseException:
                 if present is None:
-                    self._queries.pop(topic, None)
-                    self._subscriber.detach(topic)
+                    self._detach(topic)
                 raise
-            if user != self._users or snapshot != self._snapshots.get(topic):
+            if user != self._users or snapshot is not self._snapshots.get(topic):
                 return None
         return answer
 
-    def _begin_snapshot(self, topic: Topic) -> int:
-        """Number the snapshots of a channel: only the one that was begun last may be delivered."""
-        number = self._snapshots[topic] = self._snapshots.get(topic, 0) + 1
-        return number
+    def _begin_snapshot(self, topic: Topic) -> object:
+        """Mark the snapshot of a channel that was begun last: it alone may be delivered."""
+        mark = self._snapshots[topic] = object()
+        return mark
 
     def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
         if self.is_open:
             kind, view = ctx.model.audience_of(ctx)
             self._queries[topic] = (ctx.model, query)
             self._subscriber.attach(topic, seq, kind, view)
+
+    def _detach(self, topic: Topic) -> None:
+        self._queries.pop(topic, None)
+        self._snapshots.pop(topic, None)
+        self._subscriber.detach(topic)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
         if model.guard is not None and await self._app._caller(model.guard, ctx, dict(query)) is False:
@@ -850,8 +851,6 @@ class Connection:
     async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
         """Replace what the client has of a topic, which is held meanwhile."""
         try:
-            if self._setup is not None:
-                await asyncio.wait([self._setup])
             snapshot, user = self._begin_snapshot(topic), self._users
             ctx = Context(self, model, "subscribe")
             seq = topic.channel.seq
@@ -865,12 +864,10 @@ class Connection:
                     raise
                 is_over = True
                 logger.info("A subscription to %s ended: %s", model.name, error)
-            if topic not in self._queries or user != self._users or snapshot != self._snapshots.get(topic):
+            if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
                 return  # a newer one is under way, or nobody wants it any more
             if is_over:  # not this user's any more: the client's copy goes
-                self._queries.pop(topic)
-                self._snapshots.pop(topic)
-                self._subscriber.detach(topic)
+                self._detach(topic)
             else:
                 self._attach(ctx, topic, query, seq)
             self._send_snapshot(topic, seq, records)
