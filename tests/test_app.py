@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi import app as app_module
+from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, connect, fetch
@@ -823,7 +824,7 @@ async def test_a_snapshot_that_fails_for_a_while_ends_no_subscription(code: str)
         await client.call("$:auth", {"token": "other"})
         with pytest.raises(Closed) as closed:
             assert (await client.receive())["event"] != "Doc:snapshot"
-        assert closed.value.code == app_module.SNAPSHOT_FAILED
+        assert closed.value.code == SNAPSHOT_FAILED
 
 
 async def test_who_becomes_somebody_else_while_subscribing_is_asked_anew() -> None:

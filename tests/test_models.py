@@ -16,7 +16,7 @@ import pytest
 from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi.errors import EncodeError
 from backsync_asgi.limits import Limits
-from backsync_asgi.models import SOON_LIMIT
+from backsync_asgi.soon import SOON_LIMIT
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import DEADLINE, Closed, Socket, connect
 

@@ -120,7 +120,7 @@ class SessionLine:
         self._session = Session(Timing())
         self.cable.on_change.append(self._changed)
         scope = {"type": "http", "headers": [], "query_string": b"", "path": "/"}
-        self._session.endpoint = sync._connect(self._session, scope)
+        self._session.endpoint = sync._site.connect(self._session, scope)
         self._session.attach(self)
         self._loop.call_later(1.0, self._tick)
 
