@@ -135,6 +135,7 @@ class Connection:
         "_subscriber",
         "_users",
         "_waiting",
+        "_waiting_size",
         "_warned",
         "_workers",
         "id",
@@ -153,14 +154,15 @@ class Connection:
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._client: tuple[Hashable, str] | None = None
         self._authenticating: asyncio.Task[Any] | None = None
-        self._users = 0  # how often the user has changed
+        self._users = 0  # how often the user, or what it may see, has changed
         self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
         self._greetings: list[Request] = []  # that wait for the set-up
         self._bucket: Bucket | None = None
         self._warned = False
-        self._queues: dict[str, deque[tuple[Request, Any]]] = {}
+        self._queues: dict[str, deque[tuple[Request, Any, int]]] = {}
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
+        self._waiting_size = 0
         self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
@@ -207,6 +209,19 @@ class Connection:
         3500-3999 or 4500-4999. Raises ValueError for a code that must not be sent."""
         self._session.close(code, reason)
 
+    def refresh(self) -> None:
+        """Look anew at what this client may see, because its user, or what that user may see, has changed.
+
+        Guards, read handlers and visibility rules are asked again: each subscription gets a snapshot in place of what
+        the client has, or ends. Call it on the event loop.
+        """
+        if self._client is not None:
+            self._set_client(self._client[1])
+        self._users += 1
+        for topic, (model, query) in list(self._queries.items()):
+            self._subscriber.hold(topic)
+            self._site.spawn(self._snapshot_again(topic, model, query))
+
     # As the session sees it
 
     def received(self, message: str | bytes) -> Awaitable[None] | None:
@@ -224,17 +239,18 @@ class Connection:
         if request.model == CONTROL:
             self._control(request)
             return None
+        size = len(message)
+        self._waiting += 1
+        self._waiting_size += size
         model = self._site.models.get(request.model)
         if model is not None and request.method in model.concurrent:
-            self._waiting += 1
-            self._add_worker(self._work_apart(request, self._user_now))
+            self._add_worker(self._work_apart(request, self._user_now, size))
             return self._backpressure()
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
             self._add_worker(self._work(request.model, queue))
-        queue.append((request, self._user_now))
-        self._waiting += 1
+        queue.append((request, self._user_now, size))
         return self._backpressure()
 
     @property
@@ -260,7 +276,8 @@ class Connection:
         worker.add_done_callback(self._workers.remove)
 
     def _backpressure(self) -> Awaitable[None] | None:
-        if self._waiting < self._site.limits.requests:
+        limits = self._site.limits
+        if self._waiting < limits.requests and self._waiting_size < limits.requests_size:
             return None
         self._room = self._room or asyncio.Event()
         return self._wait_for_room(self._room)
@@ -365,19 +382,20 @@ class Connection:
 
     # Requests
 
-    async def _work(self, name: str, queue: deque[tuple[Request, Any]]) -> None:
+    async def _work(self, name: str, queue: deque[tuple[Request, Any, int]]) -> None:
         await self._until_set_up()
         while queue:
             await self._take_turn(*queue.popleft())
         del self._queues[name]
 
-    async def _work_apart(self, request: Request, user: Any) -> None:
+    async def _work_apart(self, request: Request, user: Any, size: int) -> None:
         """Handle a request whose handler does not ask for an order."""
         await self._until_set_up()
-        await self._take_turn(request, user)
+        await self._take_turn(request, user, size)
 
-    async def _take_turn(self, request: Request, user: Any) -> None:
+    async def _take_turn(self, request: Request, user: Any, size: int) -> None:
         self._waiting -= 1
+        self._waiting_size -= size
         if self._room is not None:
             self._room.set()
             self._room = None
@@ -581,13 +599,7 @@ class Connection:
         self.user = user
         self._reply(request, "{}")
         if changed:
-            if self._client is not None:
-                self._set_client(self._client[1])
-            # What the new user may see is for guards, read handlers and visibility rules to say anew.
-            self._users += 1
-            for topic, (model, query) in list(self._queries.items()):
-                self._subscriber.hold(topic)
-                self._site.spawn(self._snapshot_again(topic, model, query))
+            self.refresh()
 
     # Subscriptions
 

@@ -6,11 +6,13 @@ It knows neither models nor connections: what a function is given is its caller'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 HandlerFunction = Callable[..., Any]
@@ -31,8 +33,7 @@ class Caller:
     def __init__(self, timeout: float, threads: int) -> None:
         self.middleware: list[Callable[..., Awaitable[Any]]] = []
         self._timeout = timeout
-        self._thread_limit = threads
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = Threads(threads)
 
     async def __call__(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         """What the function returns. Raises HandlerTimeout, or what the function raises."""
@@ -55,16 +56,71 @@ class Caller:
     async def _call(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         if is_async(function):
             return await function(ctx, *args)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._thread_limit, thread_name_prefix="backsync")
-        run = functools.partial(contextvars.copy_context().run, _call_plain, function, ctx, *args)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        return await self._threads.run(functools.partial(_call_plain, function, ctx, *args))
 
     def shutdown(self) -> None:
         """Let the worker threads go; running functions end by themselves."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = None
+        self._threads.shutdown()
+
+
+class Threads:
+    """Worker threads, started as they are needed; unlike an executor's they do not keep the program from ending.
+
+    limit: how many there may be; more work waits for one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def run(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """What `work` returns or raises, called in a thread with the caller's context. On the event loop only."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            settle: Callable[[], None]
+            try:
+                result = context.run(work)
+            except BaseException as error:  # noqa: BLE001 - it is for whoever waits
+                settle = functools.partial(_settle, future, error, None)
+            else:
+                settle = functools.partial(_settle, future, None, result)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        self._jobs.put(job)
+        if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            self._count += 1
+            threading.Thread(target=self._work, name=f"backsync-{self._count}", daemon=True).start()
+        return future
+
+    def shutdown(self) -> None:
+        """End the threads as they become idle. More work starts new ones."""
+        for _ in range(self._count):
+            self._jobs.put(None)
+        self._jobs, self._idle, self._count = SimpleQueue(), threading.Semaphore(0), 0
+
+    def _work(self) -> None:
+        jobs, idle = self._jobs, self._idle
+        while (job := jobs.get()) is not None:
+            job()
+            del job  # what it holds need not wait for the next one
+            idle.release()
+
+
+def _settle(future: asyncio.Future[Any], error: BaseException | None, result: Any) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 def _call_plain(function: HandlerFunction, *args: Any) -> Any:

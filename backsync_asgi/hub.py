@@ -453,6 +453,7 @@ class Subscriber:
                 self._leave(old)
             self.audiences[topic] = audience
         audience.live.pop(self, None)
+        topic.kept.pop(self, None)
         self.behind[audience] = seq
         self._hub.want(self)
 

@@ -74,6 +74,8 @@ class Connection(Protocol):
 
     def close(self, code: int = 1000, reason: str = "") -> None: ...
 
+    def refresh(self) -> None: ...
+
 
 NOW: Any = object()  # who the client is at this moment
 
@@ -156,6 +158,8 @@ class Model:
         self._soon = soon
         self._turns = turns
         self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
+        self._places_forgotten = False
+        self._reading = 0  # calls of the read handler that are under way
         self.lives: Lives | None = None
 
     def __repr__(self) -> str:
@@ -400,11 +404,25 @@ class Model:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
 
+    def _learn_places(self, rows: Any) -> None:
+        """Note where records are that only a handler knows: whoever gets them is to be told when they move."""
+        if not self.options.key or self.store is not None:
+            return
+        for row in [rows] if isinstance(rows, Mapping) else rows:
+            if isinstance(row, Mapping) and is_id(row.get("id")) and str(row["id"]) not in self._places:
+                with contextlib.suppress(Reject):
+                    self._note_place(str(row["id"]), self.place(row))
+
     def _note_place(self, id: str, place: tuple[Key, str]) -> None:
         self._places[id] = place
         self._places.move_to_end(id)
         if len(self._places) > PLACES:
             self._places.popitem(last=False)
+            self._places_forgotten = True
+
+    def _may_be_elsewhere(self) -> bool:
+        """Whether clients may have a record whose place is not known: one that a handler has read, or is reading."""
+        return self.store is None and (self._places_forgotten or self._reading > 0)
 
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
@@ -426,7 +444,7 @@ class Model:
         else:
             if self.options.key:
                 previous = self._places.get(str(id))
-                if previous is not None and previous != place:
+                if previous != place and (previous is not None or self._may_be_elsewhere()):
                     self._publish_delete(id, messages.encode({"id": id}))
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
@@ -590,7 +608,13 @@ class Model:
     async def _read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         handler = self._handlers.get("read")
         if handler is not None:
-            return self._check_rows(await self._call(handler, ctx, dict(query)), query)
+            self._reading += 1
+            try:
+                rows = self._check_rows(await self._call(handler, ctx, dict(query)), query)
+                self._learn_places(rows)
+            finally:
+                self._reading -= 1
+            return rows
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
@@ -673,6 +697,7 @@ class Model:
         if current is None:
             raise self._not_found(data["id"])
         merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
+        check_record(merged)
         return await self._upsert(ctx, merged)
 
     async def _delete(self, ctx: Context, id: Id) -> None:
