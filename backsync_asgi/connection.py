@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import orjson
 from starlette.requests import HTTPConnection
 
 from . import messages
@@ -641,7 +642,7 @@ class Connection:
         if seq is None and wants_records:
             snapshot = self._begin_snapshot(topic)
             try:
-                answer["records"] = await self._records(ctx, topic, query)
+                answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
             except BaseException:
                 if present is None:
                     self._detach(topic)
@@ -670,15 +671,15 @@ class Connection:
         if model.guard is not None and await self._site.caller(model.guard, ctx, dict(query)) is False:
             raise Reject("forbidden", f"You may not subscribe to {model.name}.")
 
-    async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> list[Any]:
-        """The rows of a snapshot. A model that nobody can read has at least what its channel remembers."""
+    async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> str:
+        """The rows of a snapshot as JSON text. A model that nobody can read has at least what its channel remembers."""
         model = ctx.model
-        if not model.readable:
-            changes = topic.channel.since(topic.channel.floor) or []
-            rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]
-            return [seen for row in rows if (seen := model.show(ctx, row)) is not None]
-        rows = await model.read(ctx, query)
-        return [rows] if isinstance(rows, Mapping) else list(rows)
+        if model.readable:
+            text = await model.read_text(ctx, query)
+            return text if text.startswith("[") else f"[{text}]"
+        changes = topic.channel.since(topic.channel.floor) or []
+        rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]
+        return messages.encode([seen for row in rows if (seen := model.show(ctx, row)) is not None])
 
     def _lost(self, topic: Topic) -> None:
         model, query = self._queries[topic]
@@ -690,7 +691,7 @@ class Connection:
             snapshot, user = self._begin_snapshot(topic), self._users
             ctx = Context(self, model, "subscribe")
             seq = topic.channel.seq
-            records: list[Any] = []
+            records = "[]"
             try:
                 await self._check_guard(ctx, model, query)
                 records = await self._records(ctx, topic, query)
@@ -713,12 +714,12 @@ class Connection:
         finally:
             self._subscriber.release(topic)
 
-    def _send_snapshot(self, topic: Topic, seq: int, records: list[Any]) -> None:
+    def _send_snapshot(self, topic: Topic, seq: int, records: str) -> None:
         if self._site.is_2012:
-            for record in records:
+            for record in loads(records):
                 self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
         else:
-            snapshot = {"epoch": topic.channel.epoch, "seq": seq, "records": records}
+            snapshot = {"epoch": topic.channel.epoch, "seq": seq, "records": orjson.Fragment(records)}
             self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))
 
     def _overflown(self) -> None:
