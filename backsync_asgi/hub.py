@@ -337,7 +337,7 @@ class Audience:
         late = [
             subscriber
             for subscriber in tuple(self.live)
-            if subscriber.outbox or frame is None or not subscriber.link.offer(frame)
+            if frame is None or subscriber.outbox or not subscriber.link.offer(frame)
         ]
         for subscriber in late:
             self.live.pop(subscriber, None)

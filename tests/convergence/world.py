@@ -133,6 +133,12 @@ class SessionLine:
     def fills(self, frame: Frame) -> bool:
         return self._polling
 
+    def offer(self, frame: Frame) -> bool:
+        if not self.writable or self.fills(frame):
+            return False
+        self.write(frame, last=False)
+        return True
+
     def write(self, frame: Frame, last: bool) -> None:
         if frame is OPEN:
             self._open = True
