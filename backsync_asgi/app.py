@@ -176,6 +176,13 @@ class Backsync:
         """Tell every client that the server goes away. On SIGTERM and SIGINT this happens by itself."""
         self._server.drain()
 
+    def refresh(self) -> None:
+        """Look anew at what every client may see: a rule has changed, or who has which right.
+
+        As `connection.refresh()` for all, those included that are away and come back. Call it on the event loop.
+        """
+        self._site.refresh()
+
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """For the host app: `Starlette(lifespan=sync.lifespan)`. Without it Backsync starts at its first request."""

@@ -37,6 +37,8 @@ OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
 
 NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
 SNAPSHOT_TRIES = 3  # of a subscription whose user changes while it is answered
+TOO_FAST = "Who you are, or what you may see, changes too fast. Try again."
+MAX_RIGHTS = 10_000  # users whose changes of rights are remembered one by one
 NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
 
@@ -73,6 +75,9 @@ class Site:
         self.connections: set[Connection] = set()
         self.clients: Counter[Hashable] = Counter()
         self.bad_messages = 0
+        self._changes = 0  # of rights
+        self._rights: dict[Hashable, int] = {}
+        self._rights_of_all = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     def connect(self, session: Session, scope: Scope) -> Connection:
@@ -80,6 +85,27 @@ class Site:
         connection = Connection(self, session, scope)
         self.connections.add(connection)
         return connection
+
+    def rights_of(self, user: Any) -> Hashable:
+        """What stands for all that a user may see, until its rights change."""
+        key = user_key(user)
+        return key, self._rights.get(key, self._rights_of_all)
+
+    def rights_changed(self, user: Any) -> None:
+        """A user may see something else from now on."""
+        self._changes += 1
+        if len(self._rights) >= MAX_RIGHTS:
+            self._rights.clear()
+            self._rights_of_all = self._changes
+        self._rights[user_key(user)] = self._changes
+
+    def refresh(self) -> None:
+        """Everybody may see something else from now on."""
+        self._changes += 1
+        self._rights.clear()
+        self._rights_of_all = self._changes
+        for connection in list(self.connections):
+            connection._look_anew()
 
     def client_came(self, client: Hashable) -> None:
         """One more connection of a client."""
@@ -120,6 +146,7 @@ class Connection:
         "_authenticating",
         "_bucket",
         "_client",
+        "_drained",
         "_greetings",
         "_opened",
         "_queries",
@@ -132,6 +159,7 @@ class Connection:
         "_since",
         "_site",
         "_snapshots",
+        "_snapshotting",
         "_state",
         "_subscriber",
         "_users",
@@ -164,6 +192,8 @@ class Connection:
         self._workers: list[asyncio.Task[None]] = []
         self._waiting = 0
         self._waiting_size = 0
+        self._drained: asyncio.Event | None = None
+        self._snapshotting: asyncio.Lock | None = None
         self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
@@ -216,6 +246,10 @@ class Connection:
         Guards, read handlers and visibility rules are asked again: each subscription gets a snapshot in place of what
         the client has, or ends. Call it on the event loop.
         """
+        self._site.rights_changed(self.user)
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         if self._client is not None:
             self._set_client(self._client[1])
         self._users += 1
@@ -293,12 +327,18 @@ class Connection:
         await room.wait()
 
     def pull(self) -> Frame | None:
-        return self._subscriber.pull()
+        frame = self._subscriber.pull()
+        if self._drained is not None:
+            self._drained.set()
+            self._drained = None
+        return frame
 
     def closed(self, code: int, reason: str) -> None:
         self._site.connections.discard(self)
         if self._room is not None:
             self._room.set()  # nobody has to wait any more to send to a closed connection
+        if self._drained is not None:
+            self._drained.set()
         for topic in self._queries:
             self._subscriber.detach(topic)
         self._queries.clear()
@@ -407,7 +447,15 @@ class Connection:
         finally:
             self._worker_done()
 
+    async def _until_drained(self) -> None:
+        """Wait until the replies that wait for the client have been written: more would only fill the memory."""
+        while self._subscriber.is_full and self.is_open:
+            self._drained = self._drained or asyncio.Event()
+            await self._drained.wait()
+
     async def _take_turn(self, request: Request, user: Any, size: int) -> None:
+        if self._subscriber.is_full:
+            await self._until_drained()
         self._waiting -= 1
         self._waiting_size -= size
         if self._room is not None:
@@ -427,6 +475,9 @@ class Connection:
                 text, _ = await self._run(request, acting)
             if text is not None:
                 self._subscriber.send(text)
+        except Exception:
+            logger.exception("%s could not be answered; those behind it are.", request.event)
+            self._fail(request, "handler_error", CODES["handler_error"])
         finally:
             acting.finish()
 
@@ -463,12 +514,12 @@ class Connection:
         try:
             data = await self._perform(request, acting)
         except Reject as error:
-            return self._failure(request, error.code, error.message, error.details), error.code
+            return self._failure(request, error.code, error.message, error.details), remedy(error.code, error.details)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
             code, message, details = self._explain(request, error)
-            return self._failure(request, code, message, details), code
+            return self._failure(request, code, message, details), remedy(code, details)
         return None if request.id is None else messages.reply(request.id, request.event, data), None
 
     def _explain(self, request: Request, error: BaseException) -> tuple[str, str, Any]:
@@ -496,12 +547,13 @@ class Connection:
         model = self._site.models.get(request.model)
         if model is None:
             raise Reject("unknown_model", f"There is no model {request.model!r}.")
-        ctx = Context(self, model, request.method, acting.user)
         if request.method == "subscribe":
-            return await self._subscribe(ctx, model, request, acting)
+            return await self._subscribe(model, request, acting)
+        if request.method == "read":
+            return await self._read(model, request)
+        ctx = Context(self, model, request.method, acting.user)
         if request.method == "unsubscribe":
-            topic = model.topic_of(check_query(request.data))
-            self._detach(topic)
+            self._unsubscribe(model, check_query(request.data))
             return "{}"
         return await model.perform(ctx, request)
 
@@ -523,7 +575,7 @@ class Connection:
     def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
         text = self._failure(request, code, message, details)
         if text is not None:
-            self._subscriber.send(text)
+            self._subscriber.send(text, bounded=True)
 
     def _bad_message(self, error: BadMessage) -> None:
         if error.id is None:
@@ -533,7 +585,7 @@ class Connection:
             self._warned = True
             logger.log(level, "A client sent a message that is not of the protocol's form. %s", error)
         else:
-            self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)))
+            self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)), bounded=True)
 
     # Control messages
 
@@ -551,7 +603,7 @@ class Connection:
 
     def _reply(self, request: Request, data: str) -> None:
         if request.id is not None:
-            self._subscriber.send(messages.reply(request.id, request.event, data))
+            self._subscriber.send(messages.reply(request.id, request.event, data), bounded=True)
 
     @staticmethod
     def _token(request: Request) -> str | None:
@@ -615,54 +667,83 @@ class Connection:
         if changed:
             self.refresh()
 
+    # What is shown to a client is for who it is as it is shown, not for who it was when it asked.
+
+    async def _read(self, model: Model, request: Request) -> str:
+        for _ in range(SNAPSHOT_TRIES):
+            user = self._users
+            text = await model.perform(Context(self, model, "read"), request)
+            if user == self._users:
+                return text
+        raise Reject("unavailable", TOO_FAST)
+
     # Subscriptions
 
-    async def _subscribe(self, ctx: Context, model: Model, request: Request, acting: Acting) -> str:
+    async def _subscribe(self, model: Model, request: Request, acting: Acting) -> str:
         query = check_query(request.data)
-        topic = model.topic_of(query)
+        try:
+            for _ in range(SNAPSHOT_TRIES):
+                answer = await self._try_subscribe(Context(self, model, "subscribe"), request, query, acting)
+                if answer is not None:
+                    return answer
+        except BaseException:
+            self._unsubscribe(model, query)  # a client takes an error for the end of what it had, too
+            raise
+        self._unsubscribe(model, query)
+        raise Reject("unavailable", TOO_FAST)
+
+    def _unsubscribe(self, model: Model, query: Mapping[str, Any]) -> None:
+        self._detach(model.topic_of(query))
+
+    async def _try_subscribe(
+        self, ctx: Context, request: Request, query: Mapping[str, Any], acting: Acting
+    ) -> str | None:
+        """The answer to a subscription; None if the user or a newer snapshot has made it stale meanwhile."""
+        user, model = self._users, ctx.model
+        model.place(query)  # nobody need be asked about a channel that there cannot be
+        await self._check_guard(ctx, model, query)
+        if user != self._users:
+            return None
+        topic = model.topic_of(query)  # only now: one that nobody listens to may be forgotten at any time
         if topic not in self._queries and len(self._queries) >= self._site.limits.subscriptions:
             limit = self._site.limits.subscriptions
             raise Reject("too_large", f"A client may subscribe to {limit} channels.", {"limit": limit})
-        for _ in range(SNAPSHOT_TRIES):
-            answer = await self._try_subscribe(ctx, topic, request, query, acting)
-            if answer is not None:
-                self._subscriber.catch_up(topic, answer["seq"])
-                return messages.encode(answer)
-            ctx = Context(self, model, request.method)
-        raise Reject("unavailable", "Who you are, or what you may see, changes too fast. Try again.")
-
-    async def _try_subscribe(
-        self, ctx: Context, topic: Topic, request: Request, query: Mapping[str, Any], acting: Acting
-    ) -> dict[str, Any] | None:
-        """The answer to a subscription; None if the user or a newer snapshot has made it stale meanwhile."""
-        user = self._users
-        await self._check_guard(ctx, ctx.model, query)
-        if user != self._users:
-            return None
         since = request.message.get("since")
         wants_records = request.message.get("snapshot") is not False
-        seq = position(since, topic)
+        epoch = self._epoch(ctx, topic)
+        seq = position(since, epoch, topic)
         if since is None and not wants_records:
             seq = topic.channel.seq
-        answer: dict[str, Any] = {"mode": "snapshot" if seq is None else "resume", "epoch": topic.channel.epoch}
-        answer["seq"] = topic.channel.seq if seq is None else seq
-        if topic.key:
-            answer["key"] = {name: query[name] for name in ctx.model.options.key}
+        answer: dict[str, Any] = {"mode": "snapshot" if seq is None else "resume", "epoch": epoch}
         # Another subscription of this connection to the channel may be behind, and must not miss anything.
         present = self._subscriber.position(topic)
+        answer["seq"] = topic.channel.seq if seq is None else seq
+        if seq is None and present is not None and self._subscriber.is_held(topic):
+            answer["seq"] = present  # what has come since then cannot be sent before another request is answered
+        if topic.key:
+            answer["key"] = {name: query[name] for name in model.options.key}
         self._attach(ctx, topic, query, answer["seq"] if present is None else min(present, answer["seq"]))
         acting.hold(topic)  # until the reply
         if seq is None and wants_records:
             snapshot = self._begin_snapshot(topic)
-            try:
-                answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
-            except BaseException:
-                if present is None:
-                    self._detach(topic)
-                raise
+            answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
             if user != self._users or snapshot is not self._snapshots.get(topic):
                 return None
-        return answer
+        text = messages.encode(answer)
+        self._subscriber.catch_up(topic, answer["seq"])
+        return text
+
+    def _epoch(self, ctx: Context, topic: Topic) -> str:
+        """The channel's epoch as this client is told it.
+
+        Where clients see different things it is another one for each user and audience, and after a right has changed:
+        nobody can resume from what somebody else has seen.
+        """
+        if not ctx.model.tells_apart:
+            return topic.channel.epoch
+        kind, _ = ctx.model.audience_of(ctx)
+        seen_by = self._site.rights_of(self.user), kind if isinstance(kind, tuple) else None
+        return f"{topic.channel.epoch}.{hash(seen_by) & 0xFFFF_FFFF_FFFF:012x}"
 
     def _begin_snapshot(self, topic: Topic) -> object:
         """Mark the snapshot of a channel that was begun last: it alone may be delivered."""
@@ -700,39 +781,49 @@ class Connection:
 
     async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
         """Replace what the client has of a topic, which is held meanwhile."""
+        Acting.current.set(None)  # whoever has published as the client was found to be too late
         try:
-            snapshot, user = self._begin_snapshot(topic), self._users
-            ctx = Context(self, model, "subscribe")
-            seq = topic.channel.seq
-            records = "[]"
-            try:
-                await self._check_guard(ctx, model, query)
-                records = await self._records(ctx, topic, query)
-                is_over = False
-            except Reject as error:
-                if error.code not in ("forbidden", "unauthorized"):
-                    raise
-                is_over = True
-                logger.info("A subscription to %s ended: %s", model.name, error)
-            if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
-                return  # a newer one is under way, or nobody wants it any more
-            if is_over:  # not this user's any more: the client's copy goes
-                self._detach(topic)
-            else:
-                self._attach(ctx, topic, query, seq)
-            self._send_snapshot(topic, seq, records)
+            self._snapshotting = self._snapshotting or asyncio.Lock()
+            async with self._snapshotting:  # one after the other, as the client takes them
+                await self._until_drained()
+                await self._replace(topic, model, query)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
         finally:
             self._subscriber.release(topic)
 
-    def _send_snapshot(self, topic: Topic, seq: int, records: str) -> None:
+    async def _replace(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
+        if topic not in self._queries:
+            return
+        snapshot, user = self._begin_snapshot(topic), self._users
+        ctx = Context(self, model, "subscribe")
+        seq = topic.channel.seq
+        records = "[]"
+        is_over = False
+        try:
+            await self._check_guard(ctx, model, query)
+            records = await self._records(ctx, topic, query)
+        except Reject as error:
+            if error.code in ("forbidden", "unauthorized"):  # not this user's any more: the client's copy goes
+                is_over = True
+                logger.info("A subscription to %s ended: %s", model.name, error)
+            elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
+                raise
+        if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
+            return  # a newer one is under way, or nobody wants it any more
+        if is_over:
+            self._detach(topic)
+        else:
+            self._attach(ctx, topic, query, seq)
+        self._send_snapshot(topic, self._epoch(ctx, topic), seq, records)
+
+    def _send_snapshot(self, topic: Topic, epoch: str, seq: int, records: str) -> None:
         if self._site.is_2012:
             for record in loads(records):
                 self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
         else:
-            snapshot = {"epoch": topic.channel.epoch, "seq": seq, "records": orjson.Fragment(records)}
+            snapshot = {"epoch": epoch, "seq": seq, "records": orjson.Fragment(records)}
             self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))
 
     def _overflown(self) -> None:
@@ -741,9 +832,14 @@ class Connection:
         self._session.close(OVERFLOW, "Too many replies are waiting")
 
 
-def position(since: Any, topic: Topic) -> int | None:
+def remedy(code: str, details: Any) -> str | None:
+    """The code of an error that a client may try again; None for a write of several of which some are done."""
+    return None if isinstance(details, dict) and details.get("done") else code
+
+
+def position(since: Any, epoch: str, topic: Topic) -> int | None:
     """The position to resume from; None where only a snapshot can help."""
-    if not isinstance(since, dict) or since.get("epoch") != topic.channel.epoch:
+    if not isinstance(since, dict) or since.get("epoch") != epoch:
         return None
     seq = since.get("seq")
     topic.channel.evict(topic.now())

@@ -394,7 +394,7 @@ class Subscriber:
 
     owner: whose positions they are; the hub only hands it on to views.
     on_lost: called with a topic whose horizon has passed the subscriber's position; the topic is held until released.
-    on_overflow: called when the waiting replies are over `limit` bytes; they are dropped.
+    limit: bytes of waiting replies; see `is_full`. on_overflow: called when more than that were dropped.
     """
 
     __slots__ = (
@@ -432,9 +432,12 @@ class Subscriber:
         self._on_lost = on_lost
         self._on_overflow = on_overflow
 
-    def send(self, text: str) -> None:
-        """Queue a reply or control message. It goes out with the next flush, before the changes that wait."""
-        if self.outbox and self.outbox_size + len(text) > self._limit:
+    def send(self, text: str, *, bounded: bool = False) -> None:
+        """Queue a reply or control message. It goes out with the next flush, before the changes that wait.
+
+        bounded: close the client instead where too much waits; for what nothing else keeps within bounds.
+        """
+        if bounded and self.is_full:
             self.outbox.clear()
             self.outbox_size = 0
             self._on_overflow()
@@ -442,6 +445,11 @@ class Subscriber:
         self.outbox.append(self._hub.message(text))
         self.outbox_size += len(text)
         self._hub.want(self)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many bytes of replies wait that no more should be asked for."""
+        return self.outbox_size > self._limit
 
     def attach(self, topic: Topic, seq: int, kind: Hashable = None, view: View = as_it_is) -> None:
         """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`."""
@@ -499,6 +507,10 @@ class Subscriber:
             del audience.live[self]
             self.behind[audience] = topic.flushed
             topic.keep_events(self)
+
+    def is_held(self, topic: Topic) -> bool:
+        """Whether a topic's changes have to wait."""
+        return topic in self._held
 
     def release(self, topic: Topic) -> None:
         """Undo one hold; what has come in the meantime is delivered."""

@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import inspect
@@ -34,6 +35,7 @@ logger = logging.getLogger("backsync")
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
+WRITES_AT_ONCE = 20  # of an array, then others have their turn
 KEYS = 10_000  # encoded keys that are remembered, per model
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
@@ -87,8 +89,9 @@ class Context:
     connection: the client; hashable, with an `id` that lives as long as it.
     model, method: what was called; None in hooks of the whole app.
     unset: the fields that a patch removes.
-    user: who the client was when it sent the request: from the auth hook, else from the host app's authentication
-        middleware, else None. `connection.user` is who it is now.
+    user: who the client was when it sent the request, for reads and subscriptions who it is as they are answered: from
+        the auth hook, else from the host app's authentication middleware, else None. `connection.user` is who it is
+        now.
     """
 
     __slots__ = ("_model", "connection", "method", "unset", "user")
@@ -510,7 +513,8 @@ class Model:
         if self._visible is None or ctx.method not in _STATE_METHODS:
             return reply
         message = loads(reply)
-        details = message.get("error", {}).get("details")
+        error = message.get("error")
+        details = error.get("details") if isinstance(error, dict) else None  # a text in the mode of 2012
         if isinstance(details, dict) and details.get("current"):
             details["current"] = self.show(ctx, details["current"])
             if details["current"] is None:
@@ -556,6 +560,11 @@ class Model:
         """The handler that decides who may subscribe."""
         return self._handlers.get("subscribe")
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether one client may be shown something else than another."""
+        return self._visible is not None or "read" in self._handlers or "subscribe" in self._handlers
+
     async def perform(self, ctx: Context, request: Request) -> str:
         """Carry out a request and return its reply's data as JSON text.
 
@@ -579,6 +588,8 @@ class Model:
             return await self._write(ctx, request, request.data)
         replies: list[str] = []
         for record in request.data:
+            if len(replies) % WRITES_AT_ONCE == WRITES_AT_ONCE - 1:
+                await asyncio.sleep(0)
             try:
                 replies.append(await self._write(ctx, request, record))
             except Reject as error:

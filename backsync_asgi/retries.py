@@ -55,10 +55,15 @@ class Retries(Generic[Outcome]):
         self._sizes.setdefault(client, 0)
         self._evict(client, writes, now)
         write = writes[id] = Remembered(digest, now, outcome)
-        while len(self._clients) > self._memory.clients:
+        while len(self._clients) > self._memory.clients or self._is_stale(now):
             oldest, _ = self._clients.popitem(last=False)
             del self._sizes[oldest]
         return write
+
+    def _is_stale(self, now: float) -> bool:
+        """Whether the client that was seen least lately has nothing that is young enough to be kept."""
+        writes = next(iter(self._clients.values()))
+        return not writes or now - next(reversed(writes.values())).at > self._memory.age
 
     def weigh(self, client: Hashable, id: str | int, write: Remembered[Outcome], size: int) -> None:
         """Note how many bytes the write's reply takes."""

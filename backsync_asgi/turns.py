@@ -7,7 +7,7 @@ Tasks that it starts meanwhile share its turn, and take turns among themselves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -16,14 +16,18 @@ from .errors import Reject
 
 
 class _Turn:
-    """A record's lock, or that of the tasks which share one holder's turn. users: who holds it or waits for it."""
+    """A record's lock, or that of the tasks which share one holder's turn. users: who holds it or waits for it.
 
-    __slots__ = ("is_over", "lock", "users")
+    is_over: the holder whose turn was shared has left. after: then called once the last user has left, too.
+    """
+
+    __slots__ = ("after", "is_over", "lock", "users")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
         self.is_over = False
+        self.after: Callable[[], None] | None = None
 
 
 class Turns:
@@ -45,21 +49,24 @@ class Turns:
 
     async def take(self, record: Hashable) -> _Turn:
         """Wait for the record's turn, and hold it."""
-        held = self.held.get()
-        if held:
-            held = {key: turn for key, turn in held.items() if not turn.is_over}
-        turn = held.get(record)
-        if turn is None:
-            turn = self._turns.get(record)
+        while True:
+            held = self.held.get()
+            if held:
+                held = {key: turn for key, turn in held.items() if not turn.is_over}
+            turn = held.get(record)
             if turn is None:
-                turn = self._turns[record] = _Turn()
-        turn.users += 1
-        try:
-            await self._wait(turn, record, held)
-        except BaseException:
-            self._leave(record, turn)
-            raise
-        return turn
+                turn = self._turns.get(record)
+                if turn is None:
+                    turn = self._turns[record] = _Turn()
+            turn.users += 1
+            try:
+                await self._wait(turn, record, held)
+            except BaseException:
+                self._leave(record, turn)
+                raise
+            if not turn.is_over:
+                return turn
+            self.give_back(record, turn)  # its holder has left meanwhile: this is a writer like any other now
 
     def give_back(self, record: Hashable, turn: _Turn) -> None:
         """It is the next one's turn."""
@@ -68,11 +75,15 @@ class Turns:
 
     def _leave(self, record: Hashable, turn: _Turn) -> None:
         turn.users -= 1
-        if not turn.users and self._turns.get(record) is turn:
+        if turn.users:
+            return
+        if turn.after is not None:
+            turn.after()
+        elif self._turns.get(record) is turn:
             del self._turns[record]
 
     async def _wait(self, turn: _Turn, record: Hashable, held: Mapping[Hashable, _Turn]) -> None:
-        if not turn.lock.locked():
+        if turn.users == 1:
             await turn.lock.acquire()
             return
         if self._would_wait_for_itself(record, held):
@@ -116,4 +127,10 @@ class _Holding:
     async def __aexit__(self, *error: object) -> None:
         Turns.held.reset(self._token)
         self._shared.is_over = True
+        if self._shared.users:  # a task that outlives its holder is writing the record
+            self._shared.after = self._give_back
+        else:
+            self._give_back()
+
+    def _give_back(self) -> None:
         self._turns.give_back(self._record, self._turn)

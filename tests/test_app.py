@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi import app as app_module
 from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits
@@ -561,21 +561,54 @@ async def test_what_waits_is_in_one_frame(sync: Backsync) -> None:
 # Limits of one client
 
 
-async def test_a_client_that_does_not_take_its_replies_is_closed_and_may_come_back(
+async def test_a_client_that_does_not_take_its_replies_is_not_served_until_it_does() -> None:
+    sync = Backsync(limits=Limits(replies=1_000))
+    reads: list[Any] = []
+
+    @sync.model("Todo").on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[dict[str, Any]]:
+        reads.append(ctx.connection)
+        return [{"id": 1, "text": "x" * 2_000}]  # a single one may be larger
+
+    async with connect(sync) as client:
+        await client.call("$:ping")
+        client.stall()
+        asked = [client.ask("Todo:read") for _ in range(20)]
+        async with connect(sync) as control:
+            for _ in range(20):
+                await control.call("$:ping")
+        assert len(reads) <= 3, "one in the server's hands, one that waits, one more that was asked before it was full"
+        client.read_again()
+        assert [(await client.receive())["id"] for _ in asked] == asked
+
+
+async def test_a_client_that_pings_and_does_not_read_is_closed_and_may_come_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sync = Backsync(limits=Limits(replies=1_000))
-    sync.model("Todo", store=MemoryStore())
     async with connect(sync) as client:
-        await client.call("Todo:upsert", {"id": 1, "text": "x" * 2_000})  # a single one may be larger
+        await client.call("$:ping")
         client.stall()
-        for _ in range(5):
-            client.ask("Todo:read")
+        for _ in range(100):
+            client.ask("$:ping")
         async with connect(sync) as control:
             while "does not read its replies" not in caplog.text:
-                await control.call("Todo:read")
+                await control.call("$:ping")
         client.read_again()
         assert await client.close_code() == 4413
+
+
+@pytest.mark.parametrize("transport", ["websocket", "framed", "xhr", "xhr_streaming"])
+async def test_snapshots_larger_than_the_limit_of_replies_come_one_after_the_other(
+    transport: testing.Transport,
+) -> None:
+    sync = Backsync(limits=Limits(replies=1_000))
+    names = [f"M{number}" for number in range(6)]
+    for name in names:
+        await sync.model(name, store=MemoryStore()).upsert({"id": 1, "text": "x" * 2_000})
+    async with testing.connect(sync, transport=transport) as client:
+        views = await asyncio.gather(*(client.subscribe(name) for name in names))
+        assert [len(view) for view in views] == [1] * len(names)
 
 
 async def test_who_asks_faster_than_the_handlers_answer_is_not_read_from() -> None:

@@ -392,15 +392,17 @@ async def test_time_alone_can_put_a_client_beyond_the_horizon() -> None:
     assert notes.lost == [topic]
 
 
-async def test_replies_that_nobody_takes_are_dropped_at_their_limit() -> None:
+async def test_what_nothing_else_bounds_is_dropped_at_the_limit_of_replies() -> None:
     hub = Hub(Horizon())
     link, notes = subscribe(hub)
     link.writable = False
     subscriber = subscriber_of(link)
     subscriber.send('"' + "x" * LIMIT + '"')  # a single one may be larger
     await tick()
-    assert notes.overflows == 0
     subscriber.send('"y"')
+    assert notes.overflows == 0, "who asks waits until it is not full any more"
+    assert subscriber.is_full
+    subscriber.send('"z"', bounded=True)
     assert notes.overflows == 1
     assert (subscriber.outbox, subscriber.outbox_size) == ([], 0)
 
@@ -530,7 +532,7 @@ class HubMachine(RuleBasedStateMachine):
             client.undisturbed = False
             request, acting = client.actings.popitem() if client.actings else (self.next(), None)
             overflows = client.notes.overflows
-            subscriber_of(client.link).send(json.dumps({"reply": request}))
+            subscriber_of(client.link).send(json.dumps({"reply": request}), bounded=True)
             if client.notes.overflows > overflows:
                 client.replies = client.got_replies[:]
             else:
@@ -648,7 +650,7 @@ class HubMachine(RuleBasedStateMachine):
             client.seen = len(messages)
             self.note_lost(client)
             subscriber = subscriber_of(client.link)
-            assert subscriber.outbox_size <= LIMIT or len(subscriber.outbox) == 1
+            assert subscriber.outbox_size <= LIMIT + len('{"reply": 10000}')
 
     def look_at(self, client: Client, message: dict[str, Any]) -> None:
         if "reply" in message:

@@ -1329,3 +1329,184 @@ async def test_a_handler_that_writes_one_record_twice_at_once_stores_and_tells_t
         await client.call("M:both")
         await client.until(lambda: 1 in view)
         assert view[1] == await store.get(1)
+
+
+# Whoever a client is as it is answered is who it is answered as
+
+
+def owned_notes() -> tuple[Backsync, Any, asyncio.Event]:
+    sync = Backsync()
+    go_on = asyncio.Event()
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    model = sync.model("Note", store=MemoryStore())
+    model.visible(audience=lambda ctx: ctx.user)(lambda ctx, record: record["owner"] == ctx.user)
+
+    @model.on("slow")
+    async def slow(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    return sync, model, go_on
+
+
+async def test_a_subscription_that_waited_while_its_user_changed_is_the_new_users() -> None:
+    sync, model, go_on = owned_notes()
+    await model.upsert({"id": 1, "owner": "ann"})
+    async with testing.connect(sync, token="ann") as client, testing.connect(sync, token="ann") as ann:
+        await ann.subscribe("Note")
+        slow = asyncio.ensure_future(client.call("Note:slow"))
+        late = asyncio.ensure_future(client.subscribe("Note"))
+        read = asyncio.ensure_future(client.read("Note"))
+        await client.auth("bob")
+        go_on.set()
+        await slow
+        view = await late
+        assert (dict(view), await read) == ({}, [])
+        await model.upsert({"id": 2, "owner": "ann"})
+        await model.upsert({"id": 3, "owner": "bob"})
+        await client.until(lambda: set(view) == {3})
+
+
+async def test_nobody_resumes_from_what_another_user_has_seen() -> None:
+    sync, model, _ = owned_notes()
+    await model.upsert({"id": 1, "owner": "ann"})
+    async with testing.connect(sync, token="ann") as client:
+        view = await client.subscribe("Note")
+        assert set(view) == {1}
+        client.cut_after(down=0)  # the answer and the new snapshot are lost
+        with pytest.raises(TimeoutError):
+            await client.call("$:auth", {"token": "bob"}, within=0.05)
+        client._talk.token = "bob"
+        await client.reconnect()
+        assert (view.mode, dict(view)) == ("snapshot", {})
+
+
+async def test_who_was_away_when_its_rights_changed_does_not_resume_either() -> None:
+    sync = Backsync()
+    model = sync.model("Doc", store=MemoryStore())
+    hidden: set[int] = set()
+    model.visible(lambda ctx, record: record["id"] not in hidden)
+    await model.upsert({"id": 1})
+    await model.upsert({"id": 2})
+    async with testing.connect(sync, user="ann") as client, testing.connect(sync, user="bob") as other:
+        mine, others = await client.subscribe("Doc"), await other.subscribe("Doc")
+        await client.reconnect()
+        assert mine.mode == "resume", "while nothing has changed"
+        client.disconnect()
+        hidden.add(1)
+        sync.refresh()
+        await other.until(lambda: set(others) == {2})
+        await client.reconnect()
+        assert (mine.mode, set(mine)) == ("snapshot", {2})
+
+
+async def test_a_room_that_is_forgotten_while_its_guard_decides_is_heard_all_the_same() -> None:
+    sync = Backsync()
+    model = sync.model("Chat", store=MemoryStore(), key="room")
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("subscribe")
+    async def guard(ctx: Context, query: Record) -> None:
+        asked.set()
+        await go_on.wait()
+
+    async with testing.connect(sync) as client:
+        late = asyncio.ensure_future(client.subscribe("Chat", {"room": "slow"}))
+        await asked.wait()
+        for number in range(150):
+            await model.upsert({"id": number, "room": f"r{number}"})
+        go_on.set()
+        view = await late
+        await model.upsert({"id": 999, "room": "slow"})
+        await client.until(lambda: 999 in view)
+
+
+async def test_a_subscription_that_is_refused_when_asked_again_is_over() -> None:
+    sync = Backsync()
+    model = sync.model("Doc", store=MemoryStore())
+    open_to_all = True
+
+    @model.on("subscribe")
+    async def guard(ctx: Context, query: Record) -> bool:
+        return open_to_all
+
+    async with testing.connect(sync) as client:
+        await client.subscribe("Doc")
+        open_to_all = False
+        with pytest.raises(Reject, match="may not subscribe"):
+            await client.subscribe("Doc")
+        await model.upsert({"id": 1})
+        await client.call("$:ping")  # what came for a channel that it is not subscribed to would break a promise
+
+
+async def test_a_subscription_to_one_record_outlives_the_record() -> None:
+    sync = Backsync()
+    model = sync.model("Doc", store=MemoryStore())
+    await model.upsert({"id": 1})
+
+    @model.on("subscribe")
+    async def guard(ctx: Context, query: Record) -> None: ...
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Doc", {"id": 1})
+        await model.delete(1)
+        sync.refresh()
+        await client.until(lambda: "snapshot" in [event.method for event in view.events])
+        await model.upsert({"id": 1, "back": True})
+        await client.until(lambda: view == {1: {"id": 1, "back": True}})
+
+
+async def test_a_snapshot_that_is_asked_for_within_another_request_goes_not_beyond_what_may_be_sent() -> None:
+    sync = Backsync()
+    model = sync.model("B", store=MemoryStore())
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    @sync.model("A").on("go")
+    async def go(ctx: Context, data: Any) -> None:
+        await model.upsert({"id": 1})
+        inside.set()
+        await go_on.wait()
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("B")
+        going = asyncio.ensure_future(client.call("A:go"))
+        await inside.wait()
+        await model.upsert({"id": 2})
+        await client.subscribe("B")
+        go_on.set()
+        await going
+        await client.until(lambda: set(view) == {1, 2})
+
+
+async def test_a_write_of_thousands_lets_others_have_their_turn() -> None:
+    sync = Backsync()
+    sync.model("M", store=MemoryStore())
+    async with testing.connect(sync) as one, testing.connect(sync) as other:
+        await other.call("$:ping")
+        many = asyncio.ensure_future(one.upsert("M", [{}] * 2_000))
+        await one.call("$:ping")
+        for _ in range(3):
+            await other.call("$:ping")
+        assert not many.done()
+        assert len(await many) == 2_000
+
+
+async def test_an_array_that_was_written_in_part_is_not_written_again_by_a_retry() -> None:
+    sync = Backsync()
+    model = sync.model("M", store=MemoryStore())
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        if record["t"] == 3:
+            raise Reject("unavailable", "Not now.")
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as client:
+        await client.call("$:hello", {"client": "c"})
+        for _ in range(2):
+            client.send({"id": 77, "event": "M:upsert", "data": [{"t": 1}, {"t": 2}, {"t": 3}]})
+            assert (await client.receive())["error"]["details"] == {"done": 2}
+        assert len(await client.call("M:read")) == 2

@@ -87,6 +87,58 @@ async def test_a_task_that_outlives_its_holder_waits_like_anybody(turns: Turns) 
     assert log == ["second", "later"]
 
 
+async def test_a_task_that_outlives_its_holder_while_it_writes_keeps_the_next_one_waiting(turns: Turns) -> None:
+    log: list[str] = []
+    go_on = asyncio.Event()
+
+    async def write() -> None:
+        async with turns.turn("x"):
+            await go_on.wait()
+            log.append("task")
+
+    async def next_one() -> None:
+        async with turns.turn("x"):
+            log.append("next")
+
+    async with turns.turn("x"):
+        task = asyncio.create_task(write())
+        await step()
+    other = asyncio.create_task(next_one(), context=contextvars.Context())
+    await step()
+    assert log == []
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(task, other), DEADLINE)
+    assert log == ["task", "next"]
+    assert not turns._turns
+
+
+async def test_who_is_next_but_has_not_run_yet_counts_as_the_holder(turns: Turns) -> None:
+    go_on = asyncio.Event()
+
+    async def hold() -> None:
+        async with turns.turn("a"):
+            await go_on.wait()
+
+    async def first() -> None:
+        async with turns.turn("a"):
+            await asyncio.sleep(0)
+            async with turns.turn("b"):
+                pass
+
+    async def second() -> None:
+        async with turns.turn("b"):
+            await go_on.wait()
+            async with turns.turn("a"):
+                pass
+
+    tasks = [asyncio.create_task(work()) for work in (hold, first, second)]
+    await step()
+    go_on.set()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), DEADLINE)
+    assert sum(isinstance(result, Reject) for result in results) == 1
+    assert not turns._waits
+
+
 async def test_two_that_write_each_others_records_are_told_at_once(turns: Turns) -> None:
     inside = asyncio.Barrier(2)
 
