@@ -13,9 +13,9 @@ export function writeMethod(message: Message): WriteMethod | null {
   return WRITES[method] as WriteMethod;
 }
 
-/** The name of a record with this id within its model; no local name is equal to one. */
+/** The name of a record with this id within its model, the same for 1 and "1" as on the server; no local name is equal to one. */
 export function recordName(id: unknown): string | null {
-  return typeof id === "string" || typeof id === "number" ? JSON.stringify(id) : null;
+  return typeof id === "string" || typeof id === "number" ? JSON.stringify(String(id)) : null;
 }
 
 let lastLocal = 0;
