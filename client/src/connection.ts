@@ -242,8 +242,16 @@ export class Connection {
 
   /** Signs in, or renews, on the live connection, and greets with this token from now on. */
   async authenticate(token: string): Promise<void> {
+    const isOther = token !== this.#token;
     this.#token = token;
-    await this.call("$:auth", { token });
+    if (isOther) this.#subscriptions.userChanged();
+    await new Promise<void>((resolve, reject) => {
+      this.request({ event: "$:auth", data: { token } }, {}, (error) => {
+        if (isOther) this.#subscriptions.userChanged(); // what has come before the answer was for the user before
+        if (error === null) resolve();
+        else reject(error);
+      });
+    });
   }
 
   #restore(storage: Storage): void {

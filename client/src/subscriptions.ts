@@ -77,6 +77,8 @@ interface Entry {
   question: number;
   attempts: number;
   retry: Timer | null;
+  /** Its position may be another user's: it is not asked from there. */
+  foreign: boolean;
   /** Messages of the present frame, and those that came while the answer is awaited. */
   held: Incoming[];
 }
@@ -113,6 +115,7 @@ export class Subscriptions {
       question: 0,
       attempts: 0,
       retry: null,
+      foreign: false,
       held: [],
     };
     this.#entries.add(entry);
@@ -132,6 +135,11 @@ export class Subscriptions {
       this.#wait(entry);
       entry.held = []; // what was not applied is not counted in the position: it comes again
     }
+  }
+
+  /** Somebody else may be signed in now: what was received tells nothing of what they may see, until a snapshot has come. */
+  userChanged(): void {
+    for (const entry of this.#entries) entry.foreign = true;
   }
 
   failAll(error: BacksyncError): void {
@@ -171,6 +179,8 @@ export class Subscriptions {
     this.#wait(entry);
     entry.state = "asking";
     const question = entry.question;
+    if (entry.foreign) entry.subscription.position = null;
+    entry.foreign = false;
     const { model, query, position } = entry.subscription;
     const message: Message = { event: `${model}:subscribe` };
     if (query !== undefined) message.data = query;
@@ -200,6 +210,7 @@ export class Subscriptions {
       this.#keyFields.set(entry.subscription.model, Object.keys(key));
     }
     const position = entry.subscription.position;
+    if (mode === "snapshot") entry.foreign = false;
     if (mode === "snapshot" || position === null) {
       entry.subscription.position = { epoch: epoch as string, seq };
       if (entry.wantsRecords) this.#snapshot(entry, records, seq);
@@ -241,6 +252,7 @@ export class Subscriptions {
         const { epoch, seq, records } = message.data as { epoch: string; seq: number; records: unknown };
         if (this.#isOnlyQuery(entry)) {
           entry.subscription.position = { epoch, seq };
+          entry.foreign = false;
           if (entry.wantsRecords) this.#snapshot(entry, records, seq);
         } else {
           // Which of several queries these records answer is not said: each asks again, from nothing.
