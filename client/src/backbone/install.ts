@@ -156,6 +156,7 @@ class Installation {
     this.#records.live.set(collection, {
       rollback: options.rollback ?? collection.rollback ?? true,
       rooms: () => [...state.bindings.values()].map((binding) => binding.key),
+      query: () => (state.bindings.size === 1 ? [...state.bindings.values()][0]?.query : undefined),
     });
     const ended = (): void => {
       if (state.bindings.get(channel) === binding) state.bindings.delete(channel);

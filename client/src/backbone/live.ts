@@ -69,6 +69,10 @@ export class Binding implements Sink {
     return this.#subscription.key;
   }
 
+  get query(): Query | undefined {
+    return this.#options.query;
+  }
+
   stop(): void {
     this.#subscription.stop();
     this.#options.ended();
