@@ -131,7 +131,8 @@ export class Calls {
   /** Makes a call that outlives sockets: it waits for one, and is sent again, with the same id, when one is lost. */
   start(message: Message, options: StartOptions, settle: Settle): Call {
     const id = this.#nextId();
-    const text = encode(id, message); // now: what the page does to the data later is not part of this call
+    const text = this.#encoded(id, message, settle); // now: what the page does to the data later is not part of this call
+    if (text === null) return { abort() {} };
     const isWrite = writeMethod(message) !== null;
     const record = isWrite ? (options.record ?? recordName((message.data as { id?: unknown }).id)) : null;
     const [model = "", method] = splitEvent(message.event) ?? [];
@@ -139,8 +140,7 @@ export class Calls {
 
     if (this.#isTooLarge(text)) {
       const error = this.#tooLarge(message.event, text);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
-      return { abort() {} };
+      return this.#refuse(settle, error);
     }
     const joined = latest === undefined ? null : this.#joined(latest, text);
     const isMore = joined === null || joined === "nothing";
@@ -150,8 +150,7 @@ export class Calls {
     if (isFull && joined !== "nothing") {
       const limit = this.#waiting >= MAX_WAITING ? `${MAX_WAITING} messages` : `${this.#waitingCharacters} characters`;
       const error = new BacksyncError("unavailable", `${message.event} was not sent: ${limit} are waiting for a connection already. Wait until it is back.`);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
-      return { abort() {} };
+      return this.#refuse(settle, error);
     }
 
     let call = latest as PendingCall;
@@ -182,13 +181,30 @@ export class Calls {
     return { abort: () => this.#leave(caller, new BacksyncError("aborted", `${message.event} was aborted by the page.`)) };
   }
 
+  /** Null, and refused, where JSON cannot carry the data. */
+  #encoded(id: number | string, message: Message, settle: Settle): string | null {
+    try {
+      return encode(id, message);
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : String(cause);
+      const remedy = "Make it of texts, numbers, booleans, null, arrays and plain objects.";
+      this.#refuse(settle, new BacksyncError("invalid", `${message.event} was not sent: JSON cannot carry its data (${why}). ${remedy}`));
+      return null;
+    }
+  }
+
+  #refuse(settle: Settle, error: BacksyncError): Call {
+    queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+    return { abort() {} };
+  }
+
   /** Makes a call on this socket only and at once; when the socket is lost nobody is told. */
   startNow(message: Message, timeoutMs: number, send: (text: string) => void, settle: Settle): void {
     const id = this.#nextId();
-    const text = encode(id, message);
+    const text = this.#encoded(id, message, settle);
+    if (text === null) return;
     if (this.#isTooLarge(text)) {
-      const error = this.#tooLarge(message.event, text);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      this.#refuse(settle, this.#tooLarge(message.event, text));
       return;
     }
     const call = { ...blank(id, "", message.event, text), isRead: true, oneSocket: true };

@@ -634,6 +634,27 @@ describe("rollback", () => {
     assert.equal(details[2].note, "mine");
   });
 
+  it("of what JSON cannot carry: like a refusal", async () => {
+    const todos = await live([{ id: 1, n: 1 }]);
+    const circle: Record<string, unknown> = {};
+    circle.self = circle;
+    for (const n of [5n, circle]) {
+      const lines = log(todos, "error", "rollback");
+      const codes: string[] = [];
+      const options = { error: (_: unknown, error: { code: string }) => codes.push(error.code) };
+      const created = todos.create({ n }, options);
+      todos.get(1).save({ n }, options);
+      assert.deepEqual([todos.length, todos.syncPending(), created.syncPending()], [2, 2, 1]);
+      await settle();
+      assert.deepEqual([todos.toJSON(), todos.syncPending(), created.syncPending()], [[{ id: 1, n: 1 }], 0, 0]);
+      assert.deepEqual(codes, ["invalid", "invalid"]);
+      assert.deepEqual(lines.map((line) => line.split(" ")[0]), ["error", "rollback", "error", "rollback"]);
+      todos.off();
+    }
+    assert.deepEqual(socket.take(), []);
+    assert.equal(connection.pending, 0);
+  });
+
   it("takes back to what was pushed meanwhile", async () => {
     const todos = await live([{ id: 1, text: "a" }]);
     todos.get(1).save({ text: "mine" });

@@ -224,6 +224,19 @@ describe("LiveCollection", () => {
     assert.deepEqual(todos.records, [{ id: 1, text: "here", room: "a" }]);
   });
 
+  it("takes back what JSON cannot carry, and refuses to follow such a query", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }]);
+    for (const written of [todos.patch(1, { n: 5n }), todos.upsert({ id: 1, n: 5n }), todos.upsert({ n: 5n })]) {
+      await assert.rejects(written, { code: "invalid", message: /JSON cannot carry its data .*BigInt/ });
+    }
+    assert.deepEqual([todos.records, todos.pending, connection.pending], [[{ id: 1, n: 1 }], 0, 0]);
+    await assert.rejects(new LiveCollection(connection, "Note", { query: { n: 5n } }).ready, { code: "invalid" });
+    assert.equal(socket.take().length, 0);
+    await socket.cut();
+    await host.advance(1000);
+    (await server.accept()).takeOne("Todo:subscribe");
+  });
+
   it("says at once what it needs", () => {
     for (const wrong of [undefined, "/backsync", {}]) {
       assert.throws(() => new LiveCollection(wrong as never, "Todo"), { code: "usage", message: /needs a connection first/ });
