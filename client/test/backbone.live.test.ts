@@ -910,6 +910,40 @@ describe("syncBind", () => {
     ]);
   });
 
+  it("in a keyed room is silent while no room is live, and the refusal is the one that is told", async (context) => {
+    const warn = context.mock.method(console, "warn", () => {});
+    const todos = new Todos() as any;
+    const errors: string[] = [];
+    todos.on("error", (_: unknown, error: { code: string }) => errors.push(error.code));
+    let heard = 0;
+    todos.syncBind("typing", () => (heard += 1));
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "invalid"); // no key: only live() will know it
+    assert.match(String(warn.mock.calls[0]?.arguments[0]), /syncBind hears nothing until live\(\) has said of what: no: invalid/);
+    todos.live({ query: { room: "a" } });
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "forbidden");
+    assert.deepEqual([errors, socket.take()], [["forbidden"], []]);
+    const promise = todos.live({ query: { room: "b" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([]), key: { room: "b" } });
+    await socket.frame({ event: "Todo:typing", data: "me", key: { room: "b" } });
+    promise.stop();
+    socket.takeOne("Todo:unsubscribe");
+    todos.syncBind("typing", () => {});
+    assert.deepEqual([heard, errors, socket.take()], [1, ["forbidden"], []]);
+  });
+
+  it("a closed connection is told once, with and without rooms", async () => {
+    const [bare, one, two] = [new Todos(), new Todos(), new Todos()] as any[];
+    one.live();
+    for (const room of ["a", "b"]) two.live({ query: { room } });
+    const counts = [bare, one, two].map((todos) => {
+      todos.syncBind("upsert", () => {});
+      return log(todos, "error");
+    });
+    connection.close();
+    await settle();
+    assert.deepEqual(counts.map((lines) => lines.length), [1, 1, 1]);
+  });
+
   it("wants a function", () => {
     assert.throws(() => new Todos().syncBind("upsert", undefined), /syncBind\("upsert", …\) got undefined instead of a function/);
   });
