@@ -4,11 +4,11 @@
  * Knows nothing of sockets, subscriptions or Backbone; the connection says when sending is possible.
  */
 
-import { coalesce, isLocal, recordName, writeMethod } from "./coalesce.js";
+import { coalesce, completed, isIncomplete, isLocal, recordName, writeMethod } from "./coalesce.js";
 import { debug } from "./debug.js";
 import { BacksyncError } from "./errors.js";
 import { guarded, type Host, type Timer } from "./host.js";
-import { type Incoming, isObject, type Message, splitEvent } from "./protocol.js";
+import { canonical, type Incoming, isObject, type Message, type Query, splitEvent } from "./protocol.js";
 import { same } from "./shadow.js";
 import type { Storage, StoredWrite } from "./storage.js";
 
@@ -29,6 +29,8 @@ export interface StartOptions {
   identity?: () => Record<string, unknown>;
   /** The fields of the written record that the page has set; the others follow the answer to a write that is under way. */
   own?: string[];
+  /** For a new record the query of its live collection: the key fields among these are added, as soon as they are known. */
+  query?: Query | undefined;
 }
 
 interface Caller {
@@ -61,6 +63,8 @@ interface PendingCall {
   /** The creation whose answer brings the id that this message lacks. */
   after: PendingCall | null;
   identity: (() => Record<string, unknown>) | null;
+  /** Some of these fields may be the key of the room that the record is missing: it waits until the server has said which. */
+  query: Query | null;
   /** The fields that the page has set; null: it has not said. */
   own: string[] | null;
   /** A write joins an earlier one only if nothing but writes of single records is between them. */
@@ -127,7 +131,8 @@ export class Calls {
   /** Makes a call that outlives sockets: it waits for one, and is sent again, with the same id, when one is lost. */
   start(message: Message, options: StartOptions, settle: Settle): Call {
     const id = this.#nextId();
-    const text = encode(id, message); // now: what the page does to the data later is not part of this call
+    const text = this.#encoded(id, message, settle); // now: what the page does to the data later is not part of this call
+    if (text === null) return { abort() {} };
     const isWrite = writeMethod(message) !== null;
     const record = isWrite ? (options.record ?? recordName((message.data as { id?: unknown }).id)) : null;
     const [model = "", method] = splitEvent(message.event) ?? [];
@@ -135,8 +140,7 @@ export class Calls {
 
     if (this.#isTooLarge(text)) {
       const error = this.#tooLarge(message.event, text);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
-      return { abort() {} };
+      return this.#refuse(settle, error);
     }
     const joined = latest === undefined ? null : this.#joined(latest, text);
     const isMore = joined === null || joined === "nothing";
@@ -146,8 +150,7 @@ export class Calls {
     if (isFull && joined !== "nothing") {
       const limit = this.#waiting >= MAX_WAITING ? `${MAX_WAITING} messages` : `${this.#waitingCharacters} characters`;
       const error = new BacksyncError("unavailable", `${message.event} was not sent: ${limit} are waiting for a connection already. Wait until it is back.`);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
-      return { abort() {} };
+      return this.#refuse(settle, error);
     }
 
     let call = latest as PendingCall;
@@ -160,10 +163,11 @@ export class Calls {
       // A record whose creation is on its way is deleted once it has its id.
       this.#rewrite(call, joined === "nothing" ? encode(call.id, parse(text)) : joinedText, message.event);
       call.own = writeMethod(message) === "patch" ? both(call.own, options.own ?? null) : (options.own ?? null);
+      call.query = lacking(call.text, options.query ?? call.query);
     } else {
       const isRead = method === "read";
       if (!isWrite && !isRead) this.#eras.set(model, this.#era(model) + 1);
-      call = { ...blank(id, model, message.event, text), record, own: options.own ?? null, isWrite, isRead, era: this.#era(model) };
+      call = { ...blank(id, model, message.event, text), record, own: options.own ?? null, query: lacking(text, options.query ?? null), isWrite, isRead, era: this.#era(model) };
       if (latest !== undefined && isLocal(record as string)) call.after = latest;
       this.#add(call);
     }
@@ -177,13 +181,30 @@ export class Calls {
     return { abort: () => this.#leave(caller, new BacksyncError("aborted", `${message.event} was aborted by the page.`)) };
   }
 
+  /** Null, and refused, where JSON cannot carry the data. */
+  #encoded(id: number | string, message: Message, settle: Settle): string | null {
+    try {
+      return encode(id, message);
+    } catch (cause) {
+      const why = cause instanceof Error ? cause.message : String(cause);
+      const remedy = "Make it of texts, numbers, booleans, null, arrays and plain objects.";
+      this.#refuse(settle, new BacksyncError("invalid", `${message.event} was not sent: JSON cannot carry its data (${why}). ${remedy}`));
+      return null;
+    }
+  }
+
+  #refuse(settle: Settle, error: BacksyncError): Call {
+    queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+    return { abort() {} };
+  }
+
   /** Makes a call on this socket only and at once; when the socket is lost nobody is told. */
   startNow(message: Message, timeoutMs: number, send: (text: string) => void, settle: Settle): void {
     const id = this.#nextId();
-    const text = encode(id, message);
+    const text = this.#encoded(id, message, settle);
+    if (text === null) return;
     if (this.#isTooLarge(text)) {
-      const error = this.#tooLarge(message.event, text);
-      queueMicrotask(() => guarded(this.#host, () => settle(error, null)));
+      this.#refuse(settle, this.#tooLarge(message.event, text));
       return;
     }
     const call = { ...blank(id, "", message.event, text), isRead: true, oneSocket: true };
@@ -278,13 +299,31 @@ export class Calls {
       if (this.#pending.has(write.id)) continue;
       const message = parse(write.text);
       const [model = ""] = splitEvent(message.event) ?? [];
-      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, own: write.own ?? null, isWrite: true, frozen: write.sent, safe: write.sent };
+      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, own: write.own ?? null, query: write.query ?? null, isWrite: true, frozen: write.sent, safe: write.sent };
       call.era = this.#era(model);
       call.after = write.after === null ? null : (this.#pending.get(write.after) ?? null);
       this.#add(call);
     }
     for (const call of own) this.#rejoin(call);
     this.#pump();
+  }
+
+  /** The writes that wait until the key fields of their model are known. */
+  *incomplete(): Iterable<{ model: string; query: Query }> {
+    for (const { model, query } of this.#pending.values()) if (query !== null) yield { model, query };
+  }
+
+  /** The server has said which are a model's key fields, or (null) will not say so for this query. */
+  complete(model: string, names: string[] | null, query: Query | undefined): void {
+    let any = false;
+    for (const call of this.#pending.values()) {
+      if (call.query === null || call.model !== model || (names === null && canonical(call.query) !== canonical(query))) continue;
+      this.#rewrite(call, encode(call.id, completed(parse(call.text), call.query, names ?? [])), call.event);
+      call.query = null;
+      this.#store(call);
+      any = true;
+    }
+    if (any) this.#pump();
   }
 
   #rejoin(call: PendingCall): void {
@@ -297,6 +336,7 @@ export class Calls {
     }
     this.#rewrite(latest, encode(latest.id, joined), call.event);
     latest.own = writeMethod(parse(call.text)) === "patch" ? both(latest.own, call.own) : call.own;
+    latest.query = lacking(latest.text, call.query ?? latest.query);
     for (const caller of call.callers) caller.call = latest;
     latest.callers.push(...call.callers);
     call.callers = [];
@@ -384,7 +424,7 @@ export class Calls {
       if (call.state === "sent" || stopped.has(call.model)) continue;
       if (call.state === "waiting") {
         if (this.#unanswered > 0 && this.#unanswered + call.text.length > WINDOW) return;
-        if (call.after !== null || (waiting.has(call.model) && !call.isWrite)) {
+        if (call.after !== null || call.query !== null || (waiting.has(call.model) && !call.isWrite)) {
           stopped.add(call.model);
           continue;
         }
@@ -416,8 +456,8 @@ export class Calls {
       call.safe = call.frozen;
       return;
     }
-    const { text, record, own, frozen } = call;
-    this.#storage.put({ id: String(call.id), text, record, own, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
+    const { text, record, own, query, frozen } = call;
+    this.#storage.put({ id: String(call.id), text, record, own, query, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
       if (!frozen || call.safe) return;
       call.safe = true;
       this.#pump();
@@ -540,7 +580,11 @@ export class Calls {
 
 function blank(id: number | string, model: string, event: string, text: string): PendingCall {
   const flags = { frozen: false, safe: false, isWrite: false, isRead: false, oneSocket: false };
-  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, own: null, era: 0, timer: null, callers: [] };
+  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, query: null, own: null, era: 0, timer: null, callers: [] };
+}
+
+function lacking(text: string, query: Query | null): Query | null {
+  return query !== null && isIncomplete(parse(text), query) ? query : null;
 }
 
 function byteLength(text: string): number {

@@ -1,6 +1,6 @@
 /** What one message does that stands for two writes of one record, neither of which has been sent. Pure: no queue, no socket. */
 
-import { isObject, type Message, splitEvent } from "./protocol.js";
+import { isObject, type Message, type Query, splitEvent } from "./protocol.js";
 
 export type WriteMethod = "upsert" | "patch" | "delete";
 
@@ -13,9 +13,22 @@ export function writeMethod(message: Message): WriteMethod | null {
   return WRITES[method] as WriteMethod;
 }
 
-/** The name of a record with this id within its model; no local name is equal to one. */
+/** The name of a record with this id within its model, the same for 1 and "1" as on the server; no local name is equal to one. */
 export function recordName(id: unknown): string | null {
-  return typeof id === "string" || typeof id === "number" ? JSON.stringify(id) : null;
+  return typeof id === "string" || typeof id === "number" ? JSON.stringify(String(id)) : null;
+}
+
+/** Whether the record lacks fields of the query that it is written under: they may be the key of its room. */
+export function isIncomplete(message: Message, query: Query): boolean {
+  const data = message.data;
+  return writeMethod(message) === "upsert" && isObject(data) && Object.keys(query).some((name) => !Object.hasOwn(data, name));
+}
+
+/** The write with those of the key fields `names` that its record lacks, as the query has them. */
+export function completed(message: Message, query: Query, names: string[]): Message {
+  if (!isIncomplete(message, query)) return message;
+  const key = Object.fromEntries(names.filter((name) => Object.hasOwn(query, name)).map((name) => [name, query[name]]));
+  return { ...message, data: { ...key, ...(message.data as Record<string, unknown>) } };
 }
 
 let lastLocal = 0;

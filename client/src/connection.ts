@@ -5,14 +5,15 @@
 
 import { closeWindow, isFinal, offlineDelay, readWindow, retryDelay, type Window, windowDelay } from "./backoff.js";
 import { type Call, Calls, type Settle, type StartOptions } from "./calls.js";
+import { completed } from "./coalesce.js";
 import { debug } from "./debug.js";
 import { Emitter } from "./emitter.js";
 import { BacksyncError } from "./errors.js";
 import { browserHost, guarded, type Host, type Timer } from "./host.js";
-import { decode, type Incoming, isObject, type Message, type Query } from "./protocol.js";
+import { decode, type Incoming, isObject, type Message, type Query, splitEvent } from "./protocol.js";
 import { type OpenSocket, openSocket, type Socket, type SocketOptions } from "./socket.js";
 import { type OpenStorage, openStorage, type Storage } from "./storage.js";
-import { type Sink, type Subscription, Subscriptions } from "./subscriptions.js";
+import { type Sink, type Subscription, Subscriptions, type Taught } from "./subscriptions.js";
 
 /**
  * `connecting`: a socket is being opened. `live`: connected, every subscription is up to date. `behind`: connected, some
@@ -137,7 +138,8 @@ export class Connection {
     this.#open = open;
     this.#events = new Emitter<Events>(host);
     this.#calls = new Calls(host, options.timeout ?? CALL_TIMEOUT_MS, () => this.#countPending(), (error, message) => this.#refused(error, message));
-    this.#subscriptions = new Subscriptions(host, () => this.#showStatus());
+    const taught: Taught = (model, names, query) => this.#calls.complete(model, names, query);
+    this.#subscriptions = new Subscriptions(host, () => this.#subscriptionsChanged(), taught);
     this.#clientId = randomId(host);
     if (options.persist !== undefined) this.#restore(storage(options.persist, () => randomId(host)));
   }
@@ -223,7 +225,12 @@ export class Connection {
       queueMicrotask(() => guarded(this.host, () => settle(error, null)));
       return { abort() {} };
     }
-    const call = this.#calls.start(message, options, settle);
+    const names = options.query === undefined ? undefined : this.#subscriptions.keyFields(splitEvent(message.event)?.[0] ?? "");
+    const call =
+      options.query === undefined || names === undefined
+        ? this.#calls.start(message, options, settle)
+        : this.#calls.start(completed(message, options.query, names), { ...options, query: undefined }, settle);
+    this.#learn();
     this.open();
     return call;
   }
@@ -242,22 +249,42 @@ export class Connection {
 
   /** Signs in, or renews, on the live connection, and greets with this token from now on. */
   async authenticate(token: string): Promise<void> {
+    const isOther = token !== this.#token;
     this.#token = token;
-    await this.call("$:auth", { token });
+    if (isOther) this.#subscriptions.userChanged();
+    await new Promise<void>((resolve, reject) => {
+      this.request({ event: "$:auth", data: { token } }, {}, (error) => {
+        if (isOther) this.#subscriptions.userChanged(); // what has come before the answer was for the user before
+        if (error === null) resolve();
+        else reject(error);
+      });
+    });
   }
 
   #restore(storage: Storage): void {
     this.#calls.persist(storage, `${randomId(this.host).slice(0, 12)}.`);
     const opening = storage.open((writes) => {
       this.#calls.restore(writes, false);
+      this.#learn();
       if (this.#phase === "idle") this.open();
     });
     this.#restoring = opening.then(({ client, writes }) => {
       this.#clientId = client;
       this.#restoring = null;
       this.#calls.restore(writes, true);
+      this.#learn();
       if (writes.length > 0 && this.#phase === "idle") this.open();
     });
+  }
+
+  #subscriptionsChanged(): void {
+    this.#learn(); // whoever was to tell may have gone
+    this.#showStatus();
+  }
+
+  /** Sees to it that writes which wait for the key fields of their model get them, whoever follows it. */
+  #learn(): void {
+    for (const { model, query } of this.#calls.incomplete()) this.#subscriptions.learn(model, query);
   }
 
   // The life of a socket: #connect → #opened → #greeted → #introduced → #ended, and again.

@@ -120,7 +120,8 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const entry = this.#entry(name ?? localName());
     const fields = entry.shadow.confirmed === undefined ? { ...this.#subscription.key, ...given } : given; // a new one is of this room
     const write: PendingWrite = { kind: name === null ? "create" : "write", fields: entry.shadow.differences(fields) };
-    return this.#write(entry, { event: "upsert", data: fields }, write) as Promise<Item>;
+    const { query } = entry.shadow.confirmed === undefined ? this.#subscription : {};
+    return this.#write(entry, { event: "upsert", data: fields }, write, query) as Promise<Item>;
   }
 
   /** Changes some fields of a record; undefined ones are removed. */
@@ -158,9 +159,9 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   // Writes.
 
-  #write(entry: Entry<Item>, { event, ...message }: Message, write: PendingWrite): Promise<unknown> {
+  #write(entry: Entry<Item>, { event, ...message }: Message, write: PendingWrite, query?: Query): Promise<unknown> {
     const own = entry.shadow.touched({ ...(message.data as ServerRecord), ...write.fields });
-    const options: StartOptions = { record: entry.name, own };
+    const options: StartOptions = { record: entry.name, own, query };
     const promise = new Promise((resolve, reject) => {
       this.#connection.request({ event: `${this.#model}:${event}`, ...message }, options, (error, reply) => {
         if (error === null) {

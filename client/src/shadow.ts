@@ -133,6 +133,13 @@ export class Shadow {
   }
 }
 
+/** Whether two values are one in JSON; what JSON cannot carry is equal to itself only. */
 export function same(one: unknown, other: unknown): boolean {
-  return one === other || (one !== undefined && other !== undefined && canonical(one) === canonical(other));
+  if (one === other) return true;
+  if (one === undefined || other === undefined) return false;
+  try {
+    return canonical(one) === canonical(other);
+  } catch {
+    return false;
+  }
 }

@@ -3,6 +3,8 @@
  * Knows nothing of what the texts say. Where the browser does not let it work it warns once, and memory has to do.
  */
 
+import type { Query } from "./protocol.js";
+
 /** A write as it is stored. */
 export interface StoredWrite {
   id: string;
@@ -10,6 +12,8 @@ export interface StoredWrite {
   record: string | null;
   /** The fields that the page has set; null: it has not said. Missing in rows of earlier versions. */
   own?: string[] | null;
+  /** The query of the live collection that it was made in; null: its room is known. Missing in rows of earlier versions. */
+  query?: Query | null;
   /** It may have reached the server: it must stay as it is. */
   sent: boolean;
   /** The id of the creation whose answer brings what `text` lacks. */
@@ -143,7 +147,7 @@ class IndexedStorage implements Storage {
       };
       return request;
     });
-    return rows.map(({ id, text, record, own = null, sent, after }) => ({ id, text, record, own, sent, after }));
+    return rows.map(({ id, text, record, own = null, query = null, sent, after }) => ({ id, text, record, own, query, sent, after }));
   }
 
   /** The result once the transaction is complete; undefined if it cannot be. */

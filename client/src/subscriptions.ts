@@ -36,6 +36,9 @@ export interface Sink {
 /** How the manager reaches the server: on the present socket only, which is the only one that it is true for. */
 export type Ask = (message: Message, settle: Settle) => void;
 
+/** What an answer says of a model: its key fields, none for one without; null: the server refuses this query for good. */
+export type Taught = (model: string, names: string[] | null, query: Query | undefined) => void;
+
 /** Refusals that pass by themselves. */
 const PASSING = new Set(["unavailable", "timeout", "rate_limited"]);
 
@@ -69,6 +72,8 @@ interface Entry {
   sink: Sink;
   /** False: only what happens from now on, no records (2012's `syncBind`). */
   wantsRecords: boolean;
+  /** It only asks for the key fields: over with the first answer. */
+  once: boolean;
   /** `waiting` for a socket or a later try, `asking` for an answer, `following` the channel. */
   state: "waiting" | "asking" | "following";
   /** Whether it has ever been up to date. */
@@ -77,6 +82,8 @@ interface Entry {
   question: number;
   attempts: number;
   retry: Timer | null;
+  /** Its position may be another user's: it is not asked from there. */
+  foreign: boolean;
   /** Messages of the present frame, and those that came while the answer is awaited. */
   held: Incoming[];
 }
@@ -84,6 +91,7 @@ interface Entry {
 export class Subscriptions {
   readonly #host: Host;
   readonly #changed: () => void;
+  readonly #taught: Taught;
   readonly #entries = new Set<Entry>();
   /** The key fields of models, learned from messages: two queries with the same key are one channel. */
   readonly #keyFields = new Map<string, string[]>();
@@ -91,9 +99,10 @@ export class Subscriptions {
   #ask: Ask | null = null;
 
   /** `changed` is called when `behind` may have changed. */
-  constructor(host: Host, changed: () => void) {
+  constructor(host: Host, changed: () => void, taught: Taught) {
     this.#host = host;
     this.#changed = changed;
+    this.#taught = taught;
   }
 
   /** Whether some subscription has not caught up with the server. */
@@ -102,17 +111,30 @@ export class Subscriptions {
     return false;
   }
 
-  add(model: string, query: Query | undefined, wantsRecords: boolean, sink: Sink): Subscription {
+  /** A model's key fields, none for one without; undefined: nothing of it has been answered yet. */
+  keyFields(model: string): string[] | undefined {
+    return this.#keyFields.get(model);
+  }
+
+  /** Sees to it that a model's key fields get known: asks for them unless an answer is due that tells them. */
+  learn(model: string, query: Query): void {
+    for (const entry of this.#entries) if (entry.subscription.model === model && !entry.answered) return;
+    this.add(model, query, false, { snapshot() {}, changes() {} }, true);
+  }
+
+  add(model: string, query: Query | undefined, wantsRecords: boolean, sink: Sink, once = false): Subscription {
     const subscription = new Subscription(model, query, () => this.#remove(entry));
     const entry: Entry = {
       subscription,
       sink,
       wantsRecords,
+      once,
       state: "waiting",
       answered: false,
       question: 0,
       attempts: 0,
       retry: null,
+      foreign: false,
       held: [],
     };
     this.#entries.add(entry);
@@ -134,6 +156,11 @@ export class Subscriptions {
     }
   }
 
+  /** Somebody else may be signed in now: what was received tells nothing of what they may see, until a snapshot has come. */
+  userChanged(): void {
+    for (const entry of this.#entries) entry.foreign = true;
+  }
+
   failAll(error: BacksyncError): void {
     for (const entry of [...this.#entries]) {
       this.#forget(entry);
@@ -147,7 +174,7 @@ export class Subscriptions {
     const [model] = splitEvent(message.event) ?? [];
     if (model === undefined) return;
     const key = isObject(message.key) ? message.key : null;
-    if (key !== null) this.#keyFields.set(model, Object.keys(key));
+    if (key !== null) this.#teach(model, Object.keys(key));
     let wanted = false;
     for (const entry of this.#entries) {
       if (entry.subscription.model !== model) continue;
@@ -171,6 +198,8 @@ export class Subscriptions {
     this.#wait(entry);
     entry.state = "asking";
     const question = entry.question;
+    if (entry.foreign) entry.subscription.position = null;
+    entry.foreign = false;
     const { model, query, position } = entry.subscription;
     const message: Message = { event: `${model}:subscribe` };
     if (query !== undefined) message.data = query;
@@ -195,11 +224,16 @@ export class Subscriptions {
     entry.state = "following";
     entry.answered = true;
     entry.attempts = 0;
-    if (isObject(key)) {
-      entry.subscription.key = key;
-      this.#keyFields.set(entry.subscription.model, Object.keys(key));
+    const { model } = entry.subscription;
+    if (isObject(key)) entry.subscription.key = key;
+    this.#teach(model, isObject(key) ? Object.keys(key) : (this.#keyFields.get(model) ?? []));
+    if (!this.#entries.has(entry)) return;
+    if (entry.once) {
+      this.#remove(entry);
+      return;
     }
     const position = entry.subscription.position;
+    if (mode === "snapshot") entry.foreign = false;
     if (mode === "snapshot" || position === null) {
       entry.subscription.position = { epoch: epoch as string, seq };
       if (entry.wantsRecords) this.#snapshot(entry, records, seq);
@@ -219,8 +253,15 @@ export class Subscriptions {
       if (isMistake) guarded(this.#host, () => entry.sink.failed?.(error, false));
       return;
     }
+    this.#taught(entry.subscription.model, null, entry.subscription.query);
     this.#forget(entry);
     guarded(this.#host, () => entry.sink.failed?.(error, true));
+  }
+
+  #teach(model: string, names: string[]): void {
+    const before = this.#keyFields.get(model);
+    this.#keyFields.set(model, names);
+    if (before === undefined || canonical(before) !== canonical(names)) this.#taught(model, names, undefined);
   }
 
   #apply(entry: Entry): void {
@@ -241,6 +282,7 @@ export class Subscriptions {
         const { epoch, seq, records } = message.data as { epoch: string; seq: number; records: unknown };
         if (this.#isOnlyQuery(entry)) {
           entry.subscription.position = { epoch, seq };
+          entry.foreign = false;
           if (entry.wantsRecords) this.#snapshot(entry, records, seq);
         } else {
           // Which of several queries these records answer is not said: each asks again, from nothing.

@@ -634,6 +634,27 @@ describe("rollback", () => {
     assert.equal(details[2].note, "mine");
   });
 
+  it("of what JSON cannot carry: like a refusal", async () => {
+    const todos = await live([{ id: 1, n: 1 }]);
+    const circle: Record<string, unknown> = {};
+    circle.self = circle;
+    for (const n of [5n, circle]) {
+      const lines = log(todos, "error", "rollback");
+      const codes: string[] = [];
+      const options = { error: (_: unknown, error: { code: string }) => codes.push(error.code) };
+      const created = todos.create({ n }, options);
+      todos.get(1).save({ n }, options);
+      assert.deepEqual([todos.length, todos.syncPending(), created.syncPending()], [2, 2, 1]);
+      await settle();
+      assert.deepEqual([todos.toJSON(), todos.syncPending(), created.syncPending()], [[{ id: 1, n: 1 }], 0, 0]);
+      assert.deepEqual(codes, ["invalid", "invalid"]);
+      assert.deepEqual(lines.map((line) => line.split(" ")[0]), ["error", "rollback", "error", "rollback"]);
+      todos.off();
+    }
+    assert.deepEqual(socket.take(), []);
+    assert.equal(connection.pending, 0);
+  });
+
   it("takes back to what was pushed meanwhile", async () => {
     const todos = await live([{ id: 1, text: "a" }]);
     todos.get(1).save({ text: "mine" });
@@ -887,6 +908,40 @@ describe("syncBind", () => {
       ["Todo:unsubscribe", undefined],
       ["Todo:subscribe", false],
     ]);
+  });
+
+  it("in a keyed room is silent while no room is live, and the refusal is the one that is told", async (context) => {
+    const warn = context.mock.method(console, "warn", () => {});
+    const todos = new Todos() as any;
+    const errors: string[] = [];
+    todos.on("error", (_: unknown, error: { code: string }) => errors.push(error.code));
+    let heard = 0;
+    todos.syncBind("typing", () => (heard += 1));
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "invalid"); // no key: only live() will know it
+    assert.match(String(warn.mock.calls[0]?.arguments[0]), /syncBind hears nothing until live\(\) has said of what: no: invalid/);
+    todos.live({ query: { room: "a" } });
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "forbidden");
+    assert.deepEqual([errors, socket.take()], [["forbidden"], []]);
+    const promise = todos.live({ query: { room: "b" } });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { ...snapshot([]), key: { room: "b" } });
+    await socket.frame({ event: "Todo:typing", data: "me", key: { room: "b" } });
+    promise.stop();
+    socket.takeOne("Todo:unsubscribe");
+    todos.syncBind("typing", () => {});
+    assert.deepEqual([heard, errors, socket.take()], [1, ["forbidden"], []]);
+  });
+
+  it("a closed connection is told once, with and without rooms", async () => {
+    const [bare, one, two] = [new Todos(), new Todos(), new Todos()] as any[];
+    one.live();
+    for (const room of ["a", "b"]) two.live({ query: { room } });
+    const counts = [bare, one, two].map((todos) => {
+      todos.syncBind("upsert", () => {});
+      return log(todos, "error");
+    });
+    connection.close();
+    await settle();
+    assert.deepEqual(counts.map((lines) => lines.length), [1, 1, 1]);
   });
 
   it("wants a function", () => {

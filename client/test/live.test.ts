@@ -38,13 +38,31 @@ describe("LiveCollection", () => {
     assert.deepEqual(todos.records, [{ id: 1, n: 2 }, { id: 2, n: 1 }, { id: 3, n: 3 }]);
     assert.equal(todos.records[1], before[1]);
     assert.equal(todos.get(2), before[1]);
-    assert.equal(todos.get("2"), undefined);
+    assert.equal(todos.get("2"), before[1]);
+    assert.equal(todos.get("02"), undefined);
     const after = todos.records;
     await socket.frame(upsert({ id: 1, n: 2 }), { event: "Todo:typing", data: {} });
     assert.equal(todos.records, after);
     assert.equal(Object.isFrozen(after) && Object.isFrozen(after[0]), true);
     await socket.frame(remove(2));
     assert.deepEqual(todos.records.map(({ id }) => id), [1, 3]);
+  });
+
+  it("takes 1 and \"1\" for one id, as the server does", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }, { id: "3", n: 1 }]);
+    await socket.frame(remove("1"), upsert({ id: 3, n: 2 }));
+    assert.deepEqual(todos.records, [{ id: 2, n: 1 }, { id: 3, n: 2 }]);
+    const written = todos.upsert({ id: "2", n: 2 });
+    const changed = todos.patch(2, { n: 3 });
+    assert.deepEqual([todos.records.length, todos.pending, todos.get(2)?.n, todos.get("2")?.n], [2, 1, 3, 3]);
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 2, n: 2 });
+    await socket.reply(socket.takeOne("Todo:patch"), { id: 2, n: 3 });
+    await Promise.all([written, changed]);
+    assert.deepEqual(todos.records, [{ id: 2, n: 3 }, { id: 3, n: 2 }]);
+    void todos.delete("3");
+    assert.deepEqual(todos.records, [{ id: 2, n: 3 }]);
+    await socket.reply(socket.takeOne("Todo:delete"), {});
+    assert.equal(todos.pending, 0);
   });
 
   it("has the server's order, or the page's", async () => {
@@ -204,6 +222,19 @@ describe("LiveCollection", () => {
     await socket.reply(here!, { id: 1, ...here!.data });
     await socket.reply(there!, there!.data);
     assert.deepEqual(todos.records, [{ id: 1, text: "here", room: "a" }]);
+  });
+
+  it("takes back what JSON cannot carry, and refuses to follow such a query", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }]);
+    for (const written of [todos.patch(1, { n: 5n }), todos.upsert({ id: 1, n: 5n }), todos.upsert({ n: 5n })]) {
+      await assert.rejects(written, { code: "invalid", message: /JSON cannot carry its data .*BigInt/ });
+    }
+    assert.deepEqual([todos.records, todos.pending, connection.pending], [[{ id: 1, n: 1 }], 0, 0]);
+    await assert.rejects(new LiveCollection(connection, "Note", { query: { n: 5n } }).ready, { code: "invalid" });
+    assert.equal(socket.take().length, 0);
+    await socket.cut();
+    await host.advance(1000);
+    (await server.accept()).takeOne("Todo:subscribe");
   });
 
   it("says at once what it needs", () => {

@@ -46,6 +46,18 @@ describe("two writes of one record as one", () => {
 });
 
 describe("without a connection", () => {
+  it("writes of 1 and of \"1\" are writes of one record", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const calls = [watch(connection.call("Todo:patch", { id: 1, n: 1 })), watch(connection.call("Todo:patch", { id: "1", m: 2 }))];
+    assert.equal(connection.pending, 1);
+    const socket = await server.accept();
+    const sent = socket.takeOne("Todo:patch");
+    assert.deepEqual(sent.data, { id: "1", n: 1, m: 2 });
+    await socket.reply(sent, { id: 1, n: 1, m: 2 });
+    assert.deepEqual(calls.map(({ state }) => state), ["resolved", "resolved"]);
+  });
+
   it("1 000 edits of 10 records are 10 messages, each caller gets the reply that covers its edit", async () => {
     const server = new FakeServer();
     const connection = server.connection();
@@ -312,6 +324,84 @@ describe("a record that has no id yet", () => {
   });
 });
 
+describe("a new record before the key of its room is known", () => {
+  const answer = (key?: object): object => ({ mode: "snapshot", epoch: "e", seq: 1, records: [], ...(key === undefined ? {} : { key }) });
+  const subscribed = { event: "Todo:subscribe", data: { room: "a", done: false } };
+
+  for (const kind of ["Backbone", "LiveCollection"]) {
+    const start = (connection: Connection): { todos: any; add(record: object): Promise<any> } => {
+      if (kind === "LiveCollection") {
+        const todos = new LiveCollection(connection, "Todo", { query: subscribed.data });
+        return { todos, add: (record) => todos.upsert(record) };
+      }
+      const own = Backbone.noConflict();
+      const todos = new (own.Collection.extend({ url: "/Todo" }))() as any;
+      install(own, connection);
+      todos.live({ query: subscribed.data, connection });
+      return { todos, add: (record) => new Promise((success, error) => void todos.create(record, { success, error: (_: unknown, reason: unknown) => error(reason) })) };
+    };
+
+    it(`${kind}: waits for the first answer and gets the key fields, no others`, async () => {
+      const { connection, socket } = await connected();
+      const { todos, add } = start(connection);
+      const [plain, own] = [watch(add({ n: 1 })), watch(add({ id: "x", n: 2, room: "b" }))];
+      assert.equal(todos.records?.length ?? todos.length, 2);
+      assert.equal(connection.pending, 2);
+      await socket.reply(socket.takeOne("Todo:subscribe"), answer({ room: "a" }));
+      const [first, second] = socket.take();
+      assert.deepEqual([first!.data, second!.data], [{ n: 1, room: "a" }, { id: "x", n: 2, room: "b" }]);
+      await socket.reply(first!, { id: 1, ...first!.data });
+      await socket.reply(second!, second!.data);
+      assert.deepEqual([plain.state, own.state, connection.pending], ["resolved", "resolved", 0]);
+      assert.deepEqual(todos.records ?? todos.toJSON(), [{ id: 1, n: 1, room: "a" }]);
+      assert.deepEqual(socket.take(), []);
+    });
+
+    it(`${kind}: goes out as it is where there is no key, or nobody is told`, async () => {
+      const { connection, socket } = await connected();
+      const { add } = start(connection);
+      void add({ n: 1 });
+      await socket.reply(socket.takeOne("Todo:subscribe"), answer());
+      assert.deepEqual(socket.takeOne("Todo:upsert").data, { n: 1 });
+      const other = await connected();
+      const refused = watch(start(other.connection).add({ n: 1 }));
+      await other.socket.refuse(other.socket.takeOne("Todo:subscribe"), "forbidden");
+      const sent = other.socket.takeOne("Todo:upsert");
+      assert.deepEqual(sent.data, { n: 1 });
+      await other.socket.refuse(sent, "forbidden");
+      assert.equal(refused.value.code, "forbidden");
+    });
+  }
+
+  it("is of the room that it was made in, though another one was entered meanwhile", async () => {
+    const server = new FakeServer();
+    const connection = server.connection();
+    const a = new LiveCollection(connection, "Todo", { query: { room: "a" } });
+    void a.upsert({ id: "x", n: 1 });
+    void a.upsert({ id: "x", n: 2 });
+    a.close();
+    new LiveCollection(connection, "Todo", { query: { room: "b" } });
+    const socket = await server.accept();
+    const asked = socket.take();
+    await socket.reply(asked.find(({ data }) => data.room === "b")!, answer({ room: "b" }));
+    assert.deepEqual(socket.take().filter(({ event }) => event === "Todo:upsert").map(({ data }) => data), [{ room: "a", id: "x", n: 2 }]);
+  });
+
+  it("asks itself when nobody follows the model any more", async () => {
+    const { connection, socket } = await connected();
+    const todos = new LiveCollection(connection, "Todo", { query: subscribed.data });
+    void todos.upsert({ n: 1 });
+    todos.close();
+    const [, ...left] = socket.take();
+    const asked = left.find(({ event }) => event === "Todo:subscribe")!;
+    assert.deepEqual([asked.data, asked.snapshot], [subscribed.data, false]);
+    await socket.reply(asked, { mode: "resume", epoch: "e", seq: 1, key: { room: "a" } });
+    const [upsert, leave] = socket.take();
+    assert.deepEqual([upsert!.data, leave!.event], [{ n: 1, room: "a" }, "Todo:unsubscribe"]);
+    assert.equal(connection.status, "live");
+  });
+});
+
 describe("persist", () => {
   function page(disk: Disk, options: ConnectionOptions = {}): { server: FakeServer; connection: Connection; end(): void } {
     const server = new FakeServer();
@@ -451,8 +541,32 @@ describe("persist", () => {
     await settle();
     assert.deepEqual(refused, ["too_large"]);
     assert.deepEqual(socket.takeOne("Todo:upsert").data, { id: 3 });
-    assert.deepEqual([...disk.rows.values()].map(({ record }) => record), ["3"]);
+    assert.deepEqual([...disk.rows.values()].map(({ record }) => record), ['"3"']);
   });
+
+  for (const isFollowed of [true, false]) {
+    it(`a creation gets the key of its room on a later page, which ${isFollowed ? "follows" : "does not follow"} it`, async () => {
+      const disk = new Disk();
+      const before = page(disk);
+      void new LiveCollection(before.connection, "Todo", { query: { room: "a" } }).upsert({ n: 1 });
+      await settle();
+      before.end();
+      const { server, connection } = page(disk);
+      if (isFollowed) new LiveCollection(connection, "Todo", { query: { room: "b" } });
+      await settle();
+      const socket = await server.accept();
+      await settle();
+      const asked = socket.takeOne("Todo:subscribe");
+      assert.deepEqual(asked.data, { room: isFollowed ? "b" : "a" });
+      await socket.reply(asked, { mode: "snapshot", epoch: "e", seq: 1, records: [], key: asked.data });
+      await settle();
+      const sent = socket.take().find(({ event }) => event === "Todo:upsert")!;
+      assert.deepEqual(sent.data, { room: "a", n: 1 });
+      await socket.reply(sent, { id: 1, ...sent.data });
+      await settle();
+      assert.deepEqual([connection.pending, disk.rows.size], [0, 0]);
+    });
+  }
 
   it("a write of an earlier page that is refused is told by an event", async () => {
     const disk = new Disk();

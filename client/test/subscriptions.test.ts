@@ -52,6 +52,48 @@ describe("one channel", () => {
     assert.deepEqual(subscription.position, { epoch: "e1", seq: 12 });
   });
 
+  it("with another token, set while offline, asks from nothing", async () => {
+    const { server, connection, socket, sink, subscription } = await following();
+    await socket.cut();
+    void connection.authenticate("other");
+    await server.host.advance(2_000);
+    const next = await server.accept();
+    const [auth, asked] = next.take();
+    assert.deepEqual([auth!.event, asked!.event, asked!.since], ["$:auth", "Todo:subscribe", undefined]);
+    await next.reply(auth!, {});
+    await next.reply(asked!, snapshotOf(3, 7));
+    assert.deepEqual(sink.take(), [{ snapshot: [7] }]);
+    assert.deepEqual(subscription.position, { epoch: "e1", seq: 3 });
+    assert.deepEqual((await again(server)).takeOne("Todo:subscribe").since, { epoch: "e1", seq: 3 });
+  });
+
+  it("with another token, cut off before the new user's snapshot has come, asks from nothing", async () => {
+    const { server, connection, socket, sink } = await following();
+    const done = connection.authenticate("other");
+    const auth = socket.takeOne("$:auth");
+    await socket.frame({ event: "Todo:snapshot", data: { epoch: "e1", seq: 11, records: [{ id: 1 }] } }); // still the old user's
+    await socket.frame({ id: auth.id, event: auth.event, data: {} }, upsert(2, 12), upsert(2, 11));
+    await done;
+    assert.deepEqual(sink.take(), [{ snapshot: [1] }, ["upsert 2 12"]]);
+    const next = await again(server);
+    const asked = next.takeOne("Todo:subscribe");
+    assert.equal(asked.since, undefined);
+    assert.equal((await again(server)).takeOne("Todo:subscribe").since, undefined);
+  });
+
+  it("with another token resumes once the new user's snapshot has come; with the same token at once", async () => {
+    const { server, connection, socket } = await following();
+    const done = connection.authenticate("other");
+    await socket.reply(socket.takeOne("$:auth"), {});
+    await done;
+    await socket.frame({ event: "Todo:snapshot", data: { epoch: "e1", seq: 11, records: [] } });
+    const next = await again(server);
+    assert.deepEqual(next.takeOne("Todo:subscribe").since, { epoch: "e1", seq: 11 });
+    void connection.authenticate("other");
+    await next.reply(next.takeOne("$:auth"), {});
+    assert.deepEqual((await again(server)).takeOne("Todo:subscribe").since, { epoch: "e1", seq: 11 });
+  });
+
   it("ignores repeats: an older state must not replace a newer one", async () => {
     const { socket, sink } = await following();
     await socket.frame(upsert(3, 12), upsert(3, 11), upsert(1, 10));

@@ -60,6 +60,8 @@ interface CollectionState {
   bound: Bound[];
   /** Brings events to `bound` while no binding does. */
   bare: Subscription | null;
+  /** Listeners wait for the next `live()`: without its query, or against a refusal, there is nothing to ask for. */
+  isHushed: boolean;
 }
 
 const installations = new WeakMap<object, Installed>();
@@ -156,8 +158,10 @@ class Installation {
     this.#records.live.set(collection, {
       rollback: options.rollback ?? collection.rollback ?? true,
       rooms: () => [...state.bindings.values()].map((binding) => binding.key),
+      query: () => (state.bindings.size === 1 ? [...state.bindings.values()][0]?.query : undefined),
     });
-    const ended = (): void => {
+    const ended = (error: BacksyncError | null): void => {
+      state.isHushed = error !== null || options.query !== undefined;
       if (state.bindings.get(channel) === binding) state.bindings.delete(channel);
       if (state.bindings.size === 0) this.#records.live.delete(collection);
       this.#arrange(collection, state);
@@ -201,6 +205,7 @@ class Installation {
   uninstall(): void {
     for (const state of this.#states.values()) {
       state.bare?.stop();
+      state.bound = [];
       for (const binding of [...state.bindings.values()]) binding.stop();
     }
     this.#states.clear();
@@ -209,13 +214,13 @@ class Installation {
 
   #state(collection: BackboneCollection): CollectionState {
     let state = this.#states.get(collection);
-    if (state === undefined) this.#states.set(collection, (state = { bindings: new Map(), bound: [], bare: null }));
+    if (state === undefined) this.#states.set(collection, (state = { bindings: new Map(), bound: [], bare: null, isHushed: false }));
     return state;
   }
 
   /** Listeners need a subscription: a live one does; without one, one that brings no records. */
   #arrange(collection: BackboneCollection, state: CollectionState): void {
-    const needed = state.bound.length > 0 && state.bindings.size === 0;
+    const needed = state.bound.length > 0 && state.bindings.size === 0 && !state.isHushed;
     if (needed && state.bare === null) {
       const connection = this.#connectionOf(collection) ?? this.#connection();
       state.bare = connection.subscribe(nameOf(collection), { snapshot: false }, {
@@ -225,6 +230,11 @@ class Installation {
         },
         failed: (error, over) => {
           if (over) state.bare = null;
+          if (error.code === "invalid") {
+            state.isHushed = true; // a keyed model: which room is meant is said by live()
+            console.warn(`backsync: syncBind hears nothing until live() has said of what: ${error.message}`);
+            return;
+          }
           collection.trigger("error", collection, error, { fromServer: true });
         },
       });

@@ -28,8 +28,8 @@ export interface BindingOptions {
   destroy: boolean;
   /** Told of each change and event after it has been applied. */
   heard(change: Change): void;
-  /** The binding is over. */
-  ended(): void;
+  /** The binding is over: refused, or (null) stopped by the page. */
+  ended(error: BacksyncError | null): void;
 }
 
 export class Binding implements Sink {
@@ -69,9 +69,13 @@ export class Binding implements Sink {
     return this.#subscription.key;
   }
 
+  get query(): Query | undefined {
+    return this.#options.query;
+  }
+
   stop(): void {
     this.#subscription.stop();
-    this.#options.ended();
+    this.#options.ended(null);
     this.#leave();
     this.#reject(new BacksyncError("aborted", `The live ${this.#options.model} collection was stopped before its first records came.`));
   }
@@ -79,10 +83,11 @@ export class Binding implements Sink {
   failed(error: BacksyncError, over: boolean): void {
     if (over) {
       if (error.code !== "closed") this.#fill(new Map(), { fromServer: true, snapshot: true, seq: null }); // no longer to be seen
-      this.#options.ended();
+      this.#options.ended(error);
       this.#reject(error);
       const byPage = error.code === "closed" && (error.details as { code?: unknown }).code === 1000;
       if (!byPage) console.warn(`backsync: ${this.#options.model} is not live: ${error.message} (${error.code})`);
+      if (error.code === "closed" && !this.#isLast()) return; // one connection is closed, however many rooms it carried
     }
     this.#collection.trigger("error", this.#collection, error, { fromServer: true });
   }
@@ -105,6 +110,11 @@ export class Binding implements Sink {
       for (const change of changes) guarded(this.#host, () => this.#apply([change])); // repeats are harmless
     }
     for (const change of changes) this.#options.heard(change);
+  }
+
+  #isLast(): boolean {
+    for (const sibling of this.#siblings) if (sibling !== this) return false;
+    return true;
   }
 
   // A snapshot: the channel's rows, in the server's order, and what must not be lost.

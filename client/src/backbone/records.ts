@@ -14,6 +14,8 @@ export interface LiveOptions {
   rollback: boolean;
   /** The key fields of each channel that it follows; null for one that has none, or is not known yet. */
   rooms(): (Query | null)[];
+  /** The query of the one channel that it follows; undefined: it has none, or there are several. */
+  query(): Query | undefined;
 }
 
 /** Where a model is, or was before it was destroyed; -1: about to be added. */
@@ -103,6 +105,11 @@ export class Records {
   room(model: BackboneModel): Query {
     const rooms = model.collection === undefined ? [] : (this.live.get(model.collection)?.rooms() ?? []);
     return (rooms.length === 1 ? rooms[0] : null) ?? {};
+  }
+
+  /** Where a new record of the model's collection gets the key fields from that are not known yet. */
+  query(model: BackboneModel): Query | undefined {
+    return model.collection === undefined ? undefined : this.live.get(model.collection)?.query();
   }
 
   /** Takes a record that was made for a room that a collection does not follow out of it. */

@@ -26,6 +26,7 @@ export function syncOver(
   const message = toMessage(method, subject, options);
   const isNew = (method === "create" || method === "update") && !isCollection(subject) && records.isUnknown(subject);
   if (isNew && isObject(message.data)) message.data = { ...records.room(subject), ...message.data };
+  const query = isNew ? records.query(subject) : undefined;
   const write = method === "read" || isCollection(subject) ? null : records.begin(method, subject, options);
   let resolve: (response: unknown) => void = () => {};
   let reject: (error: BacksyncError) => void = () => {};
@@ -64,7 +65,7 @@ export function syncOver(
   } else {
     const model = subject as BackboneModel;
     const own = isObject(message.data) ? records.shadow(model).touched(message.data) : [];
-    const where = { record: records.name(model), identity: () => identity(model), own };
+    const where = { record: records.name(model), identity: () => identity(model), own, query };
     call = connection.request(message, { ...timeoutOf(options), ...where }, settle);
     if (write.kind === "create") stopWatching = watchDestroy(connection, records, model, message, options);
   }
