@@ -181,7 +181,7 @@ class Model:
             options = {**options, "store": MemoryStore()}
         self.options = Options(**options)
         if self.options.ephemeral:
-            self.lives = Lives(self.name, self.options.grace, self.options.ttl, self.delete)
+            self.lives = Lives(self.name, self.options.grace, self.options.ttl, self._delete_if)
         store = self.options.store
         if store is not None:
             if store.version not in (None, self.options.version):
@@ -310,12 +310,25 @@ class Model:
 
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
+        return await self._delete_if(id, lambda: True)
+
+    async def _delete_if(self, id: Id, is_due: Callable[[], bool]) -> bool:
+        """The same, if it is still to be deleted when it is the record's turn."""
         async with self._turn(id):
+            if not is_due():
+                return False
             await self._find_place(id)
             deleted = self.store is None or await self.store.delete(id)
             if deleted:
                 self.publish("delete", {"id": id})
+            else:
+                self._note_gone(id)
         return deleted
+
+    def _note_gone(self, id: Id) -> None:
+        """The store has no such record any more, which nobody has announced here."""
+        if self.lives is not None:
+            self.lives.note("delete", id)
 
     def publish(self, method: str, data: Any, *, key: Mapping[str, Any] | None = None) -> None:
         """Broadcast without storing: `upsert` with a record, `delete` with `{"id": …}`, or a transient event of any
@@ -468,6 +481,7 @@ class Model:
             self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
         if self.store is not None:
             for evicted in self.store.take_evicted():
+                self._note_gone(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
@@ -727,6 +741,8 @@ class Model:
             deleted = await self._call(handler, ctx, {"id": id}) is not False
         elif self.store is not None:
             deleted = await self._call.limited(self.store.delete(id))
+            if not deleted:
+                self._note_gone(id)
         else:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
