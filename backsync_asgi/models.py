@@ -176,6 +176,11 @@ class Model:
             raise ValueError(
                 f"sync.model({self.name!r}) got {now}, but has {self.options}. Options are given once, together."
             )
+        if options.get("version") is not None and options.get("store") is None and not options.get("ephemeral"):
+            raise ValueError(
+                f"sync.model({self.name!r}) got version={options['version']!r} and no store that could count it. Give "
+                "it one, such as store=MemoryStore(), or refuse in your handlers with Reject('conflict', …)."
+            )
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
@@ -205,8 +210,10 @@ class Model:
         An async function runs on the event loop, a plain one in a worker thread.
 
         Raises ValueError for a name that is taken, reserved or not a name; TypeError for a function that cannot be
-        called with `(ctx, data)`.
+        called with `(ctx, data)`, and for `@model.on` without a method.
         """
+        if not isinstance(method, str):
+            raise TypeError(f'{self.name}.on got {method!r}, expected a method: @model.on("upsert").')
 
         def decorate(function: Decorated) -> Decorated:
             self._register(method, function, "a handler takes (ctx, data)")
@@ -332,12 +339,12 @@ class Model:
 
     def publish(self, method: str, data: Any, *, key: Mapping[str, Any] | None = None) -> None:
         """Broadcast without storing: `upsert` with a record, `delete` with `{"id": …}`, or a transient event of any
-        other name, which is not part of the state and not resumed; `key` names the channel of a keyed model that gets
-        it, none means all. In another thread than the event loop's it is
-        checked and encoded at once and goes out soon.
+        other name, which is not part of the state and not resumed; `key`, as `{"room": "bar"}`, names the channel of a
+        keyed model that gets it, none means all. In another thread than the event loop's it is checked and encoded at
+        once and goes out soon.
 
-        Raises ValueError for a record without an id, Reject("invalid") for one without its key fields, EncodeError for
-        what JSON cannot carry.
+        Raises ValueError for a record without an id, and for a key that is not the model's (TypeError: not a mapping);
+        Reject("invalid") for a record without its key fields, EncodeError for what JSON cannot carry.
         """
         self._soon.run(self._prepare(method, data, key))
 
@@ -351,7 +358,10 @@ class Model:
                     f"letters, digits and underscores, none of {sorted(_NO_EVENTS)}."
                 )
             body = messages.encode(data)
-            return lambda: self._publish_event(method, body, key)
+            place = None if key is None else self._place_of_key(key)
+            return lambda: self._publish_event(method, body, place)
+        if key is not None:
+            raise ValueError(f"{self.name}.publish({method!r}) got a key, which a record has in its own fields.")
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
@@ -403,14 +413,20 @@ class Model:
         return known
 
     def _make_place(self, key: Mapping[str, Any]) -> tuple[Key, str]:
+        expected = f"expected a text of at most {MAX_KEY} characters, an integer or a boolean"
         faults = [
-            {"field": name, "message": "expected a text of at most 128 characters, an integer or a boolean"}
+            {
+                "field": name,
+                "message": f"{'missing' if value is None else f'got {messages.shorten(value)}'}, {expected}",
+            }
             for name, value in key.items()
             if not (isinstance(value, str) and len(value) <= MAX_KEY) and not isinstance(value, int)
         ]
         if faults:
-            fields_named = ", ".join(fault["field"] for fault in faults)
-            raise Reject("invalid", f"{self.name} is keyed: its records and subscriptions need {fields_named}.", faults)
+            names, told = ", ".join(key), "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+            raise Reject(
+                "invalid", f"{self.name} is keyed: its records and subscriptions need {names}. {told}.", faults
+            )
         return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
 
     def _check_key(self, fields: Mapping[str, Any], unset: Sequence[str]) -> None:
@@ -494,9 +510,24 @@ class Model:
         for topic in topics:
             topic.publish("delete", id, body)
 
-    def _publish_event(self, method: str, body: str, key: Mapping[str, Any] | None) -> None:
-        everywhere = bool(self.options.key) and key is None
-        for topic in self._hub.topics_of(self.name) if everywhere else [self.topic_of(key or {})]:
+    def _place_of_key(self, key: Mapping[str, Any]) -> tuple[Key, str]:
+        """The channel that `publish` was given by its key."""
+        names = self.options.key
+        expected = f"key={{{', '.join(f'{messages.encode(name)}: …' for name in names)}}}"
+        if not names:
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(key)}, but the model has no key.")
+        if not isinstance(key, Mapping):
+            raise TypeError(f"{self.name}.publish got key={messages.shorten(key)}, expected {expected}.")
+        if set(key) != set(names):
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}, expected {expected}.")
+        try:
+            return self.place(key)
+        except Reject as error:
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}: {error.message}") from None
+
+    def _publish_event(self, method: str, body: str, place: tuple[Key, str] | None) -> None:
+        everywhere = bool(self.options.key) and place is None
+        for topic in self._hub.topics_of(self.name) if everywhere else [self._hub.topic(self.name, *(place or ()))]:
             topic.publish_event(method, body)
 
     # Visibility
@@ -513,7 +544,7 @@ class Model:
         if seen is True:
             return record
         if isinstance(seen, Mapping):
-            return {**seen, "id": record["id"]}
+            return {**seen, "id": record["id"]} if "id" in record else seen
         if seen is not False and seen is not None:
             got = messages.shorten(seen)
             logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self.name, got)
@@ -521,15 +552,17 @@ class Model:
 
     def show_reply(self, ctx: Context, reply: str) -> str:
         """A remembered reply, as far as this client may see now what is in it."""
-        if self._visible is None or ctx.method not in _STATE_METHODS:
+        if self._visible is None:
             return reply
         message = loads(reply)
         details = message.get("error", {}).get("details")
-        if isinstance(details, dict) and details.get("current"):
+        if isinstance(details, dict) and isinstance(details.get("current"), dict):
             details["current"] = self.show(ctx, details["current"])
             if details["current"] is None:
                 message["error"]["message"] = CHANGED
         data = message["data"]
+        if ctx.method not in _STATE_METHODS:
+            return messages.encode(message)
         rows = data if isinstance(data, list) else [data]
         shown = [
             (self.show(ctx, row) or {"id": row["id"]}) if isinstance(row, dict) and is_id(row.get("id")) else row
@@ -576,17 +609,17 @@ class Model:
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
         method = request.method
-        if method == "read":
-            return await self.read_text(ctx, check_query(request.data))
-        if method in _STATE_METHODS:
-            try:
+        try:
+            if method == "read":
+                return await self.read_text(ctx, check_query(request.data))
+            if method in _STATE_METHODS:
                 return await self._write_all(ctx, request)
-            except Reject as error:
-                raise self._hide_current(ctx, error) from None
-        handler = self._handlers.get(method)
-        if handler is None or method == "subscribe":
-            raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-        return messages.encode(await self._call(handler, ctx, request.data))
+            handler = self._handlers.get(method)
+            if handler is None or method == "subscribe":
+                raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
+            return messages.encode(await self._call(handler, ctx, request.data))
+        except Reject as error:
+            raise self._hide_current(ctx, error) from None
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -607,9 +640,10 @@ class Model:
 
     def _hide_current(self, ctx: Context, error: Reject) -> Reject:
         """A conflict tells the current record, as far as this client may see it."""
-        if error.code != "conflict" or not isinstance(error.details, dict) or not error.details.get("current"):
+        current = error.details.get("current") if isinstance(error.details, dict) else None
+        if error.code != "conflict" or not isinstance(current, Mapping):
             return error
-        seen = self.show(ctx, error.details["current"])
+        seen = self.show(ctx, current)
         message = CHANGED if seen is None else error.message
         return Reject(error.code, message, {**error.details, "current": seen})
 
@@ -687,7 +721,8 @@ class Model:
         async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
-            await self._find_place(data.get("id"))
+            if self.options.key and self.store is not None:
+                await self._call.limited(self._find_place(data.get("id")))
             match method:
                 case "upsert":
                     return self._finish(ctx, await self._upsert(ctx, data))
@@ -728,7 +763,7 @@ class Model:
         if "upsert" not in self._handlers:
             return await self._call.limited(self.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
-        current = await self.store.get(data["id"])
+        current = await self._call.limited(self.store.get(data["id"]))
         if current is None:
             raise self._not_found(data["id"])
         merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
