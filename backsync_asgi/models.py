@@ -11,7 +11,7 @@ import copy
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -160,8 +160,10 @@ class Model:
         self._turns = turns
         self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
         self._keys: dict[tuple[tuple[Any, ...], tuple[type, ...]], tuple[Key, str]] = {}  # encoded, by values
-        self._places_forgotten = False
-        self._reading = 0  # calls of the read handler that are under way
+        self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
+        self._prune_at = KEYS
+        self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
+        self._reading = 0  # reads of a keyed model that are under way
         self.lives: Lives | None = None
 
     def __repr__(self) -> str:
@@ -297,7 +299,7 @@ class Model:
         async with self._turn(record.get("id")):
             await self._find_place(record.get("id"))
             stored = dict(record) if self.store is None else await self.store.upsert(record)
-            self.publish("upsert", stored)
+            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
         return stored
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
@@ -312,7 +314,7 @@ class Model:
         async with self._turn(id):
             await self._find_place(id)
             stored = await self.store.patch(id, fields, unset)
-            self.publish("upsert", stored)
+            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
         return stored
 
     async def delete(self, id: Id) -> bool:
@@ -348,8 +350,10 @@ class Model:
         """
         self._soon.run(self._prepare(method, data, key))
 
-    def _prepare(self, method: str, data: Any, key: Mapping[str, Any] | None) -> Callable[[], None]:
-        """Check and encode what is to be published; the rest is for the event loop."""
+    def _prepare(
+        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_known: bool = False
+    ) -> Callable[[], None]:
+        """Check and encode what is to be published; the rest is for the event loop. is_known: see `_leave_place`."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
             if not messages.is_method_name(method) or method in _NO_EVENTS:
@@ -366,7 +370,7 @@ class Model:
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
         record = data if method == "upsert" else {"id": id}
-        return self._prepare_change(method, record, messages.encode(record))
+        return self._prepare_change(method, record, messages.encode(record), is_known)
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.
@@ -374,7 +378,7 @@ class Model:
         Before the event loop runs, changes wait. At most 10 000 wait; then the oldest are dropped, with a warning.
         """
         try:
-            act = self._prepare(method, data, None)
+            act = self._prepare(method, data)
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
@@ -448,9 +452,27 @@ class Model:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
 
+    async def _read_store(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
+        """The rows of the store, records or their JSON texts. A publisher does not ask it where a record was: as with
+        `_learn_places`, once for each query, since what comes later is published."""
+        if not self.options.key:
+            return await self._call.limited(rows)
+        self._reading += 1
+        try:
+            read = await self._call.limited(rows)
+            wanted = messages.encode(query) if all(name in query for name in self.options.key) else None
+            if wanted is not None and wanted not in self._learned:
+                if len(self._learned) >= KEYS:
+                    self._learned.clear()
+                self._learned.add(wanted)
+                self._learn_places([loads(row) if isinstance(row, str) else row for row in read])
+            return read
+        finally:
+            self._reading -= 1
+
     def _learn_places(self, rows: Any) -> None:
-        """Note where records are that only a handler knows: whoever gets them is to be told when they move."""
-        if not self.options.key or self.store is not None:
+        """Note where records are that somebody reads: whoever gets them is to be told when they move."""
+        if not self.options.key:
             return
         for row in [rows] if isinstance(rows, Mapping) else rows:
             if isinstance(row, Mapping) and is_id(row.get("id")) and str(row["id"]) not in self._places:
@@ -461,25 +483,48 @@ class Model:
         self._places[id] = place
         self._places.move_to_end(id)
         if len(self._places) > PLACES:
-            self._places.popitem(last=False)
-            self._places_forgotten = True
+            _, (key, _) = self._places.popitem(last=False)
+            self._forgotten.add(key)
+            if len(self._forgotten) > self._prune_at:
+                self._prune_at = 2 * len(self._topics_forgotten()) + KEYS
 
-    def _may_be_elsewhere(self) -> bool:
-        """Whether clients may have a record whose place is not known: one that a handler has read, or is reading."""
-        return self.store is None and (self._places_forgotten or self._reading > 0)
+    def _topics_forgotten(self) -> list[Topic]:
+        """The channels whose subscribers may have a record of which nobody knows any more that it is there."""
+        topics = [topic for key in self._forgotten if (topic := self._hub.find(self.name, key)) is not None]
+        self._forgotten = {topic.key for topic in topics}
+        return topics
+
+    def _leave_place(self, id: Id, place: tuple[Key, str], is_known: bool) -> None:
+        """A record comes to a place: it is gone for those who have it elsewhere. is_known: the store was asked where it
+        was before; else somebody may have it whose read is under way, or was too long ago."""
+        previous = self._places.get(str(id))
+        if previous == place:
+            return
+        if previous is not None:
+            topics = [self._hub.topic(self.name, *previous)]
+        elif is_known:
+            return
+        else:
+            topics = self._hub.topics_of(self.name) if self._reading else self._topics_forgotten()
+        gone = messages.encode({"id": id})
+        for topic in topics:
+            if topic.key != place[0]:
+                topic.publish("delete", id, gone)
 
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body))
+        self._soon.run(self._prepare_change(method, data, body, self.store is not None))
         return body
 
-    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str) -> Callable[[], None]:
+    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
         place = self.place(data) if method == "upsert" else None
         record = dict(data)  # the caller may go on with its own
-        return lambda: self._publish(method, record, body, place)
+        return lambda: self._publish(method, record, body, place, is_known)
 
-    def _publish(self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None) -> None:
+    def _publish(
+        self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None, is_known: bool
+    ) -> None:
         id: Id = data["id"]
         if self.lives is not None:
             self.lives.note(method, id)
@@ -487,9 +532,7 @@ class Model:
             self._publish_delete(id, body)
         else:
             if self.options.key:
-                previous = self._places.get(str(id))
-                if previous != place and (previous is not None or self._may_be_elsewhere()):
-                    self._publish_delete(id, messages.encode({"id": id}))
+                self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
             version = data.get(self.options.version) if self.options.version is not None else None
@@ -668,7 +711,7 @@ class Model:
         """The same as JSON text. What the store has encoded already is not decoded on the way."""
         if self.store is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
             return messages.encode(await self.read(ctx, query))
-        texts = await self._call.limited(_collect(self.store.snapshot(query)))
+        texts = await self._read_store(query, _collect(self.store.snapshot(query)))
         return "[" + ",".join(texts) + "]"
 
     def _not_found(self, id: object) -> Reject:
@@ -687,7 +730,7 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
-            return await self._call.limited(self.store.read(query))
+            return await self._read_store(query, self.store.read(query))
         record = await self._call.limited(self.store.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])

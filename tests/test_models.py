@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
 from types import SimpleNamespace
 from typing import Any
@@ -1321,11 +1321,65 @@ async def test_a_record_that_moves_while_its_room_is_read_leaves_no_ghost() -> N
 async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backsync_asgi.models.PLACES", 2)
     sync = Backsync()
-    rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
+    model = rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
     async with testing.connect(sync) as client:
         a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        c = await client.subscribe("Person", {"room": "c"})
         await client.upsert("Person", {"id": 0, "room": "b"})
         await client.until(lambda: set(a) == {1, 2, 3, 4} and set(b) == {0})
+        assert not c.events, "no record of this room was forgotten"
+        assert model._forgotten == {('"a"',)}
+        sync._hub._topics.pop(("Person", ('"a"',)))  # as when nobody has listened for long
+        assert not model._topics_forgotten()
+        assert not model._forgotten
+
+
+@pytest.mark.parametrize("way", ["snapshot", "filtered", "handler"])
+async def test_a_record_that_was_stored_before_the_start_leaves_its_room_as_it_is_published(way: str) -> None:
+    sync, store = Backsync(), MemoryStore()
+    model = sync.model("Person", store=store, key="room")
+    if way == "filtered":
+        model.visible(lambda ctx, record: True)
+    if way == "handler":
+
+        @model.on("read")
+        async def read(ctx: Context, query: Record) -> list[Record]:
+            return await ctx.store.read(query)
+
+    for id in (1, 2):
+        await store.upsert({"id": id, "room": "a"})
+    async with testing.connect(sync) as client:
+        a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        model.publish("upsert", await store.upsert({"id": 1, "room": "b"}))
+        await client.until(lambda: set(a) == {2} and set(b) == {1})
+        seen = len(a.events)
+        model.publish("upsert", await store.upsert({"id": 3, "room": "b"}))
+        await client.until(lambda: set(b) == {1, 3})
+        assert len(a.events) == seen, "a new record is no matter of other rooms"
+
+
+async def test_a_record_that_is_published_elsewhere_while_its_room_is_read_leaves_no_ghost() -> None:
+    class Slow(MemoryStore):
+        async def snapshot(self, query: Mapping[str, Any]) -> AsyncIterator[list[str]]:
+            found = super().snapshot(query)
+            chunks = [chunk async for chunk in found]
+            if query["room"] == "a":
+                reading.set()
+                await go_on.wait()
+            for chunk in chunks:
+                yield chunk
+
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    sync, store = Backsync(), Slow()
+    model = sync.model("Person", store=store, key="room")
+    await store.upsert({"id": 1, "room": "a"})
+    async with testing.connect(sync) as client:
+        late = asyncio.ensure_future(client.subscribe("Person", {"room": "a"}))
+        await reading.wait()
+        model.publish("upsert", await store.upsert({"id": 1, "room": "b"}))
+        go_on.set()
+        a = await late
+        await client.until(lambda: not a)
 
 
 async def test_two_handlers_that_write_each_others_records_do_not_wait_for_the_time_limit(sync: Backsync) -> None:
