@@ -118,7 +118,8 @@ class Backsync:
             unless you give another store. grace: seconds in which a client that was cut off may come back (3).
         ttl: seconds that a record of an ephemeral model lives after its last write.
 
-        Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones.
+        Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones,
+        TypeError for a key that is no field's name.
         """
         if not messages.is_model_name(name):
             raise ValueError(
@@ -128,6 +129,9 @@ class Backsync:
             raise ValueError(f"sync.model({name!r}) got grace or ttl, which are for ephemeral=True.")
         if (grace is not None and grace < 0) or (ttl is not None and ttl <= 0):
             raise ValueError(f"sync.model({name!r}) got grace={grace!r}, ttl={ttl!r}, expected positive seconds.")
+        fields: Any = key
+        if not isinstance(fields, (str, tuple, list)) or not all(isinstance(field, str) for field in fields):
+            raise TypeError(f"sync.model({name!r}) got key={key!r}, expected a field's name, or several in a tuple.")
         given = {"store": store, "version": version, "ttl": ttl, "grace": grace, "ephemeral": ephemeral or None}
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
         if key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
@@ -31,10 +32,13 @@ class Lives:
     comes back within the grace period keeps its records. A record that the program wrote by itself belongs to nobody
     and lives by its ttl alone.
 
-    name: the model's. grace, ttl: seconds. delete: removes a record and tells everybody.
+    name: the model's. grace, ttl: seconds. delete: removes a record and tells everybody, if it is still due when it is
+    the record's turn: a write that was under way may have renewed it.
     """
 
-    def __init__(self, name: str, grace: float, ttl: float | None, delete: Callable[[Id], Awaitable[object]]) -> None:
+    def __init__(
+        self, name: str, grace: float, ttl: float | None, delete: Callable[[Id, Callable[[], bool]], Awaitable[object]]
+    ) -> None:
         self._name = name
         self._grace = grace
         self._ttl = ttl
@@ -42,6 +46,7 @@ class Lives:
         self._owners: dict[str, set[Hashable]] = {}  # by record: the clients that wrote it
         self._owned: dict[Hashable, dict[str, Id]] = {}  # the other way round
         self._users: dict[str, Any] = {}  # by record: who wrote it first
+        self._leaves: dict[Hashable, asyncio.TimerHandle] = {}  # the last leave of a client that owns records
         self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,8 +84,9 @@ class Lives:
     def client_left(self, client: Hashable, is_back: Callable[[], bool]) -> None:
         """A client's last connection has gone; its records follow after the grace period unless it is back by then."""
         if client in self._owned:
+            self._forget_leave(client)  # it has been back since
             loop = asyncio.get_running_loop()
-            loop.call_later(self._grace, self._release, client, is_back)
+            self._leaves[client] = loop.call_later(self._grace, self._release, client, is_back)
 
     def renamed(self, old: Hashable, new: Hashable, user: Any) -> None:
         """A connection has told the name of its client, or is another user's: what it wrote before goes with it."""
@@ -100,18 +106,31 @@ class Lives:
         del owned[key]
         if not owned:
             del self._owned[client]
+            self._forget_leave(client)
+
+    def _forget_leave(self, client: Hashable) -> None:
+        leave = self._leaves.pop(client, None)
+        if leave is not None:
+            leave.cancel()
 
     def _release(self, client: Hashable, is_back: Callable[[], bool]) -> None:
         if is_back():
+            del self._leaves[client]
             return
-        gone: list[Id] = []
-        for key, id in list(self._owned.get(client, {}).items()):
-            if self._owners[key] == {client}:
-                gone.append(id)  # its owner goes with the record
-            else:
-                self._owners[key].discard(client)
+        leave = self._leaves[client]
+
+        def goes(key: str) -> bool:
+            if self._leaves.get(client) is not leave or is_back():
+                return False
+            owners = self._owners.get(key, set())
+            if owners == {client}:
+                return True  # its owner goes with the record
+            if client in owners:
+                owners.discard(client)
                 self._disown(client, key)
-        self._delete(gone)
+            return False
+
+        self._delete(list(self._owned[client].values()), goes)
 
     def _set_timer(self) -> None:
         if self._timer is None and self._expiry:
@@ -127,18 +146,18 @@ class Lives:
                 break
             del self._expiry[key]
             due.append(id)
-        self._delete(due)
+        self._delete(due, lambda key: key not in self._expiry)
         self._set_timer()
 
-    def _delete(self, ids: list[Id]) -> None:
-        task = asyncio.get_running_loop().create_task(self._delete_all(ids))
+    def _delete(self, ids: list[Id], is_due: Callable[[str], bool]) -> None:
+        task = asyncio.get_running_loop().create_task(self._delete_all(ids, is_due))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _delete_all(self, ids: list[Id]) -> None:
+    async def _delete_all(self, ids: list[Id], is_due: Callable[[str], bool]) -> None:
         Acting.current.set(None)
         for id in ids:
             try:
-                await self._delete_record(id)
+                await self._delete_record(id, functools.partial(is_due, str(id)))
             except Exception:
                 logger.exception("An ephemeral record of %s could not be deleted.", self._name)

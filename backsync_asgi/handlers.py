@@ -189,9 +189,13 @@ def _settle(future: asyncio.Future[Any], error: BaseException | None, result: An
 
 def _call_plain(function: HandlerFunction, *args: Any) -> Any:
     try:
-        return function(*args)
+        result = function(*args)
     except StopIteration as error:  # no future can carry it: whoever waits for the thread would wait for ever
         raise RuntimeError("a plain handler raised StopIteration") from error
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(f"{function!r} returned a coroutine: make the handler async and await it.")
+    return result
 
 
 def is_async(function: HandlerFunction) -> bool:

@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -163,8 +163,10 @@ class Model:
         self._turns = turns
         self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
         self._keys: dict[tuple[tuple[Any, ...], tuple[type, ...]], tuple[Key, str]] = {}  # encoded, by values
-        self._places_forgotten = False
-        self._reading = 0  # calls of the read handler that are under way
+        self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
+        self._prune_at = KEYS
+        self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
+        self._reading = 0  # reads of a keyed model that are under way
         self.lives: Lives | None = None
 
     def __repr__(self) -> str:
@@ -179,12 +181,17 @@ class Model:
             raise ValueError(
                 f"sync.model({self.name!r}) got {now}, but has {self.options}. Options are given once, together."
             )
+        if options.get("version") is not None and options.get("store") is None and not options.get("ephemeral"):
+            raise ValueError(
+                f"sync.model({self.name!r}) got version={options['version']!r} and no store that could count it. Give "
+                "it one, such as store=MemoryStore(), or refuse in your handlers with Reject('conflict', …)."
+            )
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
         self.options = Options(**options)
         if self.options.ephemeral:
-            self.lives = Lives(self.name, self.options.grace, self.options.ttl, self.delete)
+            self.lives = Lives(self.name, self.options.grace, self.options.ttl, self._delete_if)
         store = self.options.store
         if store is not None:
             if store.version not in (None, self.options.version):
@@ -208,8 +215,10 @@ class Model:
         An async function runs on the event loop, a plain one in a worker thread.
 
         Raises ValueError for a name that is taken, reserved or not a name; TypeError for a function that cannot be
-        called with `(ctx, data)`.
+        called with `(ctx, data)`, and for `@model.on` without a method.
         """
+        if not isinstance(method, str):
+            raise TypeError(f'{self.name}.on got {method!r}, expected a method: @model.on("upsert").')
 
         def decorate(function: Decorated) -> Decorated:
             self._register(method, function, "a handler takes (ctx, data)")
@@ -293,7 +302,7 @@ class Model:
         async with self._turn(record.get("id")):
             await self._find_place(record.get("id"))
             stored = dict(record) if self.store is None else await self.store.upsert(record)
-            self.publish("upsert", stored)
+            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
         return stored
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
@@ -308,31 +317,46 @@ class Model:
         async with self._turn(id):
             await self._find_place(id)
             stored = await self.store.patch(id, fields, unset)
-            self.publish("upsert", stored)
+            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
         return stored
 
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
+        return await self._delete_if(id, lambda: True)
+
+    async def _delete_if(self, id: Id, is_due: Callable[[], bool]) -> bool:
+        """The same, if it is still to be deleted when it is the record's turn."""
         async with self._turn(id):
+            if not is_due():
+                return False
             await self._find_place(id)
             deleted = self.store is None or await self.store.delete(id)
             if deleted:
                 self.publish("delete", {"id": id})
+            else:
+                self._note_gone(id)
         return deleted
+
+    def _note_gone(self, id: Id) -> None:
+        """The store has no such record any more, which nobody has announced here."""
+        if self.lives is not None:
+            self.lives.note("delete", id)
 
     def publish(self, method: str, data: Any, *, key: Mapping[str, Any] | None = None) -> None:
         """Broadcast without storing: `upsert` with a record, `delete` with `{"id": …}`, or a transient event of any
-        other name, which is not part of the state and not resumed; `key` names the channel of a keyed model that gets
-        it, none means all. In another thread than the event loop's it is
-        checked and encoded at once and goes out soon.
+        other name, which is not part of the state and not resumed; `key`, as `{"room": "bar"}`, names the channel of a
+        keyed model that gets it, none means all. In another thread than the event loop's it is checked and encoded at
+        once and goes out soon.
 
-        Raises ValueError for a record without an id, Reject("invalid") for one without its key fields, EncodeError for
-        what JSON cannot carry.
+        Raises ValueError for a record without an id, and for a key that is not the model's (TypeError: not a mapping);
+        Reject("invalid") for a record without its key fields, EncodeError for what JSON cannot carry.
         """
         self._soon.run(self._prepare(method, data, key))
 
-    def _prepare(self, method: str, data: Any, key: Mapping[str, Any] | None) -> Callable[[], None]:
-        """Check and encode what is to be published; the rest is for the event loop."""
+    def _prepare(
+        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_known: bool = False
+    ) -> Callable[[], None]:
+        """Check and encode what is to be published; the rest is for the event loop. is_known: see `_leave_place`."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
             if not messages.is_method_name(method) or method in _NO_EVENTS:
@@ -341,12 +365,15 @@ class Model:
                     f"letters, digits and underscores, none of {sorted(_NO_EVENTS)}."
                 )
             body = messages.encode(data)
-            return lambda: self._publish_event(method, body, key)
+            place = None if key is None else self._place_of_key(key)
+            return lambda: self._publish_event(method, body, place)
+        if key is not None:
+            raise ValueError(f"{self.name}.publish({method!r}) got a key, which a record has in its own fields.")
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
         record = data if method == "upsert" else {"id": id}
-        return self._prepare_change(method, record, messages.encode(record))
+        return self._prepare_change(method, record, messages.encode(record), is_known)
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.
@@ -354,7 +381,7 @@ class Model:
         Before the event loop runs, changes wait. At most 10 000 wait; then the oldest are dropped, with a warning.
         """
         try:
-            act = self._prepare(method, data, None)
+            act = self._prepare(method, data)
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
@@ -393,14 +420,20 @@ class Model:
         return known
 
     def _make_place(self, key: Mapping[str, Any]) -> tuple[Key, str]:
+        expected = f"expected a text of at most {MAX_KEY} characters, an integer or a boolean"
         faults = [
-            {"field": name, "message": "expected a text of at most 128 characters, an integer or a boolean"}
+            {
+                "field": name,
+                "message": f"{'missing' if value is None else f'got {messages.shorten(value)}'}, {expected}",
+            }
             for name, value in key.items()
             if not (isinstance(value, str) and len(value) <= MAX_KEY) and not isinstance(value, int)
         ]
         if faults:
-            fields_named = ", ".join(fault["field"] for fault in faults)
-            raise Reject("invalid", f"{self.name} is keyed: its records and subscriptions need {fields_named}.", faults)
+            names, told = ", ".join(key), "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+            raise Reject(
+                "invalid", f"{self.name} is keyed: its records and subscriptions need {names}. {told}.", faults
+            )
         return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
 
     def _check_key(self, fields: Mapping[str, Any], unset: Sequence[str]) -> None:
@@ -422,9 +455,27 @@ class Model:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
 
+    async def _read_store(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
+        """The rows of the store, records or their JSON texts. A publisher does not ask it where a record was: as with
+        `_learn_places`, once for each query, since what comes later is published."""
+        if not self.options.key:
+            return await self._call.limited(rows)
+        self._reading += 1
+        try:
+            read = await self._call.limited(rows)
+            wanted = messages.encode(query) if all(name in query for name in self.options.key) else None
+            if wanted is not None and wanted not in self._learned:
+                if len(self._learned) >= KEYS:
+                    self._learned.clear()
+                self._learned.add(wanted)
+                self._learn_places([loads(row) if isinstance(row, str) else row for row in read])
+            return read
+        finally:
+            self._reading -= 1
+
     def _learn_places(self, rows: Any) -> None:
-        """Note where records are that only a handler knows: whoever gets them is to be told when they move."""
-        if not self.options.key or self.store is not None:
+        """Note where records are that somebody reads: whoever gets them is to be told when they move."""
+        if not self.options.key:
             return
         for row in [rows] if isinstance(rows, Mapping) else rows:
             if isinstance(row, Mapping) and is_id(row.get("id")) and str(row["id"]) not in self._places:
@@ -435,25 +486,48 @@ class Model:
         self._places[id] = place
         self._places.move_to_end(id)
         if len(self._places) > PLACES:
-            self._places.popitem(last=False)
-            self._places_forgotten = True
+            _, (key, _) = self._places.popitem(last=False)
+            self._forgotten.add(key)
+            if len(self._forgotten) > self._prune_at:
+                self._prune_at = 2 * len(self._topics_forgotten()) + KEYS
 
-    def _may_be_elsewhere(self) -> bool:
-        """Whether clients may have a record whose place is not known: one that a handler has read, or is reading."""
-        return self.store is None and (self._places_forgotten or self._reading > 0)
+    def _topics_forgotten(self) -> list[Topic]:
+        """The channels whose subscribers may have a record of which nobody knows any more that it is there."""
+        topics = [topic for key in self._forgotten if (topic := self._hub.find(self.name, key)) is not None]
+        self._forgotten = {topic.key for topic in topics}
+        return topics
+
+    def _leave_place(self, id: Id, place: tuple[Key, str], is_known: bool) -> None:
+        """A record comes to a place: it is gone for those who have it elsewhere. is_known: the store was asked where it
+        was before; else somebody may have it whose read is under way, or was too long ago."""
+        previous = self._places.get(str(id))
+        if previous == place:
+            return
+        if previous is not None:
+            topics = [self._hub.topic(self.name, *previous)]
+        elif is_known:
+            return
+        else:
+            topics = self._hub.topics_of(self.name) if self._reading else self._topics_forgotten()
+        gone = messages.encode({"id": id})
+        for topic in topics:
+            if topic.key != place[0]:
+                topic.publish("delete", id, gone)
 
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body))
+        self._soon.run(self._prepare_change(method, data, body, self.store is not None))
         return body
 
-    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str) -> Callable[[], None]:
+    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
         place = self.place(data) if method == "upsert" else None
         record = dict(data)  # the caller may go on with its own
-        return lambda: self._publish(method, record, body, place)
+        return lambda: self._publish(method, record, body, place, is_known)
 
-    def _publish(self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None) -> None:
+    def _publish(
+        self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None, is_known: bool
+    ) -> None:
         id: Id = data["id"]
         if self.lives is not None:
             self.lives.note(method, id)
@@ -461,9 +535,7 @@ class Model:
             self._publish_delete(id, body)
         else:
             if self.options.key:
-                previous = self._places.get(str(id))
-                if previous != place and (previous is not None or self._may_be_elsewhere()):
-                    self._publish_delete(id, messages.encode({"id": id}))
+                self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
             version = data.get(self.options.version) if self.options.version is not None else None
@@ -471,6 +543,7 @@ class Model:
             self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
         if self.store is not None:
             for evicted in self.store.take_evicted():
+                self._note_gone(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
@@ -483,9 +556,24 @@ class Model:
         for topic in topics:
             topic.publish("delete", id, body)
 
-    def _publish_event(self, method: str, body: str, key: Mapping[str, Any] | None) -> None:
-        everywhere = bool(self.options.key) and key is None
-        for topic in self._hub.topics_of(self.name) if everywhere else [self.topic_of(key or {})]:
+    def _place_of_key(self, key: Mapping[str, Any]) -> tuple[Key, str]:
+        """The channel that `publish` was given by its key."""
+        names = self.options.key
+        expected = f"key={{{', '.join(f'{messages.encode(name)}: …' for name in names)}}}"
+        if not names:
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(key)}, but the model has no key.")
+        if not isinstance(key, Mapping):
+            raise TypeError(f"{self.name}.publish got key={messages.shorten(key)}, expected {expected}.")
+        if set(key) != set(names):
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}, expected {expected}.")
+        try:
+            return self.place(key)
+        except Reject as error:
+            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}: {error.message}") from None
+
+    def _publish_event(self, method: str, body: str, place: tuple[Key, str] | None) -> None:
+        everywhere = bool(self.options.key) and place is None
+        for topic in self._hub.topics_of(self.name) if everywhere else [self._hub.topic(self.name, *(place or ()))]:
             topic.publish_event(method, body)
 
     # Visibility
@@ -502,7 +590,7 @@ class Model:
         if seen is True:
             return record
         if isinstance(seen, Mapping):
-            return {**seen, "id": record["id"]}
+            return {**seen, "id": record["id"]} if "id" in record else seen
         if seen is not False and seen is not None:
             got = messages.shorten(seen)
             logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self.name, got)
@@ -510,16 +598,18 @@ class Model:
 
     def show_reply(self, ctx: Context, reply: str) -> str:
         """A remembered reply, as far as this client may see now what is in it."""
-        if self._visible is None or ctx.method not in _STATE_METHODS:
+        if self._visible is None:
             return reply
         message = loads(reply)
         error = message.get("error")
         details = error.get("details") if isinstance(error, dict) else None  # a text in the mode of 2012
-        if isinstance(details, dict) and details.get("current"):
+        if isinstance(details, dict) and isinstance(details.get("current"), dict):
             details["current"] = self.show(ctx, details["current"])
             if details["current"] is None:
                 message["error"]["message"] = CHANGED
         data = message["data"]
+        if ctx.method not in _STATE_METHODS:
+            return messages.encode(message)
         rows = data if isinstance(data, list) else [data]
         shown = [
             (self.show(ctx, row) or {"id": row["id"]}) if isinstance(row, dict) and is_id(row.get("id")) else row
@@ -571,17 +661,17 @@ class Model:
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
         method = request.method
-        if method == "read":
-            return await self.read_text(ctx, check_query(request.data))
-        if method in _STATE_METHODS:
-            try:
+        try:
+            if method == "read":
+                return await self.read_text(ctx, check_query(request.data))
+            if method in _STATE_METHODS:
                 return await self._write_all(ctx, request)
-            except Reject as error:
-                raise self._hide_current(ctx, error) from None
-        handler = self._handlers.get(method)
-        if handler is None or method == "subscribe":
-            raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-        return messages.encode(await self._call(handler, ctx, request.data))
+            handler = self._handlers.get(method)
+            if handler is None or method == "subscribe":
+                raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
+            return messages.encode(await self._call(handler, ctx, request.data))
+        except Reject as error:
+            raise self._hide_current(ctx, error) from None
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -604,9 +694,10 @@ class Model:
 
     def _hide_current(self, ctx: Context, error: Reject) -> Reject:
         """A conflict tells the current record, as far as this client may see it."""
-        if error.code != "conflict" or not isinstance(error.details, dict) or not error.details.get("current"):
+        current = error.details.get("current") if isinstance(error.details, dict) else None
+        if error.code != "conflict" or not isinstance(current, Mapping):
             return error
-        seen = self.show(ctx, error.details["current"])
+        seen = self.show(ctx, current)
         message = CHANGED if seen is None else error.message
         return Reject(error.code, message, {**error.details, "current": seen})
 
@@ -631,7 +722,7 @@ class Model:
         """The same as JSON text. What the store has encoded already is not decoded on the way."""
         if self.store is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
             return messages.encode(await self.read(ctx, query))
-        texts = await self._call.limited(_collect(self.store.snapshot(query)))
+        texts = await self._read_store(query, _collect(self.store.snapshot(query)))
         return "[" + ",".join(texts) + "]"
 
     def _not_found(self, id: object) -> Reject:
@@ -650,7 +741,7 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
-            return await self._call.limited(self.store.read(query))
+            return await self._read_store(query, self.store.read(query))
         record = await self._call.limited(self.store.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])
@@ -684,7 +775,8 @@ class Model:
         async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
-            await self._find_place(data.get("id"))
+            if self.options.key and self.store is not None:
+                await self._call.limited(self._find_place(data.get("id")))
             match method:
                 case "upsert":
                     return self._finish(ctx, await self._upsert(ctx, data))
@@ -725,7 +817,7 @@ class Model:
         if "upsert" not in self._handlers:
             return await self._call.limited(self.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
-        current = await self.store.get(data["id"])
+        current = await self._call.limited(self.store.get(data["id"]))
         if current is None:
             raise self._not_found(data["id"])
         merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
@@ -738,6 +830,8 @@ class Model:
             deleted = await self._call(handler, ctx, {"id": id}) is not False
         elif self.store is not None:
             deleted = await self._call.limited(self.store.delete(id))
+            if not deleted:
+                self._note_gone(id)
         else:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:

@@ -23,6 +23,7 @@ Run them with any plugin that runs `async def` tests on asyncio (anyio's, pytest
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 import random as randomness
@@ -222,6 +223,8 @@ class Client:
 
     async def unsubscribe(self, view: View) -> None:
         """End the subscription; the view stays as it is then."""
+        if not isinstance(view, View):
+            raise TypeError(f"unsubscribe got {view!r}, expected the view that subscribe has returned.")
         await self._answer(self._talk.request(f"{view.model}:unsubscribe", view.query, view), DEADLINE)
 
     async def auth(self, token: str | None) -> None:
@@ -237,14 +240,22 @@ class Client:
     async def until(self, condition: Callable[[], object], *, within: float = DEADLINE) -> None:
         """Wait until the condition holds: it is looked at after each frame that comes, and now and then.
 
-        Raises TimeoutError that tells what there was instead.
+        Raises TimeoutError that tells what there was instead; TypeError for a condition that would have to be awaited.
         """
         try:
             async with asyncio.timeout(within):
                 while True:
                     self._news.clear()
                     self._check()
-                    if condition():
+                    holds = condition()
+                    if inspect.isawaitable(holds):
+                        if inspect.iscoroutine(holds):
+                            holds.close()
+                        raise TypeError(
+                            f"{where(condition)} returned {holds!r}, which is true whatever it would give. Look at a "
+                            "view: await client.until(lambda: 1 in view); or await the answer and compare that."
+                        )
+                    if holds:
                         return
                     try:
                         async with asyncio.timeout(LOOK_AGAIN):
@@ -460,6 +471,11 @@ class Client:
                 self._fail(request.id, self.closed or ConnectionResetError("The connection was cut."))
 
 
+def nothing_at(path: str) -> str:
+    """Why a connection that was never opened has ended, most likely."""
+    return f'nothing answered at {path or "/"}; where is it mounted? connect(app, path="/backsync")'
+
+
 def where(condition: Callable[[], object]) -> str:
     """A condition as a message names it."""
     code = getattr(condition, "__code__", None)
@@ -553,6 +569,8 @@ class SocketLine:
         self._open = False
         self._over = False
         self._code = 1006
+        self._accepted = False
+        self._path = path
         self._outgoing: deque[str] = deque()
         self.cable.on_change.append(self._changed)
         path += f"/000/{secrets.token_hex(8)}/websocket" if framed else "/websocket"
@@ -575,7 +593,7 @@ class SocketLine:
         except Exception as error:  # noqa: BLE001 - the test is told
             self._end(1011, "The app has failed.", error)
         else:
-            self._end(1006, "The app has returned without a close.")
+            self._end(1006, "The app has returned without a close." if self._accepted else nothing_at(self._path))
 
     async def _receive(self) -> ASGIEvent:
         if not self._begun:
@@ -601,6 +619,7 @@ class SocketLine:
             raise OSError("The client has gone.")
         match event["type"]:
             case "websocket.accept":
+                self._accepted = True
                 if not self._framed:
                     self._opened()
             case "websocket.send":
@@ -610,7 +629,7 @@ class SocketLine:
                     self._heard(text)
             case "websocket.close":
                 self._code = event.get("code", 1000)
-                self._end(self._code, event.get("reason") or "")
+                self._end(self._code, event.get("reason") or ("" if self._accepted else nothing_at(self._path)))
             case other:
                 raise ValueError(f"The app sent {other!r}, which is no event of a WebSocket.")
 
@@ -652,6 +671,7 @@ class HttpLine:
         self.cable = Cable()
         self._app = app
         self._scope = scope
+        self._path = path
         self._base = f"{path}/000/{secrets.token_hex(8)}/"
         self._transport: Transport = transport
         self._ears = ears
@@ -684,7 +704,8 @@ class HttpLine:
             exchange = Exchange(self.cable, b"", self._heard)
             await exchange.run(self._app, self._scope, method, self._base + self._transport)
             if exchange.status != 200 and not self.cable.broken:
-                self._end(1006, f"{self._transport} was answered with {exchange.status}: {exchange.rest!r}")
+                told = f"{self._transport} was answered with {exchange.status}: {exchange.rest!r}"
+                self._end(1006, f"{told}, {nothing_at(self._path)}" if exchange.status == 404 else told)
 
     async def _upload(self) -> None:
         while not self._over:
@@ -802,11 +823,14 @@ async def chaos(
     transports: those that clients may change to. visible: what a view should hold in the end; by default what a new
         client is given that says the same as the old one of who it is.
 
-    Raises AssertionError with the seed and all that was done, if a view differs, a promise of the protocol is broken or
-    something is never answered.
+    Raises ValueError if no client has a view; AssertionError with the seed and all that was done, if a view differs, a
+    promise of the protocol is broken or something is never answered.
     """
+    clients = list(clients)
+    if not any(client.views for client in clients):
+        raise ValueError(f"chaos got {len(clients)} clients and no view to check: await client.subscribe(model) first.")
     seed = secrets.randbits(32) if seed is None else seed
-    storm = Storm(list(clients), act, randomness.Random(seed), transports)
+    storm = Storm(clients, act, randomness.Random(seed), transports)
     try:
         await storm.blow(steps)
         await storm.heal()

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +69,45 @@ def test_a_method_has_one_handler(sync: Backsync) -> None:
 
         @model.on("read")
         def second(ctx: Context, data: Any) -> None: ...
+
+
+def test_a_handler_without_its_method_is_found_at_decoration(sync: Backsync) -> None:
+    with pytest.raises(TypeError, match=r'expected a method: @model.on\("upsert"\)'):
+        sync.model("M").on(lambda ctx, data: None)  # type: ignore[arg-type]
+
+
+def test_versions_need_a_store_that_counts_them(sync: Backsync) -> None:
+    with pytest.raises(ValueError, match=r"version='rev' and no store that could count it"):
+        sync.model("M", version="rev")
+    assert sync.model("Cursor", version="rev", ephemeral=True).store is not None
+
+
+@pytest.mark.parametrize("key", [3, ("a", 3), {"room"}, True])
+def test_a_key_is_a_field_s_name_or_several(sync: Backsync, key: Any) -> None:
+    with pytest.raises(TypeError, match="expected a field's name, or several in a tuple"):
+        sync.model("M", key=key)
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "told"),
+    [
+        ("bar", TypeError, r"got key='bar', expected key=\{\"room\": …, \"floor\": …\}"),
+        ({"room": "bar"}, ValueError, r"expected key=\{\"room\": …, \"floor\": …\}"),
+        ({"room": "bar", "floor": 1, "chair": 2}, ValueError, r"expected key=\{\"room\": …, \"floor\": …\}"),
+        ({"room": "bar", "floor": 1.5}, ValueError, r"floor: got 1\.5, expected a text of at most 128"),
+    ],
+)
+def test_an_event_s_key_is_checked_also_before_the_app_runs(
+    sync: Backsync, key: Any, error: type[Exception], told: str
+) -> None:
+    model = sync.model("Chat", key=("room", "floor"))
+    with pytest.raises(error, match=told):
+        model.publish("typing", {}, key=key)
+    model.publish("typing", {}, key={"room": "bar", "floor": 1})
+    with pytest.raises(ValueError, match="a record has in its own fields"):
+        model.publish("delete", {"id": 1}, key=key)
+    with pytest.raises(ValueError, match="the model has no key"):
+        sync.model("M").publish("typing", {}, key=key)
 
 
 @pytest.mark.parametrize(("method", "hint"), [("create", "upsert"), ("update", "upsert"), ("unsubscribe", "built in")])
@@ -1282,11 +1321,65 @@ async def test_a_record_that_moves_while_its_room_is_read_leaves_no_ghost() -> N
 async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backsync_asgi.models.PLACES", 2)
     sync = Backsync()
-    rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
+    model = rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
     async with testing.connect(sync) as client:
         a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        c = await client.subscribe("Person", {"room": "c"})
         await client.upsert("Person", {"id": 0, "room": "b"})
         await client.until(lambda: set(a) == {1, 2, 3, 4} and set(b) == {0})
+        assert not c.events, "no record of this room was forgotten"
+        assert model._forgotten == {('"a"',)}
+        sync._hub._topics.pop(("Person", ('"a"',)))  # as when nobody has listened for long
+        assert not model._topics_forgotten()
+        assert not model._forgotten
+
+
+@pytest.mark.parametrize("way", ["snapshot", "filtered", "handler"])
+async def test_a_record_that_was_stored_before_the_start_leaves_its_room_as_it_is_published(way: str) -> None:
+    sync, store = Backsync(), MemoryStore()
+    model = sync.model("Person", store=store, key="room")
+    if way == "filtered":
+        model.visible(lambda ctx, record: True)
+    if way == "handler":
+
+        @model.on("read")
+        async def read(ctx: Context, query: Record) -> list[Record]:
+            return await ctx.store.read(query)
+
+    for id in (1, 2):
+        await store.upsert({"id": id, "room": "a"})
+    async with testing.connect(sync) as client:
+        a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        model.publish("upsert", await store.upsert({"id": 1, "room": "b"}))
+        await client.until(lambda: set(a) == {2} and set(b) == {1})
+        seen = len(a.events)
+        model.publish("upsert", await store.upsert({"id": 3, "room": "b"}))
+        await client.until(lambda: set(b) == {1, 3})
+        assert len(a.events) == seen, "a new record is no matter of other rooms"
+
+
+async def test_a_record_that_is_published_elsewhere_while_its_room_is_read_leaves_no_ghost() -> None:
+    class Slow(MemoryStore):
+        async def snapshot(self, query: Mapping[str, Any]) -> AsyncIterator[list[str]]:
+            found = super().snapshot(query)
+            chunks = [chunk async for chunk in found]
+            if query["room"] == "a":
+                reading.set()
+                await go_on.wait()
+            for chunk in chunks:
+                yield chunk
+
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    sync, store = Backsync(), Slow()
+    model = sync.model("Person", store=store, key="room")
+    await store.upsert({"id": 1, "room": "a"})
+    async with testing.connect(sync) as client:
+        late = asyncio.ensure_future(client.subscribe("Person", {"room": "a"}))
+        await reading.wait()
+        model.publish("upsert", await store.upsert({"id": 1, "room": "b"}))
+        go_on.set()
+        a = await late
+        await client.until(lambda: not a)
 
 
 async def test_two_handlers_that_write_each_others_records_do_not_wait_for_the_time_limit(sync: Backsync) -> None:
@@ -1510,3 +1603,88 @@ async def test_an_array_that_was_written_in_part_is_not_written_again_by_a_retry
             client.send({"id": 77, "event": "M:upsert", "data": [{"t": 1}, {"t": 2}, {"t": 3}]})
             assert (await client.receive())["error"]["details"] == {"done": 2}
         assert len(await client.call("M:read")) == 2
+
+
+async def test_a_wrong_key_is_told_with_what_was_got(sync: Backsync) -> None:
+    sync.model("Chat", store=MemoryStore(), key="room")
+    async with connect(sync) as client:
+        error = await client.error("Chat:subscribe", {"room": 1.5})
+        assert error["code"] == "invalid"
+        assert "need room. room: got 1.5, expected a text" in error["message"]
+        assert "room: missing, expected a text" in (await client.error("Chat:upsert", {"id": 1}))["message"]
+
+
+async def test_a_plain_handler_that_returns_a_coroutine_is_told_so() -> None:
+    sync = Backsync(debug=True)
+
+    async def work() -> int:
+        return 1
+
+    @sync.model("M").on("go")
+    def go(ctx: Context, data: Any) -> Any:
+        return work()
+
+    async with connect(sync) as client:
+        error = await client.error("M:go")
+        assert error["code"] == "handler_error"
+        assert "make the handler async and await it" in error["message"]
+
+
+async def test_a_conflict_of_a_method_of_ones_own_hides_what_may_not_be_seen(sync: Backsync) -> None:
+    model = sync.model("Doc", store=MemoryStore(), version="rev")
+
+    @model.visible
+    def may_see(ctx: Context, record: Record) -> Any:
+        return {"title": record["title"]} if record["id"] == 1 else False
+
+    @model.on("rename")
+    async def rename(ctx: Context, data: Any) -> Any:
+        if data["id"] == 3:
+            raise Reject("conflict", details={"current": {"title": "no id"}})
+        return await ctx.model.upsert(data)
+
+    for id in (1, 2):
+        await model.upsert({"id": id, "title": "t", "secret": "s"})
+    async with testing.connect(sync) as client:
+        for id, seen in ((1, {"id": 1, "title": "t"}), (2, None), (3, None)):
+            texts: list[str] = []
+            client.on_text = texts.append
+            client.send_twice()
+            with pytest.raises(Reject) as caught:
+                await client.call("Doc:rename", {"id": id, "title": "u", "rev": 7})
+            assert (caught.value.code, caught.value.details) == ("conflict", {"current": seen})
+            await client.call("$:ping")
+            assert "secret" not in "".join(texts)
+
+
+async def test_a_patch_does_not_get_round_the_limit_of_fields(sync: Backsync) -> None:
+    store = MemoryStore()
+    sync.model("M", store=store)
+    fields = {f"f{number}": number for number in range(200)}
+    async with connect(sync) as client:
+        await client.call("M:upsert", {"id": 1, **fields})
+        error = await client.error("M:patch", {"id": 1, **{f"g{number}": number for number in range(200)}})
+        assert error["code"] == "too_large"
+    assert await store.get(1) == {"id": 1, **fields}
+
+
+@pytest.mark.parametrize("event", ["M:upsert", "M:patch", "M:delete"])
+@pytest.mark.parametrize("key", ["room", ()])
+async def test_a_store_that_hangs_as_it_is_asked_for_a_record_holds_nobody_up(event: str, key: Any) -> None:
+    class Hanging(MemoryStore):
+        async def get(self, id: int | str) -> Record | None:
+            if id == "slow":
+                await asyncio.Event().wait()
+            return await super().get(id)
+
+    sync = Backsync(limits=Limits(handler_timeout=0.02))
+    model = sync.model("M", store=Hanging(), key=key)
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Any:
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as client:
+        if key or event == "M:patch":
+            assert (await client.error(event, {"id": "slow", "room": "a"}))["code"] == "timeout"
+        assert await client.call("M:upsert", {"id": "quick", "room": "a"}) == {"id": "quick", "room": "a"}

@@ -57,11 +57,25 @@ async def test_a_client_reaches_an_app_where_it_is_mounted(sync: Backsync) -> No
             assert await ann.read("Todo") == []
 
 
-async def test_a_path_where_nothing_is_ends_the_connection(sync: Backsync) -> None:
-    for transport in TRANSPORTS:
-        async with connect(sync, "/nowhere", transport=transport) as ann:
-            with pytest.raises(Closed):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_path_where_nothing_is_ends_the_connection(sync: Backsync, transport: Transport) -> None:
+    host = Starlette(routes=[Mount("/backsync", app=sync)])
+    for app, path in ((sync, "/nowhere"), (host, ""), (host, "/backsink")):
+        async with connect(app, path, transport=transport) as ann:
+            with pytest.raises(Closed, match=f'nothing answered at {path or "/"};.* path="/backsync"'):
                 await ann.read("Todo")
+
+
+async def test_wrong_use_is_told_at_once(sync: Backsync) -> None:
+    async with connect(sync) as ann:
+        with pytest.raises(TypeError, match="true whatever it would give"):
+            await ann.until(lambda: ann.read("Todo"))
+        with pytest.raises(TypeError, match="got 'Todo', expected the view"):
+            await ann.unsubscribe("Todo")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="got 1 clients and no view to check"):
+            await chaos([ann])
+        with pytest.raises(ValueError, match="got 0 clients"):
+            await chaos([])
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

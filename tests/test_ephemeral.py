@@ -1,0 +1,126 @@
+"""Ephemeral records: how long they live and whose they are, however leaving, coming back and writing overlap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from backsync_asgi import Backsync, Context
+from backsync_asgi.ephemeral import Lives
+from backsync_asgi.errors import Reject
+from backsync_asgi.models import Model
+from backsync_asgi.stores import MemoryStore
+from backsync_asgi.testing import connect
+from tests.convergence.clock import virtual
+
+
+def lives_of(model: Model) -> Lives:
+    assert model.lives is not None
+    return model.lives
+
+
+@virtual
+async def test_the_grace_period_begins_with_the_last_leave() -> None:
+    sync = Backsync()
+    sync.model("Cursor", ephemeral=True, grace=4.0)
+    async with connect(sync) as ann, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        await ann.upsert("Cursor", {"id": "ann"})
+        ann.disconnect()
+        await asyncio.sleep(1)
+        await ann.reconnect()
+        await ann.call("$:ping")
+        await asyncio.sleep(2)
+        ann.disconnect()
+        await asyncio.sleep(3)  # 6 s after the first leave
+        await bob.call("$:ping")
+        assert list(cursors) == ["ann"]
+        await asyncio.sleep(1.5)
+        await bob.until(lambda: not cursors)
+
+
+@virtual
+async def test_a_record_that_is_renewed_while_its_ttl_ends_stays() -> None:
+    sync = Backsync()
+    cursor = sync.model("Cursor", ephemeral=True, ttl=10.0)
+
+    @cursor.on("upsert")
+    async def save(ctx: Context, record: dict[str, Any]) -> Mapping[str, Any]:
+        if record.get("slow"):
+            await asyncio.sleep(2)
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as ann:
+        await ann.upsert("Cursor", {"id": "ann"})
+        await asyncio.sleep(9)
+        await ann.upsert("Cursor", {"id": "ann", "slow": True})  # its turn is over after the ttl
+        await asyncio.sleep(5)
+        assert await ann.read("Cursor") == [{"id": "ann", "slow": True}]
+        await asyncio.sleep(6)
+        assert await ann.read("Cursor") == []
+
+
+@virtual
+async def test_who_comes_back_while_its_record_is_to_go_keeps_it() -> None:
+    sync = Backsync()
+    cursor = sync.model("Cursor", ephemeral=True, grace=1.0)
+    async with connect(sync) as ann, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        await ann.upsert("Cursor", {"id": "ann"})
+        async with cursor._turn("ann"):
+            ann.disconnect()
+            await asyncio.sleep(2)
+            await ann.reconnect()
+            await ann.call("$:ping")
+        await asyncio.sleep(2)
+        await bob.call("$:ping")
+        assert list(cursors) == ["ann"]
+        ann.disconnect()
+        await asyncio.sleep(2)
+        await bob.until(lambda: not cursors)
+    lives = lives_of(cursor)
+    assert (lives._owners, lives._owned, lives._leaves) == ({}, {}, {})
+
+
+@virtual
+async def test_a_record_that_two_clients_of_a_user_wrote_goes_with_the_second() -> None:
+    sync = Backsync()
+    cursor = sync.model("Cursor", ephemeral=True, grace=1.0)
+    async with connect(sync, user="ann") as one, connect(sync, user="ann") as two, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        await one.upsert("Cursor", {"id": "ann"})
+        async with cursor._turn("ann"):
+            write = asyncio.ensure_future(two.upsert("Cursor", {"id": "ann", "tab": 2}))
+            await asyncio.sleep(1)
+            one.disconnect()
+            await asyncio.sleep(2)
+        await write
+        await asyncio.sleep(2)
+        await bob.call("$:ping")
+        assert cursors == {"ann": {"id": "ann", "tab": 2}}
+        two.disconnect()
+        await asyncio.sleep(2)
+        await bob.until(lambda: not cursors)
+
+
+@pytest.mark.parametrize("way", ["evicted", "deleted elsewhere"])
+async def test_a_record_that_its_store_has_lost_belongs_to_nobody(way: str) -> None:
+    sync = Backsync()
+    store = MemoryStore(limit=1, full="evict")
+    cursor = sync.model("Cursor", ephemeral=True, store=store)
+    async with connect(sync) as ann, connect(sync) as bob:
+        await ann.upsert("Cursor", {"id": 1})
+        if way == "evicted":
+            await bob.upsert("Cursor", {"id": 2})
+            assert list(lives_of(cursor)._owners) == ["2"]
+            await bob.upsert("Cursor", {"id": 1})
+        else:
+            with pytest.raises(Reject, match="somebody else"):
+                await bob.upsert("Cursor", {"id": 1})
+            await store.delete(1)
+            assert await cursor.delete(1) is False
+            assert not lives_of(cursor)._owners
+            await bob.upsert("Cursor", {"id": 1, "of": "bob"})
