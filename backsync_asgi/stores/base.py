@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -45,7 +45,7 @@ class Store(Protocol):
     async def read(self, query: Query) -> list[Record]:
         """The records whose fields equal the query's, in its order; see `parse_query`. Without one, in the store's."""
 
-    def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+    def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """What `read` reads, as JSON texts and in chunks, so that neither all rows nor their decoded forms are held.
 
         All chunks are of one moment where the store can do so. Close it (`contextlib.aclosing`) if you leave early.
@@ -98,10 +98,11 @@ def parse_query(query: Query) -> Selection:
 
     Raises Reject("invalid") with the field and what is wrong with it.
     """
-    try:
-        encode(query)
-    except EncodeError as error:
-        raise Reject("invalid", f"The query cannot be compared: {error}") from None
+    for field, value in query.items():
+        try:
+            encode({field: value})
+        except EncodeError as error:
+            _refuse(field if field.isprintable() else shorten(field), f"cannot be compared: {error}")
     where = {field: value for field, value in query.items() if not field.startswith("$")}
     for field in query:
         if field.startswith("$") and field not in ("$order", "$limit", "$after"):
@@ -125,10 +126,15 @@ def parse_query(query: Query) -> Selection:
 
 def _parse_order(order: Any) -> tuple[tuple[str, bool], ...]:
     names = [] if order is None else [order] if isinstance(order, str) else order
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip("-") for name in names):
+    if not isinstance(names, (list, tuple)) or not all(
+        isinstance(name, str) and name not in ("", "-") for name in names
+    ):
         _refuse("$order", f"is {shorten(order)}, expected a field, -field, or a list of them")
     if len(names) > MAX_ORDER:
         _refuse("$order", f"names {len(names)} fields, expected at most {MAX_ORDER}")
+    for name in names:
+        if encode(name) != f'"{name}"':  # a database finds a field by its name as JSON has it
+            _refuse("$order", f"names the field {shorten(name)}; quotes, backslashes and control characters cannot be")
     return tuple((name.removeprefix("-"), name.startswith("-")) for name in names)
 
 

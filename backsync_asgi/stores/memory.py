@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from backsync_asgi.errors import Reject
@@ -64,7 +64,7 @@ class MemoryStore:
         """The records that a query asks for, oldest first unless it says otherwise."""
         return [loads(text) for text in self._select(query)]
 
-    async def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+    async def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts, which were encoded when they were written."""
         texts = self._select(query)
         for start in range(0, len(texts), CHUNK):
