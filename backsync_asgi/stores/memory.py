@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import orjson
+
 from backsync_asgi.errors import Reject
-from backsync_asgi.sockjs.frames import loads
 
 from .base import (
     BY_ID,
@@ -62,7 +63,7 @@ class MemoryStore:
 
     async def read(self, query: Query) -> list[Record]:
         """The records that a query asks for, oldest first unless it says otherwise."""
-        return [loads(text) for text in self._select(query)]
+        return [orjson.loads(text) for text in self._select(query)]
 
     async def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts, which were encoded when they were written."""
@@ -133,7 +134,7 @@ class MemoryStore:
             if len(self._rows) >= self._limit:
                 self._make_room()
             self._ids = None
-        row = Row(loads(text), text)
+        row = Row(orjson.loads(text), text)
         self._rows[key] = row
         return _copy(row)
 
@@ -145,5 +146,5 @@ class MemoryStore:
 
 
 def _copy(row: Row) -> Record:
-    record: Record = loads(row.text)
+    record: Record = orjson.loads(row.text)
     return record

@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.types import UserDefinedType
 
 from backsync_asgi.messages import encode, is_id, shorten
-from backsync_asgi.sockjs.frames import loads
 
 from .base import Record, Selection, encode_record, equal, invalid
 
@@ -146,7 +146,7 @@ class FreeForm:
         return {"id": str(record["id"]), "data": text}
 
     def record(self, row: sa.Row[Any]) -> Record:
-        record: Record = loads(row[0])
+        record: Record = orjson.loads(row[0])
         return record
 
     def text(self, row: sa.Row[Any]) -> str:
