@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
@@ -13,6 +14,7 @@ from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
 Id = str | int
 Record = dict[str, Any]
 Query = Mapping[str, Any]
+Row = TypeVar("Row")
 
 MAX_PAGE = 1_000  # records of one page; a query without a limit reads all
 MAX_ORDER = 8  # fields by which records are ordered
@@ -262,12 +264,29 @@ class _Descending:
     __hash__ = None  # type: ignore[assignment]
 
 
-def place_of(selection: Selection) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """The function that tells a record's place in the selection's order, to sort and to bisect by; no two are equal."""
-    order = (*selection.order, ("id", selection.descending))
+def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
+    """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at."""
+    order = [*selection.order, ("id", selection.descending)]
+    turned = {descending for _, descending in order} == {True}  # all descend: the plain keys, from the other end
+    mixed = not turned and any(descending for _, descending in order)
 
-    def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        keys = [(sort_key(field, record.get(field)), descending) for field, descending in order]
-        return tuple(_Descending(key) if descending else key for key, descending in keys)
+    def place(record: Mapping[str, Any]) -> list[Any]:
+        keys = [sort_key(field, record.get(field)) for field, _ in order]
+        if mixed:
+            return [_Descending(key) if down else key for key, (_, down) in zip(keys, order, strict=True)]
+        return keys
 
-    return place
+    placed = [(place(record_of(row)), row) for row in rows]
+    if selection.after is not None:
+        bound = place(selection.after)
+        placed = [it for it in placed if (it[0] < bound if turned else bound < it[0])]
+    if selection.limit is None:
+        placed.sort(key=_first, reverse=turned)
+    else:
+        best = heapq.nlargest if turned else heapq.nsmallest
+        placed = best(selection.limit, placed, key=_first)
+    return [row for _, row in placed]
+
+
+def _first(pair: tuple[Any, object]) -> Any:
+    return pair[0]

@@ -18,12 +18,12 @@ from .base import (
     Id,
     Query,
     Record,
+    arrange,
     encode_record,
     matches,
     merge,
     missing,
     parse_query,
-    place_of,
     replace,
 )
 
@@ -116,10 +116,7 @@ class MemoryStore:
         if where:
             rows = (row for row in rows if matches(row.record, where))
         if order and (order != BY_ID or "id" in where):
-            place = place_of(selection)
-            rows = sorted(rows, key=lambda row: place(row.record))
-            if after is not None:
-                rows = rows[bisect.bisect_right(rows, place(after), key=lambda row: place(row.record)) :]
+            rows = arrange(rows, lambda row: row.record, selection)
         return [row.text for row in itertools.islice(rows, selection.limit)]
 
     def _sorted_ids(self) -> list[str]:

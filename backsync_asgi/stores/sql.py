@@ -7,7 +7,7 @@ import logging
 import sys
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -141,7 +141,7 @@ class SQLStore:
         statement, rest, limit = self._select(query)
         left = limit
         with self._explained():
-            async with (await self._home()).reading(self._dialect) as connection:
+            async with (await self._home()).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
                         kept = [row for row in rows if not rest or matches(self.layout.record(row), rest)]
@@ -230,7 +230,7 @@ class SQLStore:
             for left in reversed(range(TRIES)):
                 committing = False
                 try:
-                    async with home.writing(self._dialect) if write else home.reading(self._dialect) as connection:
+                    async with home.writing() if write else home.reading() as connection:
                         result = await work(connection)
                         committing = write
                     return result
@@ -257,7 +257,7 @@ class SQLStore:
         assert self._url is not None
         options: dict[str, Any] = {"pool_size": self._pool, "max_overflow": 0, "pool_timeout": self._timeout}
         if self._dialect == "sqlite":
-            options["connect_args"] = {"timeout": self._timeout}
+            options |= {"connect_args": {"timeout": self._timeout}, "isolation_level": "AUTOCOMMIT"}
         else:
             settings = {"lock_timeout": str(int(self._timeout * 1000)), "application_name": "backsync"}
             options["connect_args"] = {"timeout": self._timeout, "server_settings": settings}
@@ -279,10 +279,10 @@ class SQLStore:
         def is_there(connection: sa.Connection) -> bool:
             return sa.inspect(connection).has_table(table.name, table.schema)
 
-        async with home.reading(self._dialect) as connection:
+        async with home.reading() as connection:
             if await connection.run_sync(is_there) and not table.indexes:
                 return
-        async with home.writing(self._dialect) as connection:
+        async with home.writing() as connection:
             if self._dialect == "postgresql":
                 number = zlib.crc32(table.fullname.encode())
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
@@ -319,41 +319,47 @@ class _Home:
     """The connections of one event loop. guard: ends with the loop, and they with it."""
 
     def __init__(self, engine: AsyncEngine, own: bool) -> None:
-        self.engine = engine
         self.open = False
         self.opening = asyncio.Lock()
-        self.guard = self._until_the_loop_ends(own)
+        self.guard = self._until_the_loop_ends(engine, own)
+        self._sqlite = engine.dialect.name == "sqlite"
+        self._engine = engine
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = asyncio.Lock()  # of SQLite's one writer: fairer than its own way of asking again and again
 
-    async def _until_the_loop_ends(self, own: bool) -> AsyncGenerator[None, None]:
+    async def _until_the_loop_ends(self, engine: AsyncEngine, own: bool) -> AsyncGenerator[None, None]:
         """An event loop closes what generators it has seen begin when it ends."""
         try:
             yield
         finally:
             if own:
-                await self.engine.dispose()
+                await engine.dispose()
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for one statement."""
+        return self._autocommit.connect()
 
     @asynccontextmanager
-    async def reading(self, dialect: str) -> AsyncIterator[AsyncConnection]:
-        """A connection, all of whose statements see one moment."""
-        if dialect == "sqlite":
-            async with self.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    async def moment(self) -> AsyncIterator[AsyncConnection]:
+        """A connection all of whose statements see one moment."""
+        if self._sqlite:
+            async with self._autocommit.connect() as connection:
                 await connection.exec_driver_sql("BEGIN")
                 yield connection
         else:
-            async with self.engine.connect() as connection:
-                yield connection
+            async with self._engine.connect() as connection:
+                yield await connection.execution_options(isolation_level="REPEATABLE READ")
 
     @asynccontextmanager
-    async def writing(self, dialect: str) -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A connection whose transaction is committed at the end."""
-        if dialect == "sqlite":
+        if self._sqlite:
             # What is read first decides what is written: nobody may write in between.
-            async with self._turn, self.engine.execution_options(isolation_level="AUTOCOMMIT").begin() as connection:
+            async with self._turn, self._autocommit.begin() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
         else:
-            async with nullcontext(), self.engine.begin() as connection:
+            async with self._engine.begin() as connection:
                 yield connection
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import UserDefinedType
 
 from backsync_asgi.messages import encode, is_id, shorten
@@ -132,7 +133,7 @@ class FreeForm:
         for fields in indexes:
             places = [place for field in fields for place in self.place(field)]
             label = re.sub(r"\W+", "_", "_".join((name, *fields)))
-            sa.Index(f"ix_{label}"[:63], *places, self.table.c.id)
+            sa.Index(f"ix_{label}"[:63], *(Grouping(place) for place in places), self.table.c.id)
 
     def columns(self) -> Sequence[sa.ColumnElement[Any]]:
         return [self.table.c.data]
