@@ -323,7 +323,7 @@ class _Home:
         self.opening = asyncio.Lock()
         self.guard = self._until_the_loop_ends(engine, own)
         self._sqlite = engine.dialect.name == "sqlite"
-        self._engine = engine
+        self.engine = engine
         self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turn = asyncio.Lock()  # of SQLite's one writer: fairer than its own way of asking again and again
 
@@ -347,7 +347,7 @@ class _Home:
                 await connection.exec_driver_sql("BEGIN")
                 yield connection
         else:
-            async with self._engine.connect() as connection:
+            async with self.engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="REPEATABLE READ")
 
     @asynccontextmanager
@@ -359,7 +359,7 @@ class _Home:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
         else:
-            async with self._engine.begin() as connection:
+            async with self.engine.begin() as connection:
                 yield connection
 
 
