@@ -15,7 +15,7 @@ __all__ = ["MemoryStore", "SQLStore", "Store", "table_of"]
 def __getattr__(name: str) -> Any:
     """`SQLStore` and `table_of` need SQLAlchemy, an extra, so they are imported where they are asked for."""
     if name in ("SQLStore", "table_of"):
-        from . import sql
+        from . import sql, tables
 
-        return getattr(sql, name)
+        return sql.SQLStore if name == "SQLStore" else tables.table_of
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,9 +15,9 @@ from backsync_asgi.errors import Reject
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-    from sqlalchemy.schema import CreateIndex, CreateTable
+    from sqlalchemy.schema import CreateIndex
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'SQLStore needs {error.name}: pip install "backsync-asgi[sqlite]" or "backsync-asgi[postgres]".',
@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from .base import CHUNK, Id, Query, Record, invalid, matches, merge, missing, parse_query, replace
-from .tables import FreeForm, Layout, is_text, layout_of, select, snake_case
+from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, snake_case
 
 logger = logging.getLogger("backsync")
 
@@ -95,10 +95,14 @@ class SQLStore:
     def bind(self, model: str, version: str | None) -> None:
         """Name the table after the model, unless it has a name, and count versions in that field.
 
-        Raises ValueError for a second model, or a version that is not among a table's columns.
+        Raises ValueError for a version that is not among a table's columns.
         """
         if self._layout is None and self._name is None:
             self._name = snake_case(model)
+        if version is not None and isinstance(self._layout, Columns) and version not in self._layout.fields:
+            raise ValueError(
+                f"The table of {model} has no column {version!r} to count versions in; add an integer one."
+            )
         self.version = version
 
     @property
@@ -248,9 +252,16 @@ class SQLStore:
             self._homes[loop] = home
             await anext(home.guard)
         async with home.opening:
-            if not home.open:
-                await self._create(home)
-                home.open = True
+            until = loop.time() + self._timeout
+            while not home.open:
+                try:
+                    await self._create(home)
+                    home.open = True
+                except OperationalError as error:
+                    # While a new file becomes WAL, SQLite does not wait for others that want the same.
+                    if "locked" not in str(error.orig) or loop.time() > until:
+                        raise
+                    await asyncio.sleep(0.02)
         return home
 
     def _make_engine(self) -> AsyncEngine:
@@ -287,11 +298,10 @@ class SQLStore:
                 number = zlib.crc32(table.fullname.encode())
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
             if not await connection.run_sync(is_there):
-                await connection.execute(CreateTable(table, if_not_exists=True))
-            elif not isinstance(self.layout, FreeForm):
-                return
-            for index in table.indexes:
-                await connection.execute(CreateIndex(index, if_not_exists=True))
+                await connection.run_sync(table.create)
+            elif isinstance(self.layout, FreeForm):
+                for index in table.indexes:
+                    await connection.execute(CreateIndex(index, if_not_exists=True))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -382,12 +392,12 @@ def parse_url(url: str) -> sa.URL:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
     try:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-    finally:
-        cursor.close()
+            connection.execute(f"PRAGMA {pragma}").close()
+    except BaseException:
+        connection.close()  # nobody else does, as it is not in the pool yet
+        raise
 
 
 def _is_taken(error: DBAPIError) -> bool:

@@ -263,15 +263,15 @@ class Columns:
         self.table = table
         self.id: sa.ColumnElement[Any] = key
         self.order: sa.ColumnElement[Any] = key
-        self._fields = {"id": key} | {name: column for name, column in fields.items() if column is not key}
+        self.fields = {"id": key} | {name: column for name, column in fields.items() if column is not key}
         if any(name == "id" and column is not key for name, column in fields.items()):
             raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
 
     def columns(self) -> Sequence[sa.ColumnElement[Any]]:
-        return list(self._fields.values())
+        return list(self.fields.values())
 
     def key(self, id: object) -> Any:
-        column = self._fields["id"]
+        column = self.fields["id"]
         kind = _python_type(column)
         if not is_id(id) or not is_text(str(id)):
             return None
@@ -288,10 +288,10 @@ class Columns:
     def values(self, record: Record, *, new: bool) -> dict[str, Any]:
         check_nul(encode_record(record), record)
         for field in record:
-            if field not in self._fields:
+            if field not in self.fields:
                 raise invalid(field, "is not a field of this model")
         values: dict[str, Any] = {}
-        for field, column in self._fields.items():
+        for field, column in self.fields.items():
             if field == "id":
                 if record.get("id") is not None:
                     values[column.key] = self.key(record["id"])
@@ -312,14 +312,14 @@ class Columns:
         return values
 
     def record(self, row: sa.Row[Any]) -> Record:
-        cells = zip(self._fields.items(), row, strict=True)
+        cells = zip(self.fields.items(), row, strict=True)
         return {field: _from_column(column, value) for (field, column), value in cells}
 
     def text(self, row: sa.Row[Any]) -> str:
         return encode(self.record(row))
 
     def equals(self, field: str, value: Any) -> Condition | None:
-        column = self._fields.get(field)
+        column = self.fields.get(field)
         if column is None:
             return sa.false()
         if field == "id":
@@ -353,7 +353,7 @@ class Columns:
         return [sa.literal(int(value is not None)), bound] if column.nullable else [bound]
 
     def _ordered(self, field: str) -> sa.Column[Any]:
-        column = self._fields.get(field)
+        column = self.fields.get(field)
         if column is None or isinstance(column.type, sa.JSON):
             raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
         return column
@@ -440,7 +440,7 @@ def _from_column(column: sa.Column[Any], value: Any) -> Any:
 def layout_of(table: sa.Table | type[Any]) -> Columns:
     """The layout of a table, of a mapped class, or of a table made after a schema."""
     if isinstance(table, sa.Table):
-        return Columns(table, dict(table.columns.items()))
+        return Columns(table, {str(name): column for name, column in table.columns.items()})
     mapper = sa.inspect(table, raiseerr=False)
     if mapper is None or not hasattr(mapper, "local_table"):
         return layout_of(table_of(table))
