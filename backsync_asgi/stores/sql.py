@@ -71,11 +71,16 @@ class SQLStore:
         timeout: float = 5.0,
         pool: int = 5,
     ) -> None:
-        if (url is None) == (engine is None):
-            raise ValueError("SQLStore takes a url or an engine, one of the two.")
+        if url is not None and engine is not None:
+            raise ValueError("SQLStore takes a url or an engine, and got both.")
         self._engine = engine
         self._url = None if url is None else parse_url(url)
-        self._dialect = engine.dialect.name if self._url is None and engine else self._url.get_backend_name()  # type: ignore[union-attr]
+        if engine is not None:
+            self._dialect = engine.dialect.name
+        elif self._url is not None:
+            self._dialect = self._url.get_backend_name()
+        else:
+            raise ValueError("SQLStore takes a url or an engine, and got neither.")
         if self._dialect not in ("sqlite", "postgresql"):
             raise ValueError(f"SQLStore got {self._dialect}, expected sqlite or postgresql.")
         if not timeout > 0 or type(pool) is not int or pool < 1:

@@ -263,7 +263,12 @@ class Columns:
         self.table = table
         self.id: sa.ColumnElement[Any] = key
         self.order: sa.ColumnElement[Any] = key
-        self.fields = {"id": key} | {name: column for name, column in fields.items() if column is not key}
+        others = {
+            name: column
+            for name, column in fields.items()
+            if column is not key and not isinstance(column.type, sa.LargeBinary)  # which JSON cannot carry
+        }
+        self.fields = {"id": key} | others
         if any(name == "id" and column is not key for name, column in fields.items()):
             raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
 

@@ -10,6 +10,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -374,6 +375,9 @@ async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None
         store = SQLStore(f"sqlite:///{path}", table="t")
         assert (await refusal(store.read({}))).code == "unavailable"
         await store.close()
+    for thread in threading.enumerate():  # a connection that fails ends its thread without waiting for it
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 5.0)
 
 
 async def test_a_database_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
