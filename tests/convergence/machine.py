@@ -365,7 +365,7 @@ class Convergence(RuleBasedStateMachine):
     def expected(self, person: Person, view: View) -> dict[Any, Any]:
         """What the view should hold, by the store and the rule of who sees what."""
         store = self.world.sync.model(view.model).store
-        records: list[dict[str, Any]] = [dict(it) for it in store._records.values()]  # type: ignore[union-attr]
+        records: list[dict[str, Any]] = [dict(row.record) for row in store._rows.values()]  # type: ignore[union-attr]
         if view.model != "Note":
             return {record["id"]: record for record in records}
         shown = {}
