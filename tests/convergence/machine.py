@@ -357,8 +357,8 @@ class Convergence(RuleBasedStateMachine):
         await self.world.elapse(10.0)
         assert not sync.connections
         assert sync._server.sessions == 0
-        assert not sync._tasks
-        assert not sync._clients
+        assert not sync._site.tasks
+        assert not sync._site.clients
         assert not any(topic.audiences for topic in sync._hub._topics.values())
         assert len(sync.model("Cursor").store or ()) == 0  # type: ignore[arg-type]
 
