@@ -17,8 +17,8 @@ from pathlib import Path
 READY_WITHIN = 30.0  # seconds; a second on an idle machine
 STOP_WITHIN = 20.0
 
-# What the server need not do for data that nobody keeps, and where it listens.
-SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "listen_addresses=127.0.0.1")
+# What the server need not do for data that must outlive its own end, but not the machine's; and where it listens.
+SETTINGS = ("fsync=off", "full_page_writes=off", "listen_addresses=127.0.0.1")
 
 
 class PostgreSQL:

@@ -15,6 +15,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from backsync_asgi.errors import CODES
 from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.sockjs import Settings, Timing
 from backsync_asgi.sockjs.session import GOING_AWAY, INTERRUPTED, OCCUPIED, TIMED_OUT
+from backsync_asgi.stores import SQLStore
 from tests.inprocess import ASGIApp, Closed, Socket, fetch, websocket_scope
 from tests.servers import ROOT
 
@@ -61,7 +63,7 @@ BLOCKS = [block for path in DOCS for block in blocks_of(path.name, path.read_tex
 
 def run_program(block: Block) -> dict[str, Any]:
     """The names that a program has made."""
-    code = compile(block.program, f"<docs/{block.place}>", "exec")
+    code = compile(block.program, f"<docs/{block.place}>", "exec", dont_inherit=True)  # not our annotations
     names: dict[str, Any] = {"__name__": "app"}
     exec(code, names)
     return names
@@ -158,7 +160,8 @@ def signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
-def test_a_block_does_what_is_printed(block: Block) -> None:
+def test_a_block_does_what_is_printed(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for the programs that keep a file
     names = run_program(block)
     lines = [line for line in block.text.splitlines() if line.strip() and not line.startswith("#")]
     match block.language:
@@ -220,6 +223,7 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, str]:
 SETTINGS = [
     ("server.md", "`Backsync(…)`", parameters_of(Backsync)),
     ("server.md", "`sync.model(name, …)`", parameters_of(Backsync.model)),
+    ("stores.md", "`SQLStore`", parameters_of(SQLStore)),
     ("server.md", "`Limits`", fields_of(Limits)),
     ("server.md", "`Memory`", fields_of(Memory)),
     ("server.md", "`Horizon`", fields_of(Horizon)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
@@ -13,6 +14,7 @@ from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
 Id = str | int
 Record = dict[str, Any]
 Query = Mapping[str, Any]
+Row = TypeVar("Row")
 
 MAX_PAGE = 1_000  # records of one page; a query without a limit reads all
 MAX_ORDER = 8  # fields by which records are ordered
@@ -45,7 +47,7 @@ class Store(Protocol):
     async def read(self, query: Query) -> list[Record]:
         """The records whose fields equal the query's, in its order; see `parse_query`. Without one, in the store's."""
 
-    def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+    def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """What `read` reads, as JSON texts and in chunks, so that neither all rows nor their decoded forms are held.
 
         All chunks are of one moment where the store can do so. Close it (`contextlib.aclosing`) if you leave early.
@@ -98,10 +100,11 @@ def parse_query(query: Query) -> Selection:
 
     Raises Reject("invalid") with the field and what is wrong with it.
     """
-    try:
-        encode(query)
-    except EncodeError as error:
-        raise Reject("invalid", f"The query cannot be compared: {error}") from None
+    for field, value in query.items():
+        try:
+            encode({field: value})
+        except EncodeError as error:
+            _refuse(field if field.isprintable() else shorten(field), f"cannot be compared: {error}")
     where = {field: value for field, value in query.items() if not field.startswith("$")}
     for field in query:
         if field.startswith("$") and field not in ("$order", "$limit", "$after"):
@@ -125,10 +128,15 @@ def parse_query(query: Query) -> Selection:
 
 def _parse_order(order: Any) -> tuple[tuple[str, bool], ...]:
     names = [] if order is None else [order] if isinstance(order, str) else order
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip("-") for name in names):
+    if not isinstance(names, (list, tuple)) or not all(
+        isinstance(name, str) and name not in ("", "-") for name in names
+    ):
         _refuse("$order", f"is {shorten(order)}, expected a field, -field, or a list of them")
     if len(names) > MAX_ORDER:
         _refuse("$order", f"names {len(names)} fields, expected at most {MAX_ORDER}")
+    for name in names:
+        if encode(name) != f'"{name}"':  # a database finds a field by its name as JSON has it
+            _refuse("$order", f"names the field {shorten(name)}; quotes, backslashes and control characters cannot be")
     return tuple((name.removeprefix("-"), name.startswith("-")) for name in names)
 
 
@@ -256,12 +264,29 @@ class _Descending:
     __hash__ = None  # type: ignore[assignment]
 
 
-def place_of(selection: Selection) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """The function that tells a record's place in the selection's order, to sort and to bisect by; no two are equal."""
-    order = (*selection.order, ("id", selection.descending))
+def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
+    """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at."""
+    order = [*selection.order, ("id", selection.descending)]
+    turned = {descending for _, descending in order} == {True}  # all descend: the plain keys, from the other end
+    mixed = not turned and any(descending for _, descending in order)
 
-    def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        keys = [(sort_key(field, record.get(field)), descending) for field, descending in order]
-        return tuple(_Descending(key) if descending else key for key, descending in keys)
+    def place(record: Mapping[str, Any]) -> list[Any]:
+        keys = [sort_key(field, record.get(field)) for field, _ in order]
+        if mixed:
+            return [_Descending(key) if down else key for key, (_, down) in zip(keys, order, strict=True)]
+        return keys
 
-    return place
+    placed = [(place(record_of(row)), row) for row in rows]
+    if selection.after is not None:
+        bound = place(selection.after)
+        placed = [it for it in placed if (it[0] < bound if turned else bound < it[0])]
+    if selection.limit is None:
+        placed.sort(key=_first, reverse=turned)
+    else:
+        best = heapq.nlargest if turned else heapq.nsmallest
+        placed = best(selection.limit, placed, key=_first)
+    return [row for _, row in placed]
+
+
+def _first(pair: tuple[Any, object]) -> Any:
+    return pair[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -18,12 +18,12 @@ from .base import (
     Id,
     Query,
     Record,
+    arrange,
     encode_record,
     matches,
     merge,
     missing,
     parse_query,
-    place_of,
     replace,
 )
 
@@ -65,7 +65,7 @@ class MemoryStore:
         """The records that a query asks for, oldest first unless it says otherwise."""
         return [orjson.loads(text) for text in self._select(query)]
 
-    async def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+    async def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts, which were encoded when they were written."""
         texts = self._select(query)
         for start in range(0, len(texts), CHUNK):
@@ -116,10 +116,7 @@ class MemoryStore:
         if where:
             rows = (row for row in rows if matches(row.record, where))
         if order and (order != BY_ID or "id" in where):
-            place = place_of(selection)
-            rows = sorted(rows, key=lambda row: place(row.record))
-            if after is not None:
-                rows = rows[bisect.bisect_right(rows, place(after), key=lambda row: place(row.record)) :]
+            rows = arrange(rows, lambda row: row.record, selection)
         return [row.text for row in itertools.islice(rows, selection.limit)]
 
     def _sorted_ids(self) -> list[str]:

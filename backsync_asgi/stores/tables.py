@@ -1,0 +1,506 @@
+"""How records lie in the rows of a database: JSON in one column, or a column for each field; it runs no statement."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import math
+import re
+import types
+import typing
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.types import UserDefinedType
+
+from backsync_asgi.messages import encode, is_id, shorten
+
+from .base import Record, Selection, encode_record, equal, invalid
+
+Condition = sa.ColumnElement[bool]
+
+
+class Layout(Protocol):
+    """Where a record's fields are in a table, and how they compare there.
+
+    order: what the store's own order goes by.
+    """
+
+    table: sa.Table
+    id: sa.ColumnElement[Any]
+    order: sa.ColumnElement[Any]
+
+    def columns(self) -> Sequence[sa.ColumnElement[Any]]:
+        """What is selected for a record."""
+
+    def key(self, id: object) -> Any:
+        """What the id's column holds for an id, or None where it can hold no such."""
+
+    def values(self, record: Record, *, new: bool) -> dict[str, Any]:
+        """What is written for a record. new: for a row that is not there yet. Raises Reject."""
+
+    def record(self, row: sa.Row[Any]) -> Record:
+        """The record in a row."""
+
+    def text(self, row: sa.Row[Any]) -> str:
+        """The same as JSON text."""
+
+    def equals(self, field: str, value: Any) -> Condition | None:
+        """The condition that a field has a value; None: only the decoded record can tell."""
+
+    def place(self, field: str) -> list[sa.ColumnElement[Any]]:
+        """What to order by for a field, most significant first."""
+
+    def bounds(self, field: str, value: Any) -> list[Any]:
+        """The same for a value that a field may have, as parameters; None: nothing more to compare there."""
+
+
+def select(layout: Layout, selection: Selection) -> tuple[sa.Select[Any], dict[str, Any]]:
+    """The statement for a selection, and the conditions that are left to be looked at in the decoded records."""
+    statement = sa.select(*layout.columns())
+    rest: dict[str, Any] = {}
+    for field, value in selection.where.items():
+        condition = layout.equals(field, value)
+        if condition is None:
+            rest[field] = value
+        else:
+            statement = statement.where(condition)
+    if not selection.order:
+        return statement.order_by(layout.order), rest
+    order = list(selection.order)
+    if "id" not in dict(order):
+        order.append(("id", selection.descending))
+    places = [(place, descending) for field, descending in order for place in layout.place(field)]
+    statement = statement.order_by(*(place.desc() if descending else place for place, descending in places))
+    if selection.after is not None:
+        bounds = [bound for field, _ in order for bound in layout.bounds(field, selection.after.get(field))]
+        statement = statement.where(_beyond(places, bounds))
+    if selection.limit is not None and not rest:
+        statement = statement.limit(selection.limit)
+    return statement, rest
+
+
+def _beyond(places: Sequence[tuple[sa.ColumnElement[Any], bool]], bounds: Sequence[Any]) -> Condition:
+    """That a row comes after a place in the order."""
+    compared = [(*place, bound) for place, bound in zip(places, bounds, strict=True) if bound is not None]
+    directions = {descending for _, descending, _ in compared}
+    if len(directions) == 1:  # as a row value, which finds its place in an index
+        one = sa.tuple_(*(place for place, _, _ in compared))
+        other = sa.tuple_(*(bound for _, _, bound in compared))
+        return one < other if True in directions else one > other
+    condition: Condition = sa.false()
+    for place, descending, bound in reversed(compared):
+        condition = sa.or_(place < bound if descending else place > bound, sa.and_(place == bound, condition))
+    return condition
+
+
+# ── Free-form records: JSON in one column ────────────────────────────────────────────────────────────────────────────
+
+
+class _Json(UserDefinedType[str]):
+    """JSON that is written and read as text, as it was: PostgreSQL's `json` keeps the order of fields."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "JSON"
+
+    def column_expression(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.cast(column, sa.Text)
+
+
+class FreeForm:
+    """Records of any fields, in a table of our own: `seq` (the order in which they came), `id` as text, `data`."""
+
+    def __init__(self, name: str, dialect: str, indexes: Sequence[Sequence[str]] = ()) -> None:
+        text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")  # ids in the order of code points
+        self.table = sa.Table(
+            name,
+            sa.MetaData(),
+            sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
+            sa.Column("id", text, nullable=False, unique=True),
+            sa.Column("data", sa.Text().with_variant(_Json(), "postgresql"), nullable=False),
+        )
+        self.id: sa.ColumnElement[Any] = self.table.c.id
+        self.order: sa.ColumnElement[Any] = self.table.c.seq
+        self._sqlite = dialect == "sqlite"
+        self._indexed = {field for fields in indexes for field in fields}
+        for fields in indexes:
+            places = [place for field in fields for place in self.place(field)]
+            label = re.sub(r"\W+", "_", "_".join((name, *fields)))
+            sa.Index(f"ix_{label}"[:63], *(Grouping(place) for place in places), self.table.c.id)
+
+    def columns(self) -> Sequence[sa.ColumnElement[Any]]:
+        return [self.table.c.data]
+
+    def key(self, id: object) -> Any:
+        return str(id) if is_id(id) and is_text(str(id)) else None
+
+    def values(self, record: Record, *, new: bool) -> dict[str, Any]:
+        text = encode_record(record)
+        check_nul(text, record)
+        return {"id": str(record["id"]), "data": text}
+
+    def record(self, row: sa.Row[Any]) -> Record:
+        record: Record = orjson.loads(row[0])
+        return record
+
+    def text(self, row: sa.Row[Any]) -> str:
+        text: str = row[0]
+        return text
+
+    def equals(self, field: str, value: Any) -> Condition | None:
+        if field == "id":
+            key = self.key(value)
+            return sa.false() if key is None else self.table.c.id == key
+        if isinstance(value, (list, dict)) or not is_plain(field):
+            return None
+        kinds = {
+            type(None): ("null",),
+            bool: ("boolean", str(value).lower()),
+            int: ("number", "integer", "real"),
+            float: ("number", "integer", "real"),
+            str: ("string", "text"),
+        }[type(value)]
+        places = zip(self.place(field), self.bounds(field, value), strict=True)
+        return sa.and_(*(place == bound for place, bound in places), self._kind(field).in_(kinds))
+
+    def place(self, field: str) -> list[sa.ColumnElement[Any]]:
+        if field == "id":
+            return [self.table.c.id]
+        if self._sqlite:  # its order of values is ours, once nothing comes before all numbers
+            return [sa.func.coalesce(sa.func.json_extract(self.table.c.data, self._name(field)), _NOTHING)]
+        kind, text = self._kind(field), self.table.c.data.op("->>", return_type=sa.Text())(self._name(field))
+        number = sa.case(
+            (kind == _inline("number"), sa.cast(text, sa.Numeric)),
+            (sa.and_(kind == _inline("boolean"), text == _inline("true")), sa.cast(sa.literal_column("1"), sa.Numeric)),
+            (kind == _inline("boolean"), sa.cast(sa.literal_column("0"), sa.Numeric)),
+            (kind.in_([_inline(it) for it in _TEXTS]), sa.cast(_inline("Infinity"), sa.Numeric)),
+            else_=sa.cast(_inline("-Infinity"), sa.Numeric),
+        )
+        characters = sa.case((kind.in_([_inline(it) for it in _TEXTS]), text), else_=_inline(""))
+        return [number, sa.collate(characters, "C")]
+
+    def bounds(self, field: str, value: Any) -> list[Any]:
+        if field == "id":
+            return [sa.literal(str(value), sa.Text())]
+        if isinstance(value, (list, dict)):
+            value = encode(value)
+        if self._sqlite:
+            value = -math.inf if value is None else int(value) if isinstance(value, bool) else value
+            return [sa.literal(value, sa.types.NullType())]
+        if value is None or isinstance(value, str):
+            number = "-Infinity" if value is None else "Infinity"
+        else:
+            number = repr(value + 0)  # True becomes 1
+        characters = value if isinstance(value, str) else ""
+        return [sa.cast(sa.literal(number, sa.Text()), sa.Numeric), sa.literal(characters, sa.Text())]
+
+    def _kind(self, field: str) -> sa.ColumnElement[str]:
+        if self._sqlite:
+            return sa.func.json_type(self.table.c.data, self._name(field), type_=sa.Text())
+        return sa.func.json_typeof(self.table.c.data.op("->")(self._name(field)), type_=sa.Text())
+
+    def _name(self, field: str) -> sa.ColumnElement[str]:
+        """A field as the database names it: written out where it is a part of an index, which must be the same text."""
+        name = f'$."{field}"' if self._sqlite else field
+        return _inline(name) if field in self._indexed else sa.literal(name, sa.Text())
+
+
+_NOTHING: sa.ColumnElement[Any] = sa.literal_column("-9e999")  # -infinity, which JSON does not have
+_TEXTS = ("string", "array", "object")
+
+
+def _inline(text: str) -> sa.ColumnElement[str]:
+    return sa.literal_column("'" + text.replace("'", "''") + "'", sa.Text())
+
+
+def is_plain(field: str) -> bool:
+    """Whether a field's name stands in JSON as it is."""
+    return field != "" and encode(field) == f'"{field}"'
+
+
+def is_text(text: str) -> bool:
+    """Whether databases can hold a text: NUL and halves of characters they cannot."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_nul(text: str, value: Mapping[str, Any]) -> None:
+    """Raises Reject("invalid"), which names the field, where a NUL is in JSON: databases cannot hold it."""
+    if "\\u0000" not in text:
+        return
+    for field, part in value.items():
+        if "\x00" in field or "\x00" in _texts_of(part):
+            raise invalid(field, "holds the character U+0000, which databases cannot keep")
+
+
+def _texts_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "".join(map(_texts_of, (*value.keys(), *value.values())))
+    if isinstance(value, (list, tuple)):
+        return "".join(map(_texts_of, value))
+    return value if isinstance(value, str) else ""
+
+
+# ── Records in columns ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Columns:
+    """Records of a table that is there already: a field for each column, the primary key is the `id`."""
+
+    def __init__(self, table: sa.Table, fields: Mapping[str, sa.Column[Any]]) -> None:
+        keys = list(table.primary_key.columns)
+        if len(keys) != 1:
+            raise ValueError(
+                f"SQLStore got the table {table.name!r} with {len(keys)} primary key columns, expected one."
+            )
+        (key,) = keys
+        self.table = table
+        self.id: sa.ColumnElement[Any] = key
+        self.order: sa.ColumnElement[Any] = key
+        others = {
+            name: column
+            for name, column in fields.items()
+            if column is not key and not isinstance(column.type, sa.LargeBinary)  # which JSON cannot carry
+        }
+        self.fields = {"id": key} | others
+        if any(name == "id" and column is not key for name, column in fields.items()):
+            raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
+
+    def columns(self) -> Sequence[sa.ColumnElement[Any]]:
+        return list(self.fields.values())
+
+    def key(self, id: object) -> Any:
+        column = self.fields["id"]
+        kind = _python_type(column)
+        if not is_id(id) or not is_text(str(id)):
+            return None
+        if kind is int:
+            digits = str(id)
+            return int(digits) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", digits) else None
+        if kind is uuid.UUID:
+            try:
+                return uuid.UUID(str(id))
+            except ValueError:
+                return None
+        return str(id) if kind is str else None
+
+    def values(self, record: Record, *, new: bool) -> dict[str, Any]:
+        check_nul(encode_record(record), record)
+        for field in record:
+            if field not in self.fields:
+                raise invalid(field, "is not a field of this model")
+        values: dict[str, Any] = {}
+        for field, column in self.fields.items():
+            if field == "id":
+                if record.get("id") is not None:
+                    values[column.key] = self.key(record["id"])
+                    if values[column.key] is None:
+                        raise invalid("id", f"is {shorten(record['id'])}, expected {_python_type(column).__name__}")
+                elif column.default is None and _python_type(column) is uuid.UUID:
+                    values[column.key] = uuid.uuid4()
+            elif field in record:
+                values[column.key] = _to_column(field, column, record[field])
+            elif column.server_default is not None or column.computed is not None or (new and column.default):
+                continue
+            elif column.default is not None and column.default.is_scalar:
+                values[column.key] = typing.cast(Any, column.default).arg
+            elif column.nullable:
+                values[column.key] = None
+            elif new or column.default is None:
+                raise invalid(field, "is missing")
+        return values
+
+    def record(self, row: sa.Row[Any]) -> Record:
+        cells = zip(self.fields.items(), row, strict=True)
+        return {field: _from_column(column, value) for (field, column), value in cells}
+
+    def text(self, row: sa.Row[Any]) -> str:
+        return encode(self.record(row))
+
+    def equals(self, field: str, value: Any) -> Condition | None:
+        column = self.fields.get(field)
+        if column is None:
+            return sa.false()
+        if field == "id":
+            key = self.key(value)
+            return sa.false() if key is None else column == key
+        if isinstance(column.type, sa.JSON):
+            return None
+        if value is None:
+            return column.is_(None)
+        try:
+            converted = _to_column(field, column, value)
+        except Exception:  # noqa: BLE001 - a value that the column cannot hold is in none of its rows
+            return sa.false()
+        if not equal(_from_column(column, converted), value) and not isinstance(value, str):
+            return sa.false()
+        same: Condition = column == converted
+        return same
+
+    def place(self, field: str) -> list[sa.ColumnElement[Any]]:
+        column = self._ordered(field)
+        return [sa.case((column.is_(None), 0), else_=1), column] if column.nullable else [column]
+
+    def bounds(self, field: str, value: Any) -> list[Any]:
+        column = self._ordered(field)
+        if field == "id":
+            key = self.key(value)
+            if key is None:
+                raise invalid("$after", f"has the id {shorten(value)}, which no record can have")
+            return [sa.literal(key, column.type)]
+        bound = None if value is None else sa.literal(_to_column(field, column, value), column.type)
+        return [sa.literal(int(value is not None)), bound] if column.nullable else [bound]
+
+    def _ordered(self, field: str) -> sa.Column[Any]:
+        column = self.fields.get(field)
+        if column is None or isinstance(column.type, sa.JSON):
+            raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
+        return column
+
+
+def _python_type(column: sa.Column[Any]) -> type[Any]:
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return object
+
+
+def _to_column(field: str, column: sa.Column[Any], value: Any) -> Any:
+    """A field's value as the column's type takes it. Raises Reject("invalid")."""
+    if value is None:
+        if not column.nullable:
+            raise invalid(field, "must not be null")
+        return sa.null() if isinstance(column.type, sa.JSON) else None
+    if isinstance(column.type, sa.JSON):
+        return value
+    if isinstance(column.type, sa.Enum):
+        return _to_enum(field, column.type, value)
+    kind = _python_type(column)
+    try:
+        if kind is datetime.datetime and isinstance(value, str):
+            value = datetime.datetime.fromisoformat(value)
+        elif kind in (datetime.date, datetime.time) and isinstance(value, str):
+            return kind.fromisoformat(value)
+        elif kind is uuid.UUID and isinstance(value, str):
+            return uuid.UUID(value)
+        elif kind is decimal.Decimal and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return _finite(decimal.Decimal(str(value)))
+    except (ValueError, ArithmeticError):
+        raise invalid(field, f"is {shorten(value)}, expected {kind.__name__}") from None
+    if kind is datetime.datetime and isinstance(value, datetime.datetime):
+        zoned = getattr(column.type, "timezone", False)
+        aware = value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
+        aware = aware.astimezone(datetime.UTC)
+        return aware if zoned else aware.replace(tzinfo=None)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if kind is int and type(value) is int and abs(value) >= 2**63:
+        raise invalid(field, "is an integer of more than 64 bits")
+    if kind is not object and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise invalid(field, f"is {shorten(value)}, expected {kind.__name__}")
+    length = getattr(column.type, "length", None)
+    if isinstance(value, str) and length is not None and len(value) > length:
+        raise invalid(field, f"has {len(value)} characters; {length} may be")
+    return value
+
+
+def _finite(value: decimal.Decimal) -> decimal.Decimal:
+    if not value.is_finite():
+        raise ValueError
+    return value
+
+
+def _to_enum(field: str, kind: sa.Enum, value: Any) -> Any:
+    if kind.enum_class is None:
+        if value in kind.enums:
+            return value
+    else:
+        for member in kind.enum_class:
+            if member is value or getattr(member, "value", None) == value:
+                return member
+    raise invalid(field, f"is {shorten(value)}, expected one of {', '.join(map(str, kind.enums))}")
+
+
+def _from_column(column: sa.Column[Any], value: Any) -> Any:
+    """A column's value as JSON has it, so that a record reads the same from every store."""
+    if isinstance(value, datetime.datetime):
+        if getattr(column.type, "timezone", False):  # SQLite gives back what was written, which was UTC
+            value = value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value.astimezone(datetime.UTC)
+        return value.isoformat()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, (decimal.Decimal, uuid.UUID)) else value
+
+
+def layout_of(table: sa.Table | type[Any]) -> Columns:
+    """The layout of a table, of a mapped class, or of a table made after a schema."""
+    if isinstance(table, sa.Table):
+        return Columns(table, {str(name): column for name, column in table.columns.items()})
+    mapper = sa.inspect(table, raiseerr=False)
+    if mapper is None or not hasattr(mapper, "local_table"):
+        return layout_of(table_of(table))
+    own = mapper.local_table
+    if not isinstance(own, sa.Table):
+        raise ValueError(f"SQLStore got {table.__name__}, which is mapped to {own}, expected a table.")
+    return Columns(own, {attr.key: attr.columns[0] for attr in mapper.column_attrs if attr.columns[0].table is own})
+
+
+_TYPES: Mapping[Any, Any] = {
+    str: sa.Text(),
+    int: sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+    float: sa.Float(53),
+    bool: sa.Boolean(),
+    datetime.datetime: sa.DateTime(timezone=True),
+    datetime.date: sa.Date(),
+    datetime.time: sa.Time(),
+    uuid.UUID: sa.Uuid(),
+    decimal.Decimal: sa.Numeric(),
+}
+
+
+def table_of(schema: type[Any], name: str | None = None, metadata: sa.MetaData | None = None) -> sa.Table:
+    """A table with a column for each field of a dataclass, TypedDict, msgspec.Struct or pydantic model.
+
+    `str`, `int`, `float`, `bool`, dates, times, `UUID`, enums and `Decimal` become columns of their kind, `| None`
+    allows NULL, everything else is JSON. `id` is the primary key. name: the table's, else the schema's in lower case.
+    Raises ValueError for a schema without an `id`.
+    """
+    hints = typing.get_type_hints(schema)
+    if "id" not in hints:
+        raise ValueError(f"table_of got {schema.__name__}, which has no field `id`.")
+    optional: frozenset[str] = getattr(schema, "__optional_keys__", frozenset())
+    columns = []
+    for field, hint in hints.items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
+        kinds = set(typing.get_args(hint)) if _is_union(hint) else {hint}
+        nullable = type(None) in kinds or field in optional
+        kinds -= {type(None)}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if field == "id" and kind not in (str, int, uuid.UUID):
+            kind = str
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            type_: Any = sa.Enum(kind, native_enum=False, values_callable=lambda them: [str(it.value) for it in them])
+        else:
+            type_ = _TYPES.get(kind, sa.JSON())
+        columns.append(sa.Column(field, type_, primary_key=field == "id", nullable=nullable and field != "id"))
+    return sa.Table(name or snake_case(schema.__name__), sa.MetaData() if metadata is None else metadata, *columns)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def snake_case(name: str) -> str:
+    """A model's name as a table's: `ChatMessage` is `chat_message`."""
+    return re.sub(r"\W", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
