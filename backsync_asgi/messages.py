@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -154,25 +154,17 @@ def is_typed(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """One step from what orjson does not know to what it does. Raises TypeError. The libraries stay unimported."""
+    """What orjson does not know, as something that it does. Raises TypeError. The libraries stay unimported."""
     kind = type(value)
-    if isinstance(value, type):
-        raise TypeError("Type is not JSON serializable: a class")
-    if (fields := getattr(kind, "__struct_fields__", None)) is not None:
-        unset = sys.modules["msgspec"].UNSET
-        values = [getattr(value, field) for field in fields]
-        config = kind.__struct_config__
-        if config.array_like:
-            return values if config.tag is None else [config.tag, *values]
-        # Defaults are written whatever `omit_defaults` says: records travel whole.
-        shown = {name: it for name, it in zip(kind.__struct_encode_fields__, values, strict=True) if it is not unset}
-        return shown if config.tag is None else {config.tag_field: config.tag, **shown}
+    if hasattr(kind, "__struct_fields__") and not isinstance(value, type):
+        return _plain_struct(value)
     if hasattr(kind, "__pydantic_serializer__"):
-        # Its own rules for JSON would write what no other record may have.
         if not _is_odd(value):
-            with contextlib.suppress(ValueError):  # there is something that it cannot write: orjson will name it
-                return value.model_dump(mode="json", by_alias=True)
-        return value.model_dump(mode="python", by_alias=True)
+            try:
+                return orjson.Fragment(kind.__pydantic_serializer__.to_json(value, by_alias=True))
+            except ValueError:
+                pass  # there is something that it cannot write: orjson will name it
+        return _dumped(value)
     if isinstance(value, Decimal) and value.is_finite():
         return str(value)
     if isinstance(value, tuple):  # a named one
@@ -180,10 +172,37 @@ def plain(value: Any) -> Any:
     raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
 
 
+def _plain_struct(value: Any) -> Any:
+    """A msgspec.Struct as a dict, one level deep. Defaults are written whatever it says: records travel whole."""
+    kind: Any = type(value)
+    names, values, config, unset = _struct_form(kind)
+    shown = values(value)
+    if config.array_like:
+        return list(shown) if config.tag is None else [config.tag, *shown]
+    record = dict(zip(names, shown, strict=True))
+    if unset in shown:
+        record = {name: it for name, it in record.items() if it is not unset}
+    return record if config.tag is None else {config.tag_field: config.tag, **record}
+
+
+@functools.cache
+def _struct_form(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], Any, Any]:
+    """Its names on the wire, what gets its values, its settings, and the mark of a field that is not there."""
+    msgspec = sys.modules["msgspec"]
+    return kind.__struct_encode_fields__, msgspec.structs.astuple, kind.__struct_config__, msgspec.UNSET
+
+
+def _dumped(value: Any) -> Any:
+    """A pydantic model as a dict of what is in it, nothing written in its own way."""
+    return type(value).__pydantic_serializer__.to_python(value, by_alias=True)
+
+
 def _is_odd(value: Any) -> bool:
-    """Whether JSON has no form of its own for something in a pydantic model: sets, bytes, NaN."""
-    if value is None or isinstance(value, (str, int)):
+    """Whether pydantic would write something in a model that no other record may have, such as bytes or NaN."""
+    if value is None or isinstance(value, (str, bool)):
         return False
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**64
     if isinstance(value, (float, Decimal)):
         return not math.isfinite(value)
     if isinstance(value, (list, tuple)):
@@ -236,11 +255,14 @@ def _children(value: Any, path: str) -> Iterable[tuple[Any, str, Any]] | None:
     """What stands in a value, as (name or index, path, child); None for a leaf."""
     if isinstance(value, (list, tuple)):
         return ((index, f"{path}[{index}]", child) for index, child in enumerate(value))
-    if is_typed(value) and not isinstance(value, type):
-        if dataclasses.is_dataclass(value):
-            value = {it.name: getattr(value, it.name, None) for it in dataclasses.fields(value)}
-        else:
-            return _children(plain(value), path)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {it.name: getattr(value, it.name, None) for it in dataclasses.fields(value)}
+    elif is_typed(value):
+        try:
+            value = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else _plain_struct(value)
+        except (ValueError, RecursionError):  # such as a circular one
+            return None
+        return _children(value, path)
     if isinstance(value, dict):
         return ((name, join(path, name), child) for name, child in value.items())
     return None

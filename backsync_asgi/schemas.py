@@ -78,11 +78,12 @@ class Schema:
     type: Any
     fields: tuple[Field, ...] | None
     _check: Callable[[Any], tuple[Any, list[Fault]]]
-    _names: frozenset[str]  # by which fields are read
-    _derived: frozenset[str]  # fields that are written and not read: computed ones
-    _owned: frozenset[str]
-    _unknown: Unknown
-    _extra: str | None  # what the type itself says about unknown fields
+    _owned: frozenset[str]  # the fields that the framework sets
+    _known: frozenset[str]  # these, and those that are read or written
+    _hidden: frozenset[str]  # those that the type does not get: it does not have them, or computes them itself
+    _nullable: frozenset[str]  # those of the framework's that null stands for the default of
+    _refuses: bool  # whether unknown fields are refused here
+    _hides: bool  # whether the type is spared what it does not know in a stored record
 
     def load(self, data: Any, stored: Mapping[str, Any] | None = None, unset: Collection[str] = ()) -> Any:
         """The typed object in what a client sent: JSON values.
@@ -94,26 +95,19 @@ class Schema:
         """
         faults: list[Fault] = []
         if self.fields is not None and isinstance(data, dict):
-            known = self._names | self._derived | self._owned
-            if self._unknown == "refuse" and self._extra is None:
-                faults = [Fault(_cut(name), "unknown field") for name in data if name not in known]
+            if self._refuses:
+                faults = [Fault(_cut(name), "unknown field") for name in data if name not in self._known]
             if stored is not None:
-                kept = {it: stored[it] for it in stored if self._extra == "allow" or it in known}
+                kept = {it: stored[it] for it in stored if not self._hides or it in self._known}
                 data = {it: value for it, value in {**kept, **data}.items() if it == "id" or it not in unset}
-            ours = self._not_for_the_type(data)
-            if ours:
-                data = {it: value for it, value in data.items() if it not in ours}
+            hidden = [it for it in self._hidden if it in data]
+            hidden += [it for it in self._nullable if it in data and data[it] is None]
+            if hidden:
+                data = {it: value for it, value in data.items() if it not in hidden}
         value, found = self._check(data)
         if faults or found:
             raise refusal(faults + found)
         return value
-
-    def _not_for_the_type(self, data: Mapping[str, Any]) -> set[str]:
-        """The framework's own fields where the type does not have them, or has a default that null stands for."""
-        fields = self.fields or ()
-        nothing = {it.name for it in fields if not it.required and it.name in self._owned and data.get(it.name) is None}
-        undeclared = set() if self._extra == "allow" else self._owned - self._names
-        return (nothing | undeclared | self._derived) & data.keys()
 
     def record(self, value: Any, sent: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The record to be stored or sent: what `value` says, and what was sent of the framework's own fields (id,
@@ -147,12 +141,25 @@ def schema_of(annotation: Any, *, owned: Collection[str] = ("id",), unknown: Unk
         check = _CHECKS[_library_of(annotation)](annotation)
     except NameError as error:
         raise TypeError(f"{_named(annotation)} cannot be a schema: {error}. Define it at the module's level.") from None
+    if fields is None:
+        none = frozenset[str]()
+        return Schema(annotation, None, check, none, none, none, none, False, False)
     cls = typing.get_origin(annotation) or annotation
-    names = frozenset[str]().union(*(it.accepted for it in fields or ()))
-    if fields is not None and (tag := getattr(getattr(cls, "__struct_config__", None), "tag_field", None)):
+    names = frozenset[str]().union(*(it.accepted for it in fields))
+    if tag := getattr(getattr(cls, "__struct_config__", None), "tag_field", None):
         names |= {tag}
-    extra = _extra_of(cls) if fields is not None else None
-    return Schema(annotation, fields, check, names, _derived_of(cls), frozenset(owned), unknown, extra)
+    extra, derived = _extra_of(cls), _derived_of(cls)
+    return Schema(
+        annotation,
+        fields,
+        check,
+        frozenset(owned),
+        _known=names | derived | set(owned),
+        _hidden=derived if extra == "allow" else derived | (set(owned) - names),
+        _nullable=frozenset(it.name for it in fields if it.name in owned and not it.required),
+        _refuses=unknown == "refuse" and extra is None,
+        _hides=extra != "allow",
+    )
 
 
 def data_annotation(function: Callable[..., Any]) -> Any:
@@ -220,6 +227,7 @@ def says_nothing(annotation: Any) -> bool:
     return False
 
 
+@functools.lru_cache(1_000)
 def fields_of(annotation: Any) -> tuple[Field, ...] | None:
     """The fields of a Struct, pydantic model, dataclass or TypedDict, also a generic one; None for another type.
 
