@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up. A module may import from its own floor and from those below; a pattern ending in `*` is a room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "messages", "channel", "retries", "schemas", "sockjs.frames", "sockjs.session"),
-    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*"),
+    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
     ("hub", "models"),
     ("app",),
     ("", "client", "testing", "cli", "uvicorn"),  # "" is backsync_asgi/__init__.py, the front door
@@ -32,12 +32,13 @@ IMPURE = {"anyio", "asyncio", "concurrent", "datetime", "multiprocessing", "os",
 # Rooms that deal with one outside thing each, and know nothing of each other.
 SEPARATE_ROOMS = ("sockjs", "brokers", "stores")
 
-# What a module may import inside a function, where a user's own type or call needs it.
-OPTIONAL: dict[str, set[str]] = {"schemas": {"msgspec", "pydantic"}}
+# What a module may import beside: inside a function, for a user's own type, or because users alone import it.
+OPTIONAL: dict[str, set[str]] = {"schemas": {"msgspec", "pydantic"}, "signals": {"blinker"}}
 
 # The names that users build on. Adding one is a decision; so is this line.
 DOORS: dict[str, set[str]] = {
     "": {"Backsync", "Context", "Reject"},
+    "signals": {"post_delete", "post_save", "pre_delete", "pre_save"},
     "stores": {"MemoryStore", "Store"},
     "sockjs": {"Settings", "SockJS", "Timing"},
     "testing": {"chaos", "connect"},
