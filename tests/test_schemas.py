@@ -992,8 +992,9 @@ def test_any_json_is_loaded_or_refused_and_what_is_loaded_is_stable(kind: str, d
 @given(data=json_values | people)
 @settings(deadline=None, max_examples=150)
 def test_all_kinds_agree_on_what_is_refused(data: Any) -> None:
-    if isinstance(data, dict):  # that pydantic takes a text of digits for a time is documented
-        data = {name: it for name, it in data.items() if name not in ("seen", "born") or it == WHOLE[name]}
+    if isinstance(data, dict):  # where pydantic is more lenient, as documented: digits for a time, true for 1
+        lenient: dict[str, Any] = {"seen": str, "born": str, "level": (bool, float)}
+        data = {name: it for name, it in data.items() if not isinstance(it, lenient.get(name, ())) or it == WHOLE[name]}
     outcomes = set()
     for annotation, without in KINDS.values():
         try:
