@@ -26,6 +26,9 @@ MAX_SAFE_INTEGER = 2**53 - 1  # beyond it JavaScript's numbers are not exact
 CONTROL = "$"  # the model name of control messages
 ALIASES: Mapping[str, str] = {"create": "upsert", "update": "upsert"}
 
+# orjson would leave out fields of a dataclass that stand at their default where msgspec has made it.
+_FORM = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
+
 _EVENT = re.compile(r"(\$|[A-Za-z_][A-Za-z0-9_.\-]{0,127}):([A-Za-z_][A-Za-z0-9_]{0,127})")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,127}")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -123,7 +126,7 @@ def encode(value: Any) -> str:
     64 bits, keys that are not strings, circular values, lone surrogates.
     """
     try:
-        text = orjson.dumps(value, plain, orjson.OPT_UTC_Z).decode()
+        text = orjson.dumps(value, plain, _FORM).decode()
     except TypeError as error:
         raise EncodeError(_explain(value, str(error))) from None
     # orjson writes NaN as null without a word.
@@ -155,7 +158,7 @@ def is_typed(value: object) -> bool:
 
 def plain(value: Any) -> Any:
     """What orjson does not know, as something that it does. Raises TypeError. The libraries stay unimported."""
-    kind = type(value)
+    kind: Any = type(value)
     if hasattr(kind, "__struct_fields__") and not isinstance(value, type):
         return _plain_struct(value)
     if hasattr(kind, "__pydantic_serializer__"):
@@ -165,6 +168,8 @@ def plain(value: Any) -> Any:
             except ValueError:
                 pass  # there is something that it cannot write: orjson will name it
         return _dumped(value)
+    if hasattr(kind, "__dataclass_fields__"):
+        return {name: getattr(value, name, None) for name in _names_of(kind)}
     if isinstance(value, Decimal) and value.is_finite():
         return str(value)
     if isinstance(value, tuple):  # a named one
@@ -190,6 +195,12 @@ def _struct_form(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any,
     """Its names on the wire, what gets its values, its settings, and the mark of a field that is not there."""
     msgspec = sys.modules["msgspec"]
     return kind.__struct_encode_fields__, msgspec.structs.astuple, kind.__struct_config__, msgspec.UNSET
+
+
+@functools.cache
+def _names_of(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass, those with a leading underscore left out."""
+    return tuple(it.name for it in dataclasses.fields(kind) if not it.name.startswith("_"))
 
 
 def _dumped(value: Any) -> Any:
@@ -228,7 +239,7 @@ def find_culprit(value: Any, path: str = "", depth: int = 0) -> str | None:
     children = _children(value, path)
     if children is None:
         try:
-            orjson.dumps(value, plain)
+            orjson.dumps(value, plain, _FORM)
         except TypeError:
             return path
         return None
@@ -255,11 +266,9 @@ def _children(value: Any, path: str) -> Iterable[tuple[Any, str, Any]] | None:
     """What stands in a value, as (name or index, path, child); None for a leaf."""
     if isinstance(value, (list, tuple)):
         return ((index, f"{path}[{index}]", child) for index, child in enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {it.name: getattr(value, it.name, None) for it in dataclasses.fields(value)}
-    elif is_typed(value):
+    if is_typed(value):
         try:
-            value = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else _plain_struct(value)
+            value = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else plain(value)
         except (ValueError, RecursionError):  # such as a circular one
             return None
         return _children(value, path)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, Literal, NotRequired, Required, Type
 
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -827,6 +828,28 @@ def test_typed_objects_are_written_wherever_they_stand() -> None:
     for made_place in (PlaceDataclass("Rome"), PlaceStruct("Rome"), PlaceModel(city="Rome")):
         assert json.loads(messages.encode([{"place": made_place}, made_place])) == [{"place": place}, place]
         assert messages.record_of(made_place) == place
+
+
+def test_a_field_at_its_default_is_written(person: Callable[..., Schema]) -> None:
+    schema = person()
+    record = schema.record(schema.load({"name": "Ann"}))
+    assert record.keys() == ({"name"} if schema.type is PersonDict else set(WHOLE))
+
+
+def test_a_pydantic_dataclass_is_written_by_its_own_rules() -> None:
+    @pydantic.dataclasses.dataclass
+    class Event:
+        at: datetime.datetime
+
+        @pydantic.field_serializer("at")
+        def year(self, at: datetime.datetime) -> int:
+            return at.year
+
+    assert messages.encode([Event(datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))]) == '[{"at":2026}]'
+
+
+def test_a_private_field_of_a_dataclass_stays_here() -> None:
+    assert messages.encode(dataclasses.make_dataclass("Secret", ["a", "_b"])(1, 2)) == '{"a":1}'
 
 
 def test_a_struct_travels_whole_and_under_its_own_names() -> None:
