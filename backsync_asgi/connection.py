@@ -272,9 +272,15 @@ class Connection:
         return not wait
 
     def _add_worker(self, work: Coroutine[Any, Any, None]) -> None:
-        worker = self._site.spawn(work)
+        worker = asyncio.get_running_loop().create_task(work)
         self._workers.append(worker)
-        worker.add_done_callback(self._workers.remove)
+        self._site.tasks.add(worker)
+
+    def _worker_done(self) -> None:
+        """For the end of a worker, which would otherwise cost the event loop a callback for each request."""
+        worker: Any = asyncio.current_task()
+        self._workers.remove(worker)
+        self._site.tasks.discard(worker)
 
     def _backpressure(self) -> Awaitable[None] | None:
         limits = self._site.limits
@@ -384,15 +390,22 @@ class Connection:
     # Requests
 
     async def _work(self, name: str, queue: deque[tuple[Request, Any, int]]) -> None:
-        await self._until_set_up()
-        while queue:
-            await self._take_turn(*queue.popleft())
-        del self._queues[name]
+        try:
+            if self._setup is not None:
+                await self._until_set_up()
+            while queue:
+                await self._take_turn(*queue.popleft())
+        finally:
+            del self._queues[name]
+            self._worker_done()
 
     async def _work_apart(self, request: Request, user: Any, size: int) -> None:
         """Handle a request whose handler does not ask for an order."""
-        await self._until_set_up()
-        await self._take_turn(request, user, size)
+        try:
+            await self._until_set_up()
+            await self._take_turn(request, user, size)
+        finally:
+            self._worker_done()
 
     async def _take_turn(self, request: Request, user: Any, size: int) -> None:
         self._waiting -= 1

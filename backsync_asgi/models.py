@@ -34,6 +34,7 @@ logger = logging.getLogger("backsync")
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
+KEYS = 10_000  # encoded keys that are remembered, per model
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
@@ -158,6 +159,7 @@ class Model:
         self._soon = soon
         self._turns = turns
         self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
+        self._keys: dict[tuple[tuple[Any, ...], tuple[type, ...]], tuple[Key, str]] = {}  # encoded, by values
         self._places_forgotten = False
         self._reading = 0  # calls of the read handler that are under way
         self.lives: Lives | None = None
@@ -374,7 +376,20 @@ class Model:
         names = self.options.key
         if not names:
             return (), ""
-        key = {name: fields.get(name) for name in names}
+        values = tuple([fields.get(name) for name in names])
+        kinds = tuple(map(type, values))  # True is 1 to a dict, and not to a browser
+        try:
+            known = self._keys.get((values, kinds))
+        except TypeError:  # a value that is no key at all
+            known = None
+        if known is None:
+            known = self._make_place(dict(zip(names, values, strict=True)))
+            if len(self._keys) >= KEYS:
+                self._keys.clear()
+            self._keys[values, kinds] = known
+        return known
+
+    def _make_place(self, key: Mapping[str, Any]) -> tuple[Key, str]:
         faults = [
             {"field": name, "message": "expected a text of at most 128 characters, an integer or a boolean"}
             for name, value in key.items()

@@ -33,6 +33,12 @@ pre_delete = Signal("`id`, `record`: a record is about to be removed. Raise Reje
 post_delete = Signal("`id`, `record`: a record has been removed. What a receiver raises is logged.")
 
 
+def is_heard(model: Any, *signals: Signal) -> bool:
+    """Whether anybody may listen to one of these signals of a model; none named: to any."""
+    asked = signals or (pre_save, post_save, pre_delete, post_delete)
+    return any(signal.receivers and signal.has_receivers_for(model) for signal in asked)
+
+
 class Watched:
     """A model's store that sends signals. Where nobody listens, it only passes on.
 
@@ -50,7 +56,7 @@ class Watched:
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """As the store's; a receiver's Reject refuses it."""
-        if not self._is_heard(pre_save, post_save):
+        if not is_heard(self._model, pre_save, post_save):
             return await self._store.upsert(record)
         id = record.get("id")
         created = id is None or await self._store.get(id) is None
@@ -61,7 +67,7 @@ class Watched:
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """As the store's; a receiver's Reject refuses it."""
-        if not self._is_heard(pre_save, post_save):
+        if not is_heard(self._model, pre_save, post_save):
             return await self._store.patch(id, fields, unset)
         current = await self._store.get(id)
         if current is not None:  # else it is the store that says so
@@ -73,7 +79,7 @@ class Watched:
 
     async def delete(self, id: Id) -> bool:
         """As the store's; a receiver's Reject refuses it. What is not there is deleted without a signal."""
-        if not self._is_heard(pre_delete, post_delete):
+        if not is_heard(self._model, pre_delete, post_delete):
             return await self._store.delete(id)
         current = await self._store.get(id)
         if current is not None:
@@ -82,9 +88,6 @@ class Watched:
         if deleted:
             self._after(post_delete, id=id, record=current)
         return deleted
-
-    def _is_heard(self, *signals: Signal) -> bool:
-        return any(signal.receivers and signal.has_receivers_for(self._model) for signal in signals)
 
     async def _before(self, signal: Signal, **what: Any) -> None:
         await signal.send_async(self._model, _sync_wrapper=_awaitable, **copy.deepcopy(what))

@@ -7,9 +7,10 @@ Tasks that it starts meanwhile share its turn, and take turns among themselves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from .errors import Reject
 
@@ -28,40 +29,47 @@ class _Turn:
 class Turns:
     """One at a time per record."""
 
-    held: ContextVar[Mapping[Hashable, _Turn]] = ContextVar("backsync_turns")
+    held: ContextVar[Mapping[Hashable, _Turn]] = ContextVar("backsync_turns", default=MappingProxyType({}))
 
     def __init__(self) -> None:
         self._turns: dict[Hashable, _Turn] = {}
         self._waits: dict[object, tuple[Mapping[Hashable, _Turn], Hashable]] = {}  # who waits: what it holds, for what
 
-    @asynccontextmanager
-    async def turn(self, record: Hashable | None) -> AsyncIterator[None]:
+    def turn(self, record: Hashable | None) -> AbstractAsyncContextManager[None]:
         """Hold the record's turn. None: a new record, which nobody else can mean.
 
-        Raises Reject("unavailable") where waiting would never end: the holder of the record waits for one that the
-        caller holds.
+        Entering raises Reject("unavailable") where waiting would never end: the holder of the record waits for one
+        that the caller holds.
         """
-        if record is None:
-            yield
-            return
-        held = {key: turn for key, turn in self.held.get({}).items() if not turn.is_over}
-        inherited = held.get(record)
-        turn = inherited or self._turns.setdefault(record, _Turn())
+        return nullcontext() if record is None else _Holding(self, record)
+
+    async def take(self, record: Hashable) -> _Turn:
+        """Wait for the record's turn, and hold it."""
+        held = self.held.get()
+        if held:
+            held = {key: turn for key, turn in held.items() if not turn.is_over}
+        turn = held.get(record)
+        if turn is None:
+            turn = self._turns.get(record)
+            if turn is None:
+                turn = self._turns[record] = _Turn()
         turn.users += 1
         try:
             await self._wait(turn, record, held)
-            shared = _Turn()  # for the tasks that the holder starts
-            token = self.held.set({**held, record: shared})
-            try:
-                yield
-            finally:
-                self.held.reset(token)
-                shared.is_over = True
-                turn.lock.release()
-        finally:
-            turn.users -= 1
-            if inherited is None and not turn.users:
-                del self._turns[record]
+        except BaseException:
+            self._leave(record, turn)
+            raise
+        return turn
+
+    def give_back(self, record: Hashable, turn: _Turn) -> None:
+        """It is the next one's turn."""
+        turn.lock.release()
+        self._leave(record, turn)
+
+    def _leave(self, record: Hashable, turn: _Turn) -> None:
+        turn.users -= 1
+        if not turn.users and self._turns.get(record) is turn:
+            del self._turns[record]
 
     async def _wait(self, turn: _Turn, record: Hashable, held: Mapping[Hashable, _Turn]) -> None:
         if not turn.lock.locked():
@@ -89,3 +97,23 @@ class Turns:
                 seen.add(wanted)
                 ahead += [next_one for others, next_one in self._waits.values() if wanted in others]
         return False
+
+
+class _Holding:
+    """One holder's turn, as a context manager; a generator would do, and takes twice as long."""
+
+    __slots__ = ("_record", "_shared", "_token", "_turn", "_turns")
+
+    def __init__(self, turns: Turns, record: Hashable) -> None:
+        self._turns = turns
+        self._record = record
+
+    async def __aenter__(self) -> None:
+        self._turn = await self._turns.take(self._record)
+        self._shared = _Turn()  # for the tasks that the holder starts
+        self._token = Turns.held.set({**Turns.held.get(), self._record: self._shared})
+
+    async def __aexit__(self, *error: object) -> None:
+        Turns.held.reset(self._token)
+        self._shared.is_over = True
+        self._turns.give_back(self._record, self._turn)

@@ -13,7 +13,7 @@ import pytest
 from blinker import Signal
 
 from backsync_asgi.errors import Reject
-from backsync_asgi.signals import Watched, post_delete, post_save, pre_delete, pre_save
+from backsync_asgi.signals import Watched, is_heard, post_delete, post_save, pre_delete, pre_save
 from backsync_asgi.stores import MemoryStore
 
 SIGNALS: dict[str, Signal] = {
@@ -193,6 +193,21 @@ async def test_where_nobody_listens_the_store_does_nothing_more(store: Watched, 
         await store.patch(1, {"a": 1})
         assert await store.delete(1) is True
     assert inner.reads == 0
+
+
+def test_it_is_known_whether_anybody_listens(model: Model) -> None:
+    def receive(sender: object, **what: Any) -> None:
+        raise AssertionError("nothing was sent")
+
+    assert not is_heard(model)
+    with post_delete.connected_to(receive, sender=model):
+        assert is_heard(model)
+        assert is_heard(model, pre_save, post_delete)
+        assert not is_heard(model, pre_save)
+        assert not is_heard(Model())
+    with pre_save.connected_to(receive):
+        assert is_heard(model)
+    assert not is_heard(model)
 
 
 async def test_a_receiver_may_listen_to_all_models(store: Watched, model: Model) -> None:
