@@ -18,6 +18,7 @@ from .handlers import Caller, HandlerFunction, check_signature
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
 from .models import Model
+from .schemas import Unknown
 from .sockjs.frames import Message, ObjectMessage
 from .sockjs.receivers import Receive, Scope, Send
 from .sockjs.server import Server, Settings, route_path
@@ -106,6 +107,8 @@ class Backsync:
         ephemeral: bool = False,
         grace: float | None = None,
         ttl: float | None = None,
+        schema: Any = None,
+        unknown: Unknown = "drop",
     ) -> Model:
         """The model of that name; the same one each time. Options are given once, the first time.
 
@@ -113,10 +116,13 @@ class Backsync:
         key: the field, or fields, that say to which channel a record belongs: `key="room"` makes one for each room,
             and clients subscribe to `{"room": "lobby"}`. A record whose key changes leaves one and enters the other.
         version: the field in which the store counts the writes of a record; one that names an older one is refused
-            with `conflict`.
+            with `conflict`. Without a store it is for what your program publishes, and counts: an older version of a
+            record never takes the place of a newer one.
         ephemeral: a record lives as long as the client that wrote it, which alone may change it; it has a MemoryStore
             unless you give another store. grace: seconds in which a client that was cut off may come back (3).
         ttl: seconds that a record of an ephemeral model lives after its last write.
+        schema: what records are like: a dataclass, TypedDict, msgspec.Struct or pydantic model.
+        unknown: "drop" or "refuse" fields that the schema, or a handler's annotation, does not have.
 
         Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones,
         TypeError for a key that is no field's name.
@@ -132,7 +138,15 @@ class Backsync:
         fields: Any = key
         if not isinstance(fields, (str, tuple, list)) or not all(isinstance(field, str) for field in fields):
             raise TypeError(f"sync.model({name!r}) got key={key!r}, expected a field's name, or several in a tuple.")
-        given = {"store": store, "version": version, "ttl": ttl, "grace": grace, "ephemeral": ephemeral or None}
+        given = {
+            "store": store,
+            "version": version,
+            "ttl": ttl,
+            "grace": grace,
+            "ephemeral": ephemeral or None,
+            "schema": schema,
+            "unknown": unknown if unknown != "drop" else None,
+        }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
         if key:
             options["key"] = (key,) if isinstance(key, str) else tuple(key)

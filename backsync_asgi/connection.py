@@ -762,7 +762,10 @@ class Connection:
         self._subscriber.detach(topic)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
-        if model.guard is not None and await self._site.caller(model.guard, ctx, dict(query)) is False:
+        if (
+            model.guard is not None
+            and await self._site.caller(model.guard, ctx, model.loaded("subscribe", dict(query))) is False
+        ):
             raise Reject("forbidden", f"You may not subscribe to {model.name}.")
 
     async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> str:

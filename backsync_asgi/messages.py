@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -22,6 +25,9 @@ MAX_SAFE_INTEGER = 2**53 - 1  # beyond it JavaScript's numbers are not exact
 
 CONTROL = "$"  # the model name of control messages
 ALIASES: Mapping[str, str] = {"create": "upsert", "update": "upsert"}
+
+# orjson would leave out fields of a dataclass that stand at their default where msgspec has made it.
+_FORM = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_DATACLASS
 
 _EVENT = re.compile(r"(\$|[A-Za-z_][A-Za-z0-9_.\-]{0,127}):([A-Za-z_][A-Za-z0-9_]{0,127})")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,127}")
@@ -111,13 +117,16 @@ def shorten(value: object, limit: int = 60) -> str:
 
 
 def encode(value: Any) -> str:
-    """A value as JSON text. Dates, UUIDs, enums and dataclasses are written as orjson writes them.
+    """A value as JSON text.
 
-    Raises EncodeError, which names the field, for what JSON cannot carry: sets, bytes, Decimals, NaN, integers of more
-    than 64 bits, keys that are not strings, circular values, lone surrogates.
+    Dataclasses, msgspec.Structs and pydantic models are written as objects, under their names on the wire; dates,
+    UUIDs, enums and Decimals as text, UTC as `Z`, as browsers write it.
+
+    Raises EncodeError, which names the field, for what JSON cannot carry: sets, bytes, NaN, integers of more than
+    64 bits, keys that are not strings, circular values, lone surrogates.
     """
     try:
-        text = orjson.dumps(value).decode()
+        text = orjson.dumps(value, plain, _FORM).decode()
     except TypeError as error:
         raise EncodeError(_explain(value, str(error))) from None
     # orjson writes NaN as null without a word.
@@ -126,55 +135,152 @@ def encode(value: Any) -> str:
     return text
 
 
+def record_of(value: Any) -> Mapping[str, Any]:
+    """The record in what a handler or the program gives: a mapping is one; of a typed object, what is sent of it.
+
+    Raises EncodeError for what JSON cannot carry, TypeError for what is no record.
+    """
+    if isinstance(value, Mapping):
+        return value
+    record = orjson.loads(encode(value)) if is_typed(value) else None
+    if not isinstance(record, dict):
+        expected = "a dict, dataclass, msgspec.Struct or pydantic model"
+        raise TypeError(f"Got {shorten(value)}, expected a record: {expected}.")
+    return record
+
+
+def is_typed(value: object) -> bool:
+    """Whether it is an instance of a dataclass, msgspec.Struct or pydantic model."""
+    kind = type(value)
+    marks = ("__dataclass_fields__", "__struct_fields__", "__pydantic_serializer__")
+    return not isinstance(value, type) and any(hasattr(kind, mark) for mark in marks)
+
+
+def plain(value: Any) -> Any:
+    """What orjson does not know, as something that it does. Raises TypeError. The libraries stay unimported."""
+    kind: Any = type(value)
+    if hasattr(kind, "__struct_fields__") and not isinstance(value, type):
+        return _plain_struct(value)
+    if hasattr(kind, "__pydantic_serializer__"):
+        if not _is_odd(value):
+            try:
+                return orjson.Fragment(kind.__pydantic_serializer__.to_json(value, by_alias=True))
+            except ValueError:
+                pass  # there is something that it cannot write: orjson will name it
+        return _dumped(value)
+    if hasattr(kind, "__dataclass_fields__"):
+        return {name: getattr(value, name, None) for name in _names_of(kind)}
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    if isinstance(value, tuple):  # a named one
+        return list(value)
+    raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
+
+
+def _plain_struct(value: Any) -> Any:
+    """A msgspec.Struct as a dict, one level deep. Defaults are written whatever it says: records travel whole."""
+    kind: Any = type(value)
+    names, values, config, unset = _struct_form(kind)
+    shown = values(value)
+    if config.array_like:
+        return list(shown) if config.tag is None else [config.tag, *shown]
+    record = dict(zip(names, shown, strict=True))
+    if unset in shown:
+        record = {name: it for name, it in record.items() if it is not unset}
+    return record if config.tag is None else {config.tag_field: config.tag, **record}
+
+
+@functools.cache
+def _struct_form(kind: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]], Any, Any]:
+    """Its names on the wire, what gets its values, its settings, and the mark of a field that is not there."""
+    msgspec = sys.modules["msgspec"]
+    return kind.__struct_encode_fields__, msgspec.structs.astuple, kind.__struct_config__, msgspec.UNSET
+
+
+@functools.cache
+def _names_of(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass, those with a leading underscore left out."""
+    return tuple(it.name for it in dataclasses.fields(kind) if not it.name.startswith("_"))
+
+
+def _dumped(value: Any) -> Any:
+    """A pydantic model as a dict of what is in it, nothing written in its own way."""
+    return type(value).__pydantic_serializer__.to_python(value, by_alias=True)
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether pydantic would write something in a model that no other record may have, such as bytes or NaN."""
+    if value is None or isinstance(value, (str, bool)):
+        return False
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**64
+    if isinstance(value, (float, Decimal)):
+        return not math.isfinite(value)
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_odd, value))
+    if isinstance(value, dict):
+        return any(map(_is_odd, value.values()))
+    if hasattr(type(value), "__pydantic_serializer__"):
+        return any(map(_is_odd, vars(value).values())) or _is_odd(getattr(value, "__pydantic_extra__", None))
+    return isinstance(value, (set, frozenset, bytes, bytearray))
+
+
 def _explain(value: Any, error: str) -> str:
-    path = _find_culprit(value, "", 0)
+    path = find_culprit(value)
     where = "the value" if path is None else (path or "the top")
     allowed = "strings, numbers, booleans, None, lists and dicts with string keys"
     return f"JSON cannot carry {where}: {error}. Use {allowed}."
 
 
-def _find_culprit(value: Any, path: str, depth: int) -> str | None:
-    """The path of the first leaf that orjson refuses."""
+def find_culprit(value: Any, path: str = "", depth: int = 0) -> str | None:
+    """The path of the first leaf that JSON cannot carry, empty for the whole; None if there is none."""
     if depth > MAX_DEPTH:
         return path
-    if isinstance(value, dict):
-        for key, child in value.items():
-            if not isinstance(key, str):
-                return f"{path}.{key!r}" if path else repr(key)
-            found = _find_culprit(child, f"{path}.{key}" if path else key, depth + 1)
-            if found is not None:
-                return found
+    children = _children(value, path)
+    if children is None:
+        try:
+            orjson.dumps(value, plain, _FORM)
+        except TypeError:
+            return path
         return None
-    if isinstance(value, (list, tuple)):
-        for index, child in enumerate(value):
-            found = _find_culprit(child, f"{path}[{index}]", depth + 1)
-            if found is not None:
-                return found
-        return None
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return path
+    for name, child_path, child in children:
+        if not isinstance(name, (str, int)) or (isinstance(name, int) and isinstance(value, Mapping)):
+            return child_path
+        found = find_culprit(child, child_path, depth + 1)
+        if found is not None:
+            return found
     return None
 
 
 def _find_nan(value: Any, path: str) -> str | None:
     if isinstance(value, float):
         return None if math.isfinite(value) else path
-    if isinstance(value, dict):
-        children = ((f"{path}.{key}" if path else str(key), child) for key, child in value.items())
-    elif isinstance(value, (list, tuple)):
-        children = ((f"{path}[{index}]", child) for index, child in enumerate(value))
-    elif dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        children = ((f"{path}.{name}" if path else name, getattr(value, name, None)) for name in names)
-    else:
-        return None
-    for child_path, child in children:
+    for _, child_path, child in _children(value, path) or ():
         found = _find_nan(child, child_path)
         if found is not None:
             return found
     return None
+
+
+def _children(value: Any, path: str) -> Iterable[tuple[Any, str, Any]] | None:
+    """What stands in a value, as (name or index, path, child); None for a leaf."""
+    if isinstance(value, (list, tuple)):
+        return ((index, f"{path}[{index}]", child) for index, child in enumerate(value))
+    if is_typed(value):
+        try:
+            value = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else plain(value)
+        except (ValueError, RecursionError):  # such as a circular one
+            return None
+        return _children(value, path)
+    if isinstance(value, dict):
+        return ((name, join(path, name), child) for name, child in value.items())
+    return None
+
+
+def join(path: str, name: object) -> str:
+    """The path of a field in what has the path: `a.b`."""
+    shown = name if isinstance(name, str) else repr(name)
+    return f"{path}.{shown}" if path else shown
 
 
 # Messages are put together from encoded parts: a record is encoded once for its reply and its broadcast. The names of

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import inspect
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -25,6 +26,7 @@ from .errors import EncodeError, Reject
 from .handlers import Caller, HandlerFunction, check_signature, is_async
 from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
+from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
 from .soon import Soon
 from .stores.base import Id, Record, Store
@@ -42,6 +44,7 @@ CHANGED = "Somebody else has changed it in the meantime."  # to who may not see 
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
+_SIGNALS = f"{__package__}.signals"
 _HOOKS = frozenset({"on_open", "on_close"})
 
 
@@ -55,6 +58,8 @@ class Options:
     ephemeral: bool = False
     grace: float = 3.0
     ttl: float | None = None
+    schema: Any = None
+    unknown: Unknown = "drop"
 
 
 class Connection(Protocol):
@@ -88,13 +93,14 @@ class Context:
 
     connection: the client; hashable, with an `id` that lives as long as it.
     model, method: what was called; None in hooks of the whole app.
+    id: of the record that is written or deleted; None for a new one and where no record is.
     unset: the fields that a patch removes.
     user: who the client was when it sent the request, for reads and subscriptions who it is as they are answered: from
         the auth hook, else from the host app's authentication middleware, else None. `connection.user` is who it is
         now.
     """
 
-    __slots__ = ("_model", "connection", "method", "unset", "user")
+    __slots__ = ("_model", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -102,6 +108,7 @@ class Context:
         self.connection = connection
         self.user: Any = connection.user if user is NOW else user
         self.method = method
+        self.id: Id | None = None
         self.unset: Sequence[str] = ()
         self._model = model
 
@@ -154,6 +161,9 @@ class Model:
         self.close_hooks: list[HandlerFunction] = []
         self.concurrent: set[str] = set()  # the methods whose handlers do not ask for an order
         self._handlers: dict[str, HandlerFunction] = {}
+        self._annotations: dict[str, Any] = {}  # by method: what its handler says of the data
+        self._schemas: dict[str, Schema] = {}  # by method, where that says anything
+        self._schema: Schema | None = None  # of all records
         self._configured = False
         self._visible: Callable[[Context, Record], Any] | None = None
         self._audience: Callable[[Context], Hashable] | None = None
@@ -167,6 +177,7 @@ class Model:
         self._prune_at = KEYS
         self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
         self._reading = 0  # reads of a keyed model that are under way
+        self._watched: Any = None  # the store, where somebody may listen to signals
         self.lives: Lives | None = None
 
     def __repr__(self) -> str:
@@ -181,15 +192,13 @@ class Model:
             raise ValueError(
                 f"sync.model({self.name!r}) got {now}, but has {self.options}. Options are given once, together."
             )
-        if options.get("version") is not None and options.get("store") is None and not options.get("ephemeral"):
-            raise ValueError(
-                f"sync.model({self.name!r}) got version={options['version']!r} and no store that could count it. Give "
-                "it one, such as store=MemoryStore(), or refuse in your handlers with Reject('conflict', …)."
-            )
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
         self.options = Options(**options)
+        self._schema = self._schema_of(self.options.schema or dict)
+        for method, annotation in self._annotations.items():  # of handlers that were there before the options
+            self._set_schema(method, annotation)
         if self.options.ephemeral:
             self.lives = Lives(self.name, self.options.grace, self.options.ttl, self._delete_if)
         store = self.options.store
@@ -201,7 +210,14 @@ class Model:
     @property
     def store(self) -> Store | None:
         """Where the records live, if the model has a store."""
-        return self.options.store
+        store = self.options.store
+        signals = sys.modules.get(_SIGNALS)  # where that was never imported, nobody can listen
+        if store is None or signals is None or not signals.is_heard(self):
+            return store
+        if self._watched is None:
+            self._watched = signals.Watched(self, store)
+        watched: Store = self._watched
+        return watched
 
     # Decorators
 
@@ -286,17 +302,34 @@ class Model:
         if method in self._handlers:
             raise ValueError(f"{self.name}.on got {method!r} twice; a method has one handler.")
         check_signature(function, 2, expected)
+        self._set_schema(method, data_annotation(function))
         self._handlers[method] = function
+
+    def _schema_of(self, annotation: Any) -> Schema | None:
+        owned = {"id", *self.options.key, self.options.version or "id"}
+        return schema_of(annotation, owned=owned, unknown=self.options.unknown)
+
+    def _set_schema(self, method: str, annotation: Any) -> None:
+        self._annotations[method] = annotation
+        schema = self._schema_of(annotation)
+        if schema is not None:
+            self._schemas[method] = schema
+
+    def loaded(self, method: str, data: Any) -> Any:
+        """The data as the method's handler has annotated it. Raises Reject("invalid")."""
+        schema = self._schemas.get(method)
+        return data if schema is None else schema.load(data)
 
     # From anywhere in the program
 
-    async def upsert(self, record: Mapping[str, Any]) -> Record:
+    async def upsert(self, record: Any) -> Record:
         """Store the record, if the model has a store, and broadcast it. Returns it as stored.
 
         Does not call the model's `upsert` handler. (Inside that, write with `ctx.store`: what it returns is broadcast.)
         Raises Reject where the store refuses, EncodeError where JSON cannot carry the record, ValueError without an id
         and a store that could give one.
         """
+        record = messages.record_of(record)
         check_record(record)
         messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
         async with self._turn(record.get("id")):
@@ -369,6 +402,7 @@ class Model:
             return lambda: self._publish_event(method, body, place)
         if key is not None:
             raise ValueError(f"{self.name}.publish({method!r}) got a key, which a record has in its own fields.")
+        data = messages.record_of(data) if messages.is_typed(data) else data
         id = data.get("id") if isinstance(data, Mapping) else None
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
@@ -669,7 +703,7 @@ class Model:
             handler = self._handlers.get(method)
             if handler is None or method == "subscribe":
                 raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._call(handler, ctx, request.data))
+            return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
         except Reject as error:
             raise self._hide_current(ctx, error) from None
 
@@ -733,7 +767,7 @@ class Model:
         if handler is not None:
             self._reading += 1
             try:
-                rows = self._check_rows(await self._call(handler, ctx, dict(query)), query)
+                rows = self._check_rows(await self._call(handler, ctx, self.loaded("read", dict(query))), query)
                 self._learn_places(rows)
             finally:
                 self._reading -= 1
@@ -755,13 +789,16 @@ class Model:
     def _check_rows(self, rows: Any, query: Mapping[str, Any]) -> Any:
         if rows is None and set(query) == {"id"}:
             raise self._not_found(query["id"])
-        if isinstance(rows, Mapping):
-            return rows
+        if isinstance(rows, Mapping) or messages.is_typed(rows):
+            return messages.record_of(rows)
         if rows is None or isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
             raise TypeError(
                 f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of records."
             )
-        return rows if isinstance(rows, list) else list(rows)
+        rows = rows if isinstance(rows, list) else list(rows)
+        if self._visible is not None or self.options.key:  # which look into them
+            return [messages.record_of(row) if messages.is_typed(row) else row for row in rows]
+        return rows
 
     async def _write(self, ctx: Context, request: Request, data: Any) -> str:
         method = request.method
@@ -772,6 +809,7 @@ class Model:
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
         if method == "upsert":
             self.place(data)  # refuse a record without its key fields before anything is stored
+        ctx.id = data.get("id")
         async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
@@ -798,36 +836,57 @@ class Model:
             return body
         return messages.encode({"id": record["id"]} if seen is None else seen)
 
-    async def _upsert(self, ctx: Context, data: Record) -> Any:
+    async def _upsert(
+        self, ctx: Context, data: Record, stored: Mapping[str, Any] | None = None, unset: Sequence[str] = ()
+    ) -> Any:
+        """stored: the record that a patch changes by `data` and `unset`."""
         handler = self._handlers.get("upsert")
-        if handler is not None:
-            return await self._call(handler, ctx, data)
-        if self.store is None:
+        if handler is None and self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither an upsert handler nor a store.")
-        return await self._call.limited(self.store.upsert(data))
+        schema = self._schemas.get("upsert") or self._schema
+        value: Any = data if stored is None else _merged(stored, data, unset)
+        check_record(value)
+        if schema is not None:
+            typed = schema.load(data, stored, unset)
+            value = typed if "upsert" in self._schemas else schema.record(typed, value)
+        if handler is None:
+            assert self.store is not None
+            return await self._call.limited(self.store.upsert(value))
+        return self._completed("upsert", await self._call(handler, ctx, value), data)
+
+    def _completed(self, method: str, result: Any, sent: Record) -> Any:
+        """The record that a handler has returned. A schema may leave the id and the key to us."""
+        schema = self._schemas.get(method) or self._schema
+        if not messages.is_typed(result) and (schema is None or not isinstance(result, Mapping)):
+            return result
+        if schema is None:
+            return messages.record_of(result)
+        return schema.record(result, {name: it for name, it in sent.items() if name != self.options.version})
 
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
         self._check_key(data, unset)
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
-            return await self._call(handler, ctx, data)
+            return self._completed("patch", await self._call(handler, ctx, self.loaded("patch", data)), data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
-        if "upsert" not in self._handlers:
+        if "upsert" not in self._handlers and self._schema is None:
             return await self._call.limited(self.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
         current = await self._call.limited(self.store.get(data["id"]))
         if current is None:
             raise self._not_found(data["id"])
-        merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
-        check_record(merged)
-        return await self._upsert(ctx, merged)
+        if "upsert" in self._handlers or self._schema is None:
+            return await self._upsert(ctx, data, current, unset)
+        record = self._schema.record(self._schema.load(data, current, unset), data)
+        changed = {field: record[field] for field in data if field in record}
+        return await self._call.limited(self.store.patch(data["id"], changed, unset))
 
     async def _delete(self, ctx: Context, id: Id) -> None:
         handler = self._handlers.get("delete")
         if handler is not None:
-            deleted = await self._call(handler, ctx, {"id": id}) is not False
+            deleted = await self._call(handler, ctx, self.loaded("delete", {"id": id})) is not False
         elif self.store is not None:
             deleted = await self._call.limited(self.store.delete(id))
             if not deleted:
@@ -836,6 +895,10 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
+
+
+def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:
+    return {field: value for field, value in {**stored, **data}.items() if field == "id" or field not in unset}
 
 
 def check_query(data: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the ground up. A module may import from its own floor and from those below; a pattern ending in `*` is a room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits", "messages", "channel", "retries", "sockjs.frames", "sockjs.session"),
-    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*"),
+    ("errors", "limits", "messages", "channel", "retries", "schemas", "sockjs.frames", "sockjs.session"),
+    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
     ("hub", "handlers", "turns", "soon", "ephemeral", "models"),
     ("connection", "app"),
     ("", "client", "testing", "cli", "uvicorn"),  # "" is backsync_asgi/__init__.py, the front door
@@ -32,12 +32,18 @@ IMPURE = {"anyio", "asyncio", "concurrent", "datetime", "multiprocessing", "os",
 # Rooms that deal with one outside thing each, and know nothing of each other.
 SEPARATE_ROOMS = ("sockjs", "brokers", "stores")
 
-# What needs an extra, and is imported only where it is asked for.
-EXTRAS = {"stores.sql": {"sqlalchemy"}, "stores.tables": {"sqlalchemy"}}
+# What a module may import beside: inside a function, for a user's own type, or because users alone import it.
+OPTIONAL: dict[str, set[str]] = {
+    "schemas": {"msgspec", "pydantic"},
+    "signals": {"blinker"},
+    "stores.sql": {"sqlalchemy"},
+    "stores.tables": {"sqlalchemy"},
+}
 
 # The names that users build on. Adding one is a decision; so is this line.
 DOORS: dict[str, set[str]] = {
     "": {"Backsync", "Context", "Reject"},
+    "signals": {"post_delete", "post_save", "pre_delete", "pre_save"},
     "stores": {"MemoryStore", "SQLStore", "Store", "table_of"},
     "sockjs": {"Settings", "SockJS", "Timing"},
     "testing": {"chaos", "connect"},
@@ -230,7 +236,7 @@ def test_core_needs_nothing_but_starlette_and_orjson(house: dict[str, str]) -> N
         if (
             theirs := imports_of(module, module in packages, house[module], set(house))[1]
             - allowed
-            - EXTRAS.get(module, set())
+            - OPTIONAL.get(module, set())
         )
     }
     assert foreign == {}

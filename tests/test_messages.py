@@ -205,11 +205,14 @@ def test_dates_ids_enums_and_dataclasses_are_written() -> None:
 
     id = uuid.UUID(int=1)
     when = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
-    assert json.loads(encode({"colour": Colour.RED, "point": Point(1), "id": id, "when": when})) == {
+    price = decimal.Decimal("1.50")
+    value = {"colour": Colour.RED, "point": Point(1), "id": id, "when": when, "price": price}
+    assert json.loads(encode(value)) == {
         "colour": "red",
         "point": {"x": 1},
         "id": str(id),
-        "when": "2026-01-02T00:00:00+00:00",
+        "when": "2026-01-02T00:00:00Z",
+        "price": "1.50",
     }
 
 
@@ -223,7 +226,7 @@ def circular() -> list[Any]:
     ("value", "names"),
     [
         ({"tags": {"a"}}, "tags"),
-        ({"price": decimal.Decimal(1)}, "price"),
+        ({"price": decimal.Decimal("NaN")}, "price"),
         ({"photo": b"x"}, "photo"),
         ({"rows": [1, {"deep": object()}]}, "rows[1].deep"),
         ({"text": "a\ud800"}, "text"),

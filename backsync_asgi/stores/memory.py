@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from backsync_asgi.errors import Reject
+from backsync_asgi.messages import record_of
 
 from .base import (
     BY_ID,
@@ -78,6 +79,7 @@ class MemoryStore:
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Replace or add a record; one without an id gets a random one of 16 characters."""
+        record = record_of(record)
         id = record.get("id")
         row = None if id is None else self._rows.get(str(id))
         return self._keep(replace(record, row and _copy(row), self.version))

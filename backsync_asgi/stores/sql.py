@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from backsync_asgi.errors import Reject
+from backsync_asgi.messages import record_of
 
 try:
     import sqlalchemy as sa
@@ -179,6 +180,7 @@ class SQLStore:
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Replace or add a record; one without an id gets a random one of 16 characters, or the table's own."""
+        record = record_of(record)
         id = record.get("id")
         key = None if id is None else self.layout.key(id)
 
