@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from . import machine, peers, results, scenarios
 
 HERE = Path(__file__).resolve().parent
+BUSY = 3.0  # load average over 5 minutes; a server and its load make two
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,10 +86,13 @@ def measure(options: argparse.Namespace) -> results.Results:
         seconds=round(time.monotonic() - began),
         versions=versions,
         pinned=machine.cores() is not None,
+        load_average=os.getloadavg()[1],
         plan={"clients": plan.clients, "idle": plan.idle, "rounds": plan.rounds, "seconds": plan.seconds},
     )
     scenarios.save(options.output, json.dumps(document, indent=1) + "\n")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if (busy := os.getloadavg()[1]) > BUSY:
+        print(f"The load average is {busy:.1f}: something else runs here. Times on the clock (F, G, I) are noise.")
     return found
 
 
