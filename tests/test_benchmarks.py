@@ -96,7 +96,7 @@ def test_results_come_back_from_json_as_they_were() -> None:
 
 def test_options_that_are_not_given_depend_on_the_length_of_the_run() -> None:
     full, quick = command.parse([]), command.parse(["--quick"])
-    assert (full.rounds, quick.rounds) == (5, 3)
+    assert (full.rounds, quick.rounds) == (5, 2)
     assert full.scenarios == list("ABCDEFGHI")
     assert full.only == frozenset()
     assert "ours" in quick.only
@@ -109,6 +109,11 @@ def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: py
     with pytest.raises(SystemExit):
         command.parse(arguments)
     assert "python -m benchmarks: error:" in capsys.readouterr().err
+
+
+def test_a_quick_run_has_all_competitors_that_targets_name_but_peers() -> None:
+    named = {name for target in TARGETS for term in (target.what, target.against) if term for name in term.competitors}
+    assert named - set(peers.PYTHON_PEERS) <= command.QUICK <= set(peers.COMPETITORS)
 
 
 def test_competitors_take_turns_backwards_in_every_second_round() -> None:
