@@ -78,6 +78,7 @@ def measure(options: argparse.Namespace) -> results.Results:
         seconds=options.seconds,
         until=began + options.minutes * 60,
         only=options.only,
+        brief=options.quick,
     )
     versions = peers.versions()
     found = results.Results()
