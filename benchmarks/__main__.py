@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,7 @@ def measure(options: argparse.Namespace) -> results.Results:
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no server outlives the run
     if options.load is None:
         try:
             found = measure(options)
