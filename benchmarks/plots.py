@@ -1,4 +1,4 @@
-"""Draws what a run has measured, as SVG: `python -m benchmarks.plots RESULTS DIRECTORY` by the benchmarks' Python."""
+"""Draws what a run has measured: `python -m benchmarks.plots RESULTS DIRECTORY`, by the peers' own Python."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PYTHON_PEERS = ("starlette", "python-socketio", "sockjs-tornado", "aiohttp-sockjs")
+from .peers import PYTHON_PEERS
 
 # Names of measures, or of families of them ("H.fanout." is all that begin so), with what is shown.
 TITLES: Mapping[str, tuple[str, str]] = {

@@ -33,6 +33,7 @@ class Server:
             if send_buffer is not None:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             listening.bind(("127.0.0.1", 0))
+            listening.setblocking(False)  # as Tornado expects it
             listening.listen(BACKLOG)
             self.port: int = listening.getsockname()[1]
             path = str(ENVIRONMENT / "tornado") if competitor.module == "sockjs_tornado" else ""

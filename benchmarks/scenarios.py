@@ -29,7 +29,7 @@ UNMEASURED = (RuntimeError, OSError, TimeoutError)
 @dataclass(frozen=True)
 class Plan:
     """How much is done. seconds: of one trial. idle: connections of D and G. until: monotonic time at which no further
-    round is begun. only: competitors; all if empty."""
+    round is begun. only: competitors; all if empty. brief: H has its ends only."""
 
     clients: int
     idle: int
@@ -37,6 +37,7 @@ class Plan:
     seconds: float
     until: float
     only: frozenset[str] = frozenset()
+    brief: bool = False
 
     def field(self, names: Iterable[str]) -> list[Competitor]:
         """Those that take part."""
@@ -219,11 +220,11 @@ def reconnects(plan: Plan, results: Results) -> None:
 
 
 def sizes(plan: Plan, results: Results) -> None:
-    for clients in (10, 100, 1000, plan.idle):
+    for clients in (100, plan.idle) if plan.brief else (10, 100, 1000, plan.idle):
         names = ("ours", "ours-plain", "c", "ws", "sockjs-node", "starlette")
         spread_out(f"H.fanout.{clients}", names, 1, plan, results, clients)
     field = plan.field(("ours",))
-    for channels in (1, 10, 100, 1000, 10_000):
+    for channels in (1, 10_000) if plan.brief else (1, 10, 100, 1000, 10_000):
         for competitor in plan.turns("H", field):
             scenario = f"H.publish.{channels}"
             with (
@@ -238,7 +239,7 @@ def sizes(plan: Plan, results: Results) -> None:
                 cost = (server.cpu() - before) * 1e6 / 10_000
                 results.add(scenario, competitor.name, cost)
                 say(scenario, competitor.name, f"{cost:.2f} µs")
-    for records in (100, 1000, 10_000):
+    for records in (100, 10_000) if plan.brief else (100, 1000, 10_000):
         for competitor in plan.turns("H", field):
             scenario = f"H.resume.{records}"
             environment = {"BENCH_RECORDS": str(records)}
