@@ -8,7 +8,7 @@ import { coalesce, completed, isIncomplete, isLocal, recordName, writeMethod } f
 import { debug } from "./debug.js";
 import { BacksyncError } from "./errors.js";
 import { guarded, type Host, type Timer } from "./host.js";
-import { canonical, type Incoming, isObject, type Message, type Query, splitEvent } from "./protocol.js";
+import { type Incoming, isObject, type Message, type Query, splitEvent } from "./protocol.js";
 import { same } from "./shadow.js";
 import type { Storage, StoredWrite } from "./storage.js";
 
@@ -317,7 +317,7 @@ export class Calls {
   complete(model: string, names: string[] | null, query: Query | undefined): void {
     let any = false;
     for (const call of this.#pending.values()) {
-      if (call.query === null || call.model !== model || (names === null && canonical(call.query) !== canonical(query))) continue;
+      if (call.query === null || call.model !== model || (names === null && !same(call.query, query))) continue;
       this.#rewrite(call, encode(call.id, completed(parse(call.text), call.query, names ?? [])), call.event);
       call.query = null;
       this.#store(call);

@@ -230,7 +230,11 @@ describe("LiveCollection", () => {
       await assert.rejects(written, { code: "invalid", message: /JSON cannot carry its data .*BigInt/ });
     }
     assert.deepEqual([todos.records, todos.pending, connection.pending], [[{ id: 1, n: 1 }], 0, 0]);
-    await assert.rejects(new LiveCollection(connection, "Note", { query: { n: 5n } }).ready, { code: "invalid" });
+    const notes = new LiveCollection(connection, "Note", { query: { n: 5n } });
+    const note = notes.upsert({ text: "a" });
+    await assert.rejects(notes.ready, { code: "invalid" });
+    await socket.refuse(socket.takeOne("Note:upsert"), "invalid"); // nobody will say what else it needs
+    await assert.rejects(note, { code: "invalid" });
     assert.equal(socket.take().length, 0);
     await socket.cut();
     await host.advance(1000);

@@ -31,7 +31,7 @@ it("the README's code blocks run, one after the other", async () => {
     const readme = await readFile("README.md", "utf8");
     const scripts = [...readme.matchAll(/```html\n([^]*?)```/g)].flatMap(([, html]) => [...html!.matchAll(/<script>([^]*?)<\/script>/g)]);
     const blocks = [...scripts, ...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!);
-    assert.equal(blocks.length, 12);
+    assert.equal(blocks.length, 13);
     for (const code of blocks) {
       if (code.startsWith("import")) {
         for (const [, names] of code.matchAll(/import \{ ([^}]*) \} from "backsync"/g)) {
@@ -65,6 +65,7 @@ it("the README's code blocks run, one after the other", async () => {
       "Task:upsert",
       "Task:unsubscribe",
       "ChatMessage:subscribe",
+      "ChatMessage:typing",
       "ChatMessage:unsubscribe",
       "Note:subscribe",
       "Note:unsubscribe",
