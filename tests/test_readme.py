@@ -29,7 +29,6 @@ def readme() -> str:
 async def test_its_program_shows_in_one_tab_what_is_typed_in_another(
     readme: str, tmp_path: Path, serve: Callable[..., Server], visitors: Visitors
 ) -> None:
-    visitors.expect_problem(r"/favicon\.ico")  # a first program has no icon
     new_page = visitors.new_page
     for name, language in (("app.py", "python"), ("index.html", "html")):
         assert f"`{name}`" in readme, f"README.md does not say that the {language} block is `{name}`"

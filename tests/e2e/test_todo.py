@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, ViewportSize, expect
 
-from tests.browser import PHONE, Visitors
+from tests.browser import DESKTOP, PHONE, Visitors
 from tests.e2e.pages import LOST_CONNECTION, expect_in_window, expect_to_fit, tab_to
 from tests.servers import Server
 
@@ -444,3 +444,25 @@ async def test_among_the_other_examples_it_is_a_list_as_well(examples: Server, v
     await expect_list(grace, "Bread")
     await grace.get_by_role("link", name="Backsync").click()
     await expect(grace).to_have_url(examples.url + "/")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_the_ring_of_the_edit_box_leaves_the_circle_free(open_list: Open, viewport: ViewportSize) -> None:
+    page = await open_list(viewport=viewport)
+    await add(page, "Bread")
+    title = await item(page, "Bread").get_by_test_id("title").bounding_box()
+    await item(page, "Bread").get_by_test_id("title").dblclick()
+    edit = page.get_by_test_id("edit").filter(visible=True)
+    await expect(edit).to_be_focused()
+    circle = await item(page, "Bread").get_by_test_id("toggle").bounding_box()
+    box = await edit.bounding_box()
+    assert title is not None
+    assert circle is not None
+    assert box is not None
+    ring, inside = await edit.evaluate("""(edit) => {
+        const style = getComputedStyle(edit);
+        const sum = (...names) => names.reduce((total, name) => total + parseFloat(style[name]), 0);
+        return [sum("outlineOffset", "outlineWidth"), sum("paddingLeft", "borderLeftWidth")];
+    }""")
+    assert box["x"] - ring > circle["x"] + circle["width"]
+    assert box["x"] + inside == pytest.approx(title["x"], abs=1), "the text stays where it was"
