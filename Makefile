@@ -21,7 +21,7 @@ client_sources := $(shell find client -name node_modules -prune -o -name test -p
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.browser client/node_modules/.installed backsync_asgi/static/backsync.js ## install all that the checks need
+setup: $(VENV)/.browser $(VENV)/.postgres client/node_modules/.installed backsync_asgi/static/backsync.js ## install all that the checks need
 	@:
 
 demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1)
@@ -92,4 +92,9 @@ $(VENV)/.browser: $(VENV)/.dev
 	@test -x "$(CHROMIUM)" || scripts/apt-install chromium
 	@test -x "$(CHROMIUM)" || { echo "There is no browser at CHROMIUM=$(CHROMIUM)" >&2; exit 1; }
 	@playwright --version &>/dev/null || scripts/apt-install libatomic1
+	@touch $@
+
+# The tests start a server of their own; what a package may start by itself is not used.
+$(VENV)/.postgres: | $(VENV)/bin/python
+	@compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || scripts/apt-install postgresql
 	@touch $@

@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page
 
 from tests.browser import PHONE, Visitors, chromium
+from tests.postgres import PostgreSQL, postgres
 from tests.servers import HTTP_PARSERS, HTTPParser, Server, uvicorn_server
 
 
@@ -45,6 +46,13 @@ def shared_server() -> Iterator[Callable[..., Server]]:
     """As `serve`, but all tests that ask with the same arguments get the same server; it ends with the session."""
     with ExitStack() as servers:
         yield functools.cache(lambda app, **options: servers.enter_context(uvicorn_server(app, **options)))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """One PostgreSQL server for the session; tests take tables of their own. Who stops it runs `postgres()` instead."""
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ BLOCKS = [block for path in DOCS for block in blocks_of(path.name, path.read_tex
 
 def run_program(block: Block) -> dict[str, Any]:
     """The names that a program has made."""
-    code = compile(block.program, f"<docs/{block.place}>", "exec")
+    code = compile(block.program, f"<docs/{block.place}>", "exec", dont_inherit=True)
     names: dict[str, Any] = {"__name__": "app"}
     exec(code, names)
     return names
