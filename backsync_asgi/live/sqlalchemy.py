@@ -71,6 +71,31 @@ class Journal:
         return keys
 
 
+class Source:
+    """What rows are read from: whole objects, or where that will do (and is five times as fast) some columns only."""
+
+    def __init__(self, entity: Any, id: str, columns: Sequence[str] | None) -> None:
+        self.entity = entity
+        self.columns = columns
+        self.id = getattr(entity, id)
+        self._id = id
+
+    @property
+    def is_flat(self) -> bool:
+        return self.columns is not None
+
+    def select(self) -> Any:
+        if self.columns is None:
+            return select(self.entity)
+        return select(self.id, *[getattr(self.entity, name) for name in self.columns])
+
+    def rows(self, result: Any) -> Iterable[Any]:
+        return result.scalars() if self.columns is None else result  # type: ignore[no-any-return]
+
+    def id_of(self, found: Any) -> Id:
+        return plain(getattr(found, self._id) if self.columns is None else found[0])  # type: ignore[no-any-return]
+
+
 class LiveMapping:
     """A mapped class whose committed changes are broadcast; made by `live`, ended by `close`."""
 
@@ -107,6 +132,7 @@ class LiveMapping:
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
+        self._engine = engine_of(session)
         if session is not None and not model.readable:
             model.on("read")(self._reader(session))
         self._listen()
@@ -280,27 +306,34 @@ class LiveMapping:
         ids: dict[str, Id] = {}  # as text, since who names a key by hand may write "1" for 1
         for key in keys:
             changes[ids.setdefault(str(plain(key)), plain(key))] = None
+        table = self._table()
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
-            entity = self._entity()
+            executor = conn if table.is_flat else session
             for some in batched(keys, AT_ONCE):
-                for found in session.scalars(select(entity).where(getattr(entity, self._id).in_(some))):
-                    id = ids[str(plain(getattr(found, self._id)))]
+                for found in table.rows(executor.execute(table.select().where(table.id.in_(some)))):
+                    id = table.id_of(found)
+                    id = ids.get(str(id), id)
                     try:
-                        changes[id] = self._record(found)
-                    except DBAPIError:
+                        changes[id] = self._record(table, found)
+                    except DBAPIError:  # the transaction is broken, and its author has to know
                         raise
                     except Exception:
                         logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
                         changes.pop(id, None)
         return changes
 
-    def _entity(self) -> Any:
-        """The class with the columns of its subclasses."""
+    def _table(self) -> Source:
+        """Where rows are read from; asked each time, since a subclass may have been declared meanwhile."""
         has_subclasses = len(list(islice(self._mapper.self_and_descendants, 2))) > 1
-        return with_polymorphic(self._mapped, "*") if has_subclasses else self._mapped
+        is_flat = self._to_record is None and not has_subclasses
+        if is_flat and all(name in self._mapper.column_attrs for name in self._fields):
+            return Source(self._mapped, self._id, self._fields)
+        return Source(with_polymorphic(self._mapped, "*") if has_subclasses else self._mapped, self._id, None)
 
-    def _record(self, found: Any) -> Record:
-        id = plain(getattr(found, self._id))
+    def _record(self, table: Source, found: Any) -> Record:
+        id = table.id_of(found)
+        if table.columns is not None:
+            return {"id": id, **dict(zip(table.columns, map(plain, found[1:]), strict=True))}
         if self._to_record is not None:
             record = {"id": id, **self._to_record(found)}
             if record["id"] != id:
@@ -379,10 +412,15 @@ class LiveMapping:
         """Other statements, such as text, are looked at as text: they may pass if they write no table of that name."""
         if self._writes.search(text) is None or self._writes.search(LITERAL.sub("''", text)) is None or DDL.match(text):
             return
-        if isinstance(context.invoked_statement, (Insert, Update, Delete)):
+        if isinstance(context.invoked_statement, (Insert, Update, Delete)) or not self._may_be_home(conn.engine):
             return  # its table is known: it was covered, or is a namesake in another database
         if context.execution_options.get(OPTION) != "ignore":
             raise self._refusal(f"{text[:200]!r}", "Write it with the functions insert, update and delete")
+
+    def _may_be_home(self, engine: Engine) -> bool:
+        """Whether the table may be the one that is meant, and not a namesake in another database."""
+        home = self._engine
+        return home is None or engine.dialect is home.dialect or engine.url == home.url
 
     def _refusal(self, what: str, remedy: str) -> UnseenWrite:
         return UnseenWrite(
@@ -401,9 +439,8 @@ class LiveMapping:
         if isinstance(factory, async_sessionmaker):
 
             async def read_async(ctx: Context, query: dict[str, Any]) -> Any:
-                statement = self._select(query)
                 async with factory() as session:
-                    return only(query, await session.run_sync(self._records, statement))
+                    return await session.run_sync(self._answer, query)
 
             return read_async
         if not callable(factory):
@@ -413,19 +450,22 @@ class LiveMapping:
             )
 
         def read(ctx: Context, query: dict[str, Any]) -> Any:
-            statement = self._select(query)
             with factory() as session:
-                return only(query, self._records(session, statement))
+                return self._answer(session, query)
 
         return read
 
-    def _records(self, session: Session, statement: Any) -> list[Record]:
-        return [self._record(found) for found in session.scalars(statement)]
+    def _answer(self, session: Session, query: Mapping[str, Any]) -> Any:
+        """The records that a query asks for; for an id alone that record, or None."""
+        table = self._table()
+        rows = [self._record(table, found) for found in table.rows(session.execute(self._select(table, query)))]
+        if set(query) != {"id"}:
+            return rows
+        return rows[0] if rows else None
 
-    def _select(self, query: Mapping[str, Any]) -> Any:
+    def _select(self, table: Source, query: Mapping[str, Any]) -> Any:
         """The statement of a query: rows whose columns equal the query's values, ordered by primary key."""
-        entity = self._entity()
-        statement = select(entity).order_by(getattr(entity, self._id))
+        statement = table.select().order_by(table.id)
         for name, value in query.items():
             column = self._filters.get(name)
             if column is None:
@@ -435,7 +475,7 @@ class LiveMapping:
                     f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
                     [{"field": name, "message": "not a field to read by"}],
                 )
-            attribute = getattr(entity, self._id if name == "id" else name)
+            attribute = table.id if name == "id" else getattr(table.entity, name)
             try:
                 value = typed(name, column, value)
             except Reject:
@@ -460,6 +500,14 @@ def key_column(model: Model, mapper: Mapper[Any]) -> ColumnElement[Any]:
             "Give the table a key of one column, and the others a unique constraint."
         )
     return mapper.primary_key[0]
+
+
+def engine_of(factory: Any) -> Engine | None:
+    """The engine of a session factory, if it has just one."""
+    bind = factory.kw.get("bind") if isinstance(factory, (sessionmaker, async_sessionmaker)) else factory
+    if isinstance(bind, AsyncEngine):
+        return bind.sync_engine
+    return bind if isinstance(bind, Engine) else None
 
 
 def check_fields(
@@ -544,13 +592,6 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
-
-
-def only(query: Mapping[str, Any], rows: list[Record]) -> Any:
-    """The one record, or None, where the query asks for an id alone; else all."""
-    if set(query) != {"id"}:
-        return rows
-    return rows[0] if rows else None
 
 
 def typed(name: str, column: ColumnElement[Any], value: Any) -> Any:

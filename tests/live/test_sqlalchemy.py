@@ -886,6 +886,20 @@ async def test_what_is_closed_hears_nothing(run: Run, sync: Backsync, monkeypatc
     assert heard.take() == []
 
 
+def test_a_namesake_in_another_database_is_left_alone(sync: Backsync, tmp_path: Path) -> None:
+    ours, theirs = (create_engine(f"sqlite:///{tmp_path}/{name}.sqlite") for name in ("ours", "theirs"))
+    for engine in (ours, theirs):
+        Base.metadata.create_all(engine)
+    statement = text("update message set text = 'x'")
+    with made_live(sync, "Message", Message, session=ours):
+        with theirs.begin() as connection:
+            connection.execute(statement)
+        with ours.begin() as connection, pytest.raises(UnseenWrite):
+            connection.execute(statement)
+    ours.dispose()
+    theirs.dispose()
+
+
 def test_statements_of_others_are_not_looked_at_twice(heard: Heard, tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/live.sqlite")
     Base.metadata.create_all(engine)
