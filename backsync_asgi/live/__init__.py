@@ -10,6 +10,7 @@ from .feed import UnseenWrite
 if TYPE_CHECKING:
     from backsync_asgi.models import Model
 
+    from .django import LiveModel
     from .sqlalchemy import LiveMapping
 
 __all__ = ["UnseenWrite", "live"]
@@ -23,17 +24,16 @@ def live(
     fields: Sequence[str] | None = None,
     to_record: Callable[[Any], dict[str, Any]] | None = None,
     bulk: str = "publish",
-) -> LiveMapping:
+) -> LiveMapping | LiveModel:
     """Broadcast every committed insert, update and delete of a mapped class, wherever in this process it happens.
 
-    mapped: a class that SQLAlchemy maps.
-    session: a `sessionmaker`, `async_sessionmaker`, `Engine` or `AsyncEngine`. With it the model reads from the
-        database, unless it has a `read` handler already.
-    fields: the attributes that make a record; by default all columns that are not deferred. **All**: name them where
-        a column is nobody's business.
-    to_record: `(object)` to a record, instead. It may use relationships; it is called in a session.
-    bulk: "publish" covers statements that go past the unit of work, or refuses them with UnseenWrite where their rows
-        cannot be known; "ignore" lets them pass unseen.
+    mapped: a class that SQLAlchemy maps, or a Django model.
+    session: for SQLAlchemy, a `sessionmaker`, `async_sessionmaker`, `Engine` or `AsyncEngine`: with it the model reads
+        from the database, unless it has a `read` handler already. A Django model needs none.
+    fields: the attributes that make a record; by default all columns that are not deferred.
+    to_record: `(object)` to a record, instead. It may use relationships; it is called where they can be loaded.
+    bulk: "publish" covers statements over many rows, too, and refuses with UnseenWrite those whose rows cannot be
+        known, such as SQL given as text; "ignore" lets all that goes past `session.add` or `object.save()` pass unseen.
 
     A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why.
     """
@@ -41,4 +41,10 @@ def live(
         from .sqlalchemy import LiveMapping
 
         return LiveMapping(model, mapped, session=session, fields=fields, to_record=to_record, bulk=bulk)
-    raise TypeError(f"live({model.name}) got {mapped!r}, expected a class that SQLAlchemy maps.")
+    if hasattr(mapped, "_meta") and hasattr(mapped, "_base_manager"):
+        if session is not None:
+            raise TypeError(f"live({model.name}) got session={session!r}; a Django model needs none.")
+        from .django import LiveModel
+
+        return LiveModel(model, mapped, fields=fields, to_record=to_record, bulk=bulk)
+    raise TypeError(f"live({model.name}) got {mapped!r}, expected a class that SQLAlchemy maps, or a Django model.")

@@ -6,9 +6,10 @@ import datetime
 import decimal
 import enum
 import logging
+import re
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from backsync_asgi.errors import BacksyncError
@@ -91,3 +92,37 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     return value
+
+
+def check_secrets(model: Model, name: str, fields: Iterable[str]) -> None:
+    """Raises ValueError where all columns were meant, and some look as if they were nobody's business."""
+    secrets = [field for field in fields if SECRET.search(field)]
+    if secrets:
+        raise ValueError(
+            f"live({model.name}) would send {', '.join(secrets)} of {name} to everybody who may subscribe. "
+            "Name the fields that they may see: fields=[…]."
+        )
+
+
+def write_pattern(tables: Iterable[str]) -> re.Pattern[str]:
+    """What finds a write to one of the tables in a statement's text, with or without schema and quotes."""
+    names = "|".join(re.escape(table) for table in tables)
+    verbs = r"insert\s+(?:or\s+\w+\s+|ignore\s+)?into|replace\s+into|update(?:\s+or\s+\w+)?|delete\s+from|merge\s+into"
+    quote = r"""["`\[\]]?"""
+    schema = rf"(?:{quote}\w+{quote}\s*\.\s*)?"
+    return re.compile(
+        rf"\b(?:{verbs}|truncate(?:\s+table)?|copy)\s+(?:only\s+)?{schema}{quote}(?:{names}){quote}(?![\w.])",
+        re.IGNORECASE,
+    )
+
+
+def writes(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a statement's text writes; definitions, such as of a trigger, and literals do not."""
+    if pattern.search(text) is None:
+        return False
+    return DDL.match(text) is None and pattern.search(LITERAL.sub("''", text)) is not None
+
+
+SECRET = re.compile(r"passw|secret|token|api_?key", re.IGNORECASE)
+LITERAL = re.compile("'[^']*'")
+DDL = re.compile(r"\s*(?:create|alter|drop|comment|explain)\b", re.IGNORECASE)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import decimal
 import logging
-import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -29,7 +28,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from backsync_asgi.errors import Reject
 from backsync_asgi.models import Context, Model
 
-from .feed import Feed, Id, Record, UnseenWrite, plain
+from .feed import Feed, Id, Record, UnseenWrite, check_secrets, plain, write_pattern, writes
 
 logger = logging.getLogger("backsync")
 
@@ -127,7 +126,9 @@ class LiveMapping:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
-        self._writes = write_pattern(mapper)
+        self._writes = write_pattern(
+            {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
+        )
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
@@ -410,7 +411,7 @@ class LiveMapping:
         self, conn: Connection, cursor: object, text: str, parameters: object, context: Any, many: bool
     ) -> None:
         """Other statements, such as text, are looked at as text: they may pass if they write no table of that name."""
-        if self._writes.search(text) is None or self._writes.search(LITERAL.sub("''", text)) is None or DDL.match(text):
+        if not writes(self._writes, text):
             return
         if isinstance(context.invoked_statement, (Insert, Update, Delete)) or not self._may_be_home(conn.engine):
             return  # its table is known: it was covered, or is a namesake in another database
@@ -530,29 +531,13 @@ def check_fields(
         )
     if id != "id" and "id" in mapper.column_attrs:
         raise ValueError(f"live({model.name}): {name}.id is not its primary key, {id} is. Give to_record= or fields=.")
+    check_secrets(model, name, chosen)
     return chosen
 
 
 def default_fields(mapper: Mapper[Any]) -> list[str]:
     """The columns that are loaded with an object."""
     return [attribute.key for attribute in mapper.column_attrs if not attribute.deferred]
-
-
-def write_pattern(mapper: Mapper[Any]) -> re.Pattern[str]:
-    """What finds a write to one of its tables in a statement's text."""
-    tables = {table for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
-    names = "|".join(re.escape(table.name) for table in tables)
-    verbs = r"insert\s+(?:or\s+\w+\s+|ignore\s+)?into|replace\s+into|update(?:\s+or\s+\w+)?|delete\s+from|merge\s+into"
-    quote = r"""["`\[\]]?"""
-    schema = rf"(?:{quote}\w+{quote}\s*\.\s*)?"
-    return re.compile(
-        rf"\b(?:{verbs}|truncate(?:\s+table)?|copy)\s+(?:only\s+)?{schema}{quote}(?:{names}){quote}(?![\w.])",
-        re.IGNORECASE,
-    )
-
-
-LITERAL = re.compile("'[^']*'")
-DDL = re.compile(r"\s*(?:create|alter|drop|comment|explain)\b", re.IGNORECASE)
 
 
 def pk_of(table: Any) -> Column[Any]:

@@ -41,6 +41,7 @@ from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import UnseenWrite, live
 from backsync_asgi.live.sqlalchemy import LiveMapping
 from backsync_asgi.testing import connect
+from tests.live.heard import Heard
 from tests.postgres import PostgreSQL
 
 
@@ -64,11 +65,18 @@ class Member(Base):
     __tablename__ = "member"
     member_id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     email: Mapped[str] = mapped_column(unique=True)
-    password: Mapped[str] = mapped_column(default="secret")
+    nick: Mapped[str] = mapped_column(default="secret")
     color: Mapped[Color] = mapped_column(default=Color.RED)
     paid: Mapped[decimal.Decimal] = mapped_column(default=decimal.Decimal("1.50"))
     born: Mapped[datetime.date] = mapped_column(default=datetime.date(2012, 1, 2))
     notes: Mapped[str] = mapped_column(default="long", deferred=True)
+
+
+class Account(Base):
+    __tablename__ = "account"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    password_hash: Mapped[str]
 
 
 class Page(Base):
@@ -135,30 +143,11 @@ class Photo(Base):
 def made_live(sync: Backsync, name: str, mapped: type[Any], **options: Any) -> Iterator[LiveMapping]:
     """Live for the block only: the listeners are SQLAlchemy's, of the whole process."""
     feed = live(sync.model(name), mapped, **options)
+    assert isinstance(feed, LiveMapping)
     try:
         yield feed
     finally:
         feed.close()
-
-
-class Heard:
-    """What a model publishes, noted where it leaves the hook; the channel itself is the hub's matter."""
-
-    def __init__(self, sync: Backsync, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-        self._all: list[tuple[str, Any]] = []
-        for name in names:
-            monkeypatch.setattr(sync.model(name), "publish", self._note)
-
-    def _note(self, method: str, data: Any) -> None:
-        self._all.append((method, data))
-
-    def take(self) -> list[tuple[str, Any]]:
-        """What has come since the last call."""
-        taken, self._all = self._all, []
-        return taken
-
-    def ids(self) -> list[tuple[str, Any]]:
-        return [(method, data["id"]) for method, data in self.take()]
 
 
 # One way to write for all kinds of sessions: a function that gets a sync Session, and runs in it as it would in the
@@ -405,7 +394,7 @@ async def test_values_are_as_json_carries_them(run: Run, sync: Backsync, monkeyp
         "id": str(key),
         "member_id": str(key),
         "email": "a",
-        "password": "secret",
+        "nick": "secret",
         "color": "red",
         "born": "2012-01-02",
     }
@@ -491,10 +480,10 @@ async def test_inserts_on_conflict_are_covered(run: Run, sync: Backsync, monkeyp
         session.add(Member(member_id=key, email="a"))
         session.commit()
         heard.take()
-        upsert = dialect.insert(Member).on_conflict_do_update(index_elements=["email"], set_={"password": "new"})
+        upsert = dialect.insert(Member).on_conflict_do_update(index_elements=["email"], set_={"nick": "new"})
         session.execute(upsert, [{"member_id": other, "email": "a"}, {"member_id": other, "email": "b"}])
         session.commit()
-        assert [(data["id"], data["password"]) for _, data in heard.take()] == [
+        assert [(data["id"], data["nick"]) for _, data in heard.take()] == [
             (str(key), "new"),
             (str(other), "secret"),
         ]
@@ -504,10 +493,10 @@ async def test_inserts_on_conflict_are_covered(run: Run, sync: Backsync, monkeyp
         )
         session.commit()
         assert [(data["id"], data["email"]) for _, data in heard.take()] == [(str(key), "c")]
-        session.execute(upsert.values(member_id=uuid.UUID(int=3), email="c", password="late"))
+        session.execute(upsert.values(member_id=uuid.UUID(int=3), email="c", nick="late"))
         session.execute(dialect.insert(Member).values(values).on_conflict_do_nothing())
         session.commit()
-        assert [(data["id"], data["password"]) for _, data in heard.take()] == [(str(key), "new")]
+        assert [(data["id"], data["nick"]) for _, data in heard.take()] == [(str(key), "new")]
 
     with made_live(sync, "Member", Member):
         await run(work)
@@ -806,7 +795,7 @@ async def test_what_is_not_among_the_fields_cannot_be_probed(sync: Backsync, ses
     with made_live(sync, "Member", Member, session=sessions, fields=["email"]):
         async with connect(sync) as eve:
             with pytest.raises(Reject, match="only by id, email"):
-                await eve.read("Member", {"password": "secret"})
+                await eve.read("Member", {"nick": "secret"})
 
 
 async def test_nothing_is_written_from_the_wire(sync: Backsync, sessions: Any) -> None:
@@ -860,6 +849,7 @@ async def test_a_writer_gets_its_reply_before_its_own_change(sync: Backsync, tmp
     [
         (Grade, {}, TypeError, "whose primary key is pupil, subject; a record has one id"),
         (Photo, {}, ValueError, "JSON cannot carry pixels of Photo"),
+        (Account, {}, ValueError, "would send password_hash of Account to everybody who may subscribe"),
         (Message, {"fields": ["nothing"]}, ValueError, r"got the fields \['nothing'\], which Message has not"),
         (Message, {"bulk": "sometimes"}, ValueError, "expected 'publish' or 'ignore'"),
         (Message, {"session": 5}, TypeError, "expected a sessionmaker"),
