@@ -35,7 +35,7 @@ SEPARATE_ROOMS = ("sockjs", "brokers", "stores")
 # The names that users build on. Adding one is a decision; so is this line.
 DOORS: dict[str, set[str]] = {
     "": {"Backsync", "Context", "Reject"},
-    "live": {"UnseenWrite", "live"},
+    "live": {"UnseenWrite", "listen", "live"},
     "stores": {"MemoryStore", "Store"},
     "sockjs": {"Settings", "SockJS", "Timing"},
     "testing": {"chaos", "connect"},

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from backsync_asgi.models import Model
 
     from .django import LiveModel
+    from .postgres import Listener
     from .sqlalchemy import LiveMapping
 
-__all__ = ["UnseenWrite", "live"]
+__all__ = ["UnseenWrite", "listen", "live"]
 
 
 def live(
@@ -48,3 +49,30 @@ def live(
 
         return LiveModel(model, mapped, fields=fields, to_record=to_record, bulk=bulk)
     raise TypeError(f"live({model.name}) got {mapped!r}, expected a class that SQLAlchemy maps, or a Django model.")
+
+
+def listen(
+    model: Model,
+    dsn: str,
+    *,
+    table: str,
+    fields: Sequence[str] | None = None,
+    to_record: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    install: bool = True,
+) -> Listener:
+    """Broadcast every committed change of a PostgreSQL table, whichever program makes it: `async with listen(…):`.
+
+    Entering connects, installs triggers on the table if they are missing, and reads the keys of all rows: each costs
+    some 150 bytes of memory. Raises there what asyncpg raises, and TypeError or ValueError for a table that cannot be
+    live. Later a lost connection is made again, and what has changed meanwhile is found and broadcast.
+
+    dsn: `postgresql://user:password@host:port/database`. table: its name as in SQL, such as `message` or `app."Order"`.
+    fields: the columns that make a record; by default all. to_record: `(row)` to a record, instead; the row as the
+        database makes JSON of it (`to_jsonb`).
+    install: False leaves the triggers to you, where the program may not make them; see `live.postgres.install`.
+
+    The model reads from the table, unless it has a `read` handler already.
+    """
+    from .postgres import Listener
+
+    return Listener(model, dsn, table=table, fields=fields, to_record=to_record, install=install)
