@@ -17,13 +17,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import asyncpg
 import orjson
 
 from backsync_asgi.errors import Reject
 from backsync_asgi.models import Context, Model
 
 from .feed import Feed, Id, Record, check_secrets
+
+try:
+    import asyncpg
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('listen needs asyncpg: pip install "backsync-asgi[postgres]".', name=error.name) from None
 
 logger = logging.getLogger("backsync")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -28,6 +30,7 @@ from backsync_asgi.live.django import LiveModel
 from backsync_asgi.stores import MemoryStore
 from backsync_asgi.testing import connect
 from tests.live.django_project.models import Account, Base, Blob, Folder, Grade, Note, Reminder, Tag, Ticket
+from tests.live.documents import py_blocks
 from tests.live.heard import Heard
 
 
@@ -353,3 +356,22 @@ def test_what_is_closed_hears_nothing_and_refuses_nothing(sync: Backsync, heard:
     Note.objects.create(text="a")
     Note.objects.update(text="b")
     assert heard.take() == []
+
+
+async def test_the_program_in_the_documents_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = next(block for block in py_blocks() if "get_asgi_application" in block)
+    monkeypatch.setitem(sys.modules, "notes", ModuleType("notes"))
+    monkeypatch.setitem(sys.modules, "notes.models", sys.modules["tests.live.django_project.models"])
+    names: dict[str, Any] = {"__name__": "asgi"}
+    exec(compile(program, "<docs/databases.md>", "exec", dont_inherit=True), names)
+    app, feed = names["application"], names["notes"]
+    try:
+        async with (
+            connect(app, "/backsync") as ann,
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as browser,
+        ):
+            seen = await ann.subscribe("Note")
+            await browser.get("/save?text=Tea")
+            await ann.until(lambda: list(seen.values()) == [{"id": 1, "text": "Tea"}])
+    finally:
+        feed.close()

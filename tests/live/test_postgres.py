@@ -17,6 +17,7 @@ from backsync_asgi.live import listen
 from backsync_asgi.live.postgres import uninstall
 from backsync_asgi.stores import MemoryStore
 from backsync_asgi.testing import connect
+from tests.live.documents import py_blocks
 from tests.postgres import PostgreSQL, postgres
 
 LISTENERS = "FROM pg_stat_activity WHERE application_name = 'backsync Message'"
@@ -406,3 +407,17 @@ async def test_leaving_ends_it(sync: Backsync, postgresql: PostgreSQL, execute: 
             await asyncio.sleep(0.01)
     await connection.close()
     assert seen == []
+
+
+async def test_the_program_in_the_documents_runs(
+    postgresql: PostgreSQL, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = next(block for block in py_blocks() if "DATABASE_URL" in block)
+    monkeypatch.setenv("DATABASE_URL", postgresql.url)
+    names: dict[str, Any] = {"__name__": "app"}
+    exec(compile(program, "<docs/databases.md>", "exec", dont_inherit=True), names)
+    app = names["app"]
+    async with app.router.lifespan_context(app), connect(app, "/backsync") as ann:
+        seen = await ann.subscribe("Message")
+        await execute("INSERT INTO message VALUES (1, 'from psql')")
+        await ann.until(lambda: seen == {1: message(1, "from psql")})
