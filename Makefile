@@ -16,10 +16,10 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 python -m pip install --quiet
 client_sources := $(shell find client -name node_modules -prune -o -name test -prune -o -type f ! -name '*.md' -print)
 
-.PHONY: help setup demo test lint unit e2e mutants pictures client format coverage wheel lock clean
+.PHONY: help setup demo test lint unit e2e bench bench-check bench-setup mutants pictures client format coverage wheel lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.browser $(VENV)/.postgres client/node_modules/.installed backsync_asgi/static/backsync.js ## install all that the checks need
 	@:
@@ -39,6 +39,15 @@ unit: $(VENV)/.dev backsync_asgi/static/backsync.js ## the Python tests that nee
 
 e2e: setup ## the tests in a real Chromium
 	pytest -m browser
+
+bench: bench-setup ## measure ours and the peers side by side, and draw the plots (about 20 minutes)
+	python -m benchmarks --plots docs/benchmarks
+
+bench-check: bench-setup ## compare the ratios of a short run with the targets
+	python -m benchmarks --quick --check
+
+bench-setup: $(VENV)/.demo benchmarks/.venv/.installed benchmarks/node_modules/.installed
+	@python -c "from benchmarks.peers import build; build()"
 
 mutants: $(VENV)/.dev ## plant faults in a copy of the package; the tests must notice each
 	$(VENV)/bin/python scripts/mutants.py
@@ -62,7 +71,7 @@ lock: ## pin the newest versions of all development packages in requirements-dev
 	scripts/lock $(PYTHON)
 
 clean: ## remove what set-up and tools made, this checkout's virtual environment included
-	rm -rf $(VENV) client/node_modules backsync_asgi/static dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.venv benchmarks/node_modules benchmarks/build client/node_modules backsync_asgi/static dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@scripts/venv $(PYTHON) $(VENV)
@@ -81,6 +90,21 @@ client/node_modules/.installed: client/package.json client/package-lock.json
 	@scripts/need-node
 	@echo "Installing the client's packages"
 	@npm --prefix client ci --no-audit --no-fund --no-update-notifier --no-progress --loglevel=error >/dev/null
+	@touch $@
+
+# The peers are never part of the development environment. sockjs-tornado and aiohttp's sockjs share a package's name.
+benchmarks/.venv/.installed: benchmarks/requirements.txt benchmarks/requirements-tornado.txt requirements-dev.txt
+	@echo "Installing the servers that the benchmarks compare with"
+	@scripts/venv $(PYTHON) benchmarks/.venv
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 benchmarks/.venv/bin/python -m pip install --quiet --constraint requirements-dev.txt \
+	  --requirement benchmarks/requirements.txt
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 benchmarks/.venv/bin/python -m pip install --quiet --no-deps --upgrade \
+	  --target benchmarks/.venv/tornado --requirement benchmarks/requirements-tornado.txt
+	@touch benchmarks/.venv/tornado/sockjs/__init__.py $@
+
+benchmarks/node_modules/.installed: benchmarks/package.json benchmarks/package-lock.json
+	@scripts/need-node
+	@npm --prefix benchmarks ci --no-audit --no-fund --no-update-notifier --no-progress --loglevel=error >/dev/null
 	@touch $@
 
 backsync_asgi/static/backsync.js: client/node_modules/.installed $(client_sources)

@@ -1,59 +1,33 @@
-"""`Backsync`, the ASGI app: clients, requests, subscriptions. The only file that knows both SockJS and models."""
+"""`Backsync`, the ASGI app: what a developer says of it, and its way into a server. Connections do the talking."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
-import secrets
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
-from starlette.requests import HTTPConnection
 from starlette.staticfiles import StaticFiles
 
 from . import messages
-from .errors import CODES, BadMessage, EncodeError, Reject
-from .hub import Acting, Hub, Subscriber, Topic
-from .limits import Bucket, Horizon, Limits, Memory
-from .messages import CONTROL, MAX_ID, Request
-from .models import (
-    NOW,
-    BrokenOff,
-    Caller,
-    Context,
-    HandlerFunction,
-    HandlerTimeout,
-    Model,
-    Soon,
-    check_query,
-    check_signature,
-)
-from .retries import Retries, digest
-from .sockjs.frames import Frame, Message, ObjectMessage, loads
+from .connection import Connection, Site
+from .handlers import Caller, HandlerFunction, check_signature
+from .hub import Hub
+from .limits import Horizon, Limits, Memory
+from .models import Model
+from .sockjs.frames import Message, ObjectMessage
 from .sockjs.receivers import Receive, Scope, Send
 from .sockjs.server import Server, Settings, route_path
-from .sockjs.session import Session
+from .soon import Soon
 from .stores.base import Store
+from .turns import Turns
 
 logger = logging.getLogger("backsync")
 
 STATIC = Path(__file__).parent / "static"
-PROTOCOL_VERSION = 1
-# Close codes from 4500 on tell clients not to come back.
-REFUSED = {"unauthorized": 4501, "forbidden": 4503}
-REFUSED_OTHERWISE = 4500
-OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
-
-NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
-SNAPSHOT_TRIES = 3  # of a subscription whose user changes while it is answered
-NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
-
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
 
@@ -91,23 +65,34 @@ class Backsync:
         settings = sockjs or Settings()
         if allowed_origins is not None:
             settings = dataclasses.replace(settings, allowed_origins=allowed_origins)
-        self.debug = debug
         self.limits = limits or Limits()
-        self.connections: set[Connection] = set()
-        self.bad_messages = 0  # messages that were not of the protocol's form and had no id to reply to
-        self._is_2012 = compat == "2012"
-        self._hub = Hub(horizon or Horizon(), ObjectMessage if self._is_2012 else Message)
+        self._hub = Hub(horizon or Horizon(), Message if compat is None else ObjectMessage)
         self._caller = Caller(self.limits.handler_timeout, self.limits.threads)
         self._soon = Soon()
-        self._models: dict[str, Model] = {}
-        self._retries: Retries[asyncio.Future[str]] = Retries(memory or Memory())
-        self._clients: Counter[Hashable] = Counter()  # open connections of each client
-        self._hooks: dict[str, list[HandlerFunction]] = {"open": [], "close": []}
-        self._auth: HandlerFunction | None = None
-        self._server = Server(self._connect, settings)
+        self._turns = Turns()
+        self._site = Site(
+            hub=self._hub,
+            caller=self._caller,
+            limits=self.limits,
+            memory=memory or Memory(),
+            settings=settings,
+            is_draining=lambda: self._server.draining,
+            is_2012=compat == "2012",
+            debug=debug,
+        )
+        self._server = Server(self._site.connect, settings)
         self._static = StaticFiles(directory=STATIC, check_dir=False)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> set[Connection]:
+        """All connections that are open."""
+        return self._site.connections
+
+    @property
+    def bad_messages(self) -> int:
+        """How many messages were not of the protocol's form and had no id to reply to."""
+        return self._site.bad_messages
 
     # What the application's developer uses
 
@@ -147,9 +132,9 @@ class Backsync:
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
         if key:
             options["key"] = (key,) if isinstance(key, str) else tuple(key)
-        model = self._models.get(name)
+        model = self._site.models.get(name)
         if model is None:
-            model = self._models[name] = Model(name, self._hub, self._caller, self._soon)
+            model = self._site.models[name] = Model(name, self._hub, self._caller, self._soon, self._turns)
         model.configure(options)
         return model
 
@@ -171,12 +156,12 @@ class Backsync:
         def decorate(function: Decorated) -> Decorated:
             if event == "auth":
                 check_signature(function, 2, "the auth hook takes (ctx, token)")
-                if self._auth is not None:
+                if self._site.auth is not None:
                     raise ValueError("sync.on('auth') was given twice; there is one auth hook.")
-                self._auth = function
+                self._site.auth = function
             else:
                 check_signature(function, 1, f"the {event} hook takes (ctx)")
-                self._hooks[event].append(function)
+                self._site.hooks[event].append(function)
             return function
 
         return decorate
@@ -244,672 +229,7 @@ class Backsync:
         response.headers["access-control-allow-origin"] = "*"
         await response(scope, receive, send)
 
-    def _connect(self, session: Session, scope: Scope) -> Connection:
-        connection = Connection(self, session, scope)
-        self.connections.add(connection)
-        return connection
-
-    # What connections use
-
-    def client_came(self, client: Hashable) -> None:
-        """One more connection of a client."""
-        self._clients[client] += 1
-
-    def client_left(self, client: Hashable) -> None:
-        """One connection of a client less."""
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
-
-    def is_here(self, client: Hashable) -> bool:
-        """Whether a client has a connection."""
-        return client in self._clients
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a task that the app owns; what it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("A task of Backsync failed.", exc_info=task.exception())
-
 
 CLIENT_FILES = frozenset(
     {"backsync.js", "backsync.js.map", "backsync.mjs", "backsync.mjs.map", "backsync.d.ts", "sockjs.js"}
 )
-
-
-class Connection:
-    """One client: the application's end of its session.
-
-    Its requests are handled one at a time per model, in the order sent; control messages never wait.
-    What only some connections need is made when it is needed: most are idle, and there may be many.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_app",
-        "_authenticating",
-        "_bucket",
-        "_client",
-        "_greetings",
-        "_opened",
-        "_queries",
-        "_queues",
-        "_request",
-        "_room",
-        "_scope",
-        "_session",
-        "_setup",
-        "_since",
-        "_snapshots",
-        "_state",
-        "_subscriber",
-        "_users",
-        "_waiting",
-        "_warned",
-        "_workers",
-        "id",
-        "user",
-    )
-
-    def __init__(self, app: Backsync, session: Session, scope: Scope) -> None:
-        self.id = secrets.token_hex(8)
-        self.user: Any = scope.get("user")
-        self._state: SimpleNamespace | None = None
-        self._app = app
-        self._session = session
-        self._scope = scope
-        self._request: HTTPConnection | None = None
-        self._subscriber = Subscriber(app._hub, session, app.limits.replies, self._lost, self._overflown, self)
-        self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
-        self._client: tuple[Hashable, str] | None = None
-        self._authenticating: asyncio.Task[Any] | None = None
-        self._users = 0  # how often the user has changed
-        self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
-        self._greetings: list[Request] = []  # that wait for the set-up
-        self._bucket: Bucket | None = None
-        self._warned = False
-        self._queues: dict[str, deque[tuple[Request, Any]]] = {}
-        self._workers: list[asyncio.Task[None]] = []
-        self._waiting = 0
-        self._room: asyncio.Event | None = None
-        self._setup: asyncio.Task[None] | None = None
-        self._opened = False
-        self._since: float | None = None
-        session.accept()
-        if app._auth is None or app._is_2012:
-            self._begin(None)
-
-    @property
-    def client(self) -> Hashable:
-        """Whose connection it is: the client that `$:hello` has named, with its user; else the connection itself."""
-        return self if self._client is None else self._client
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the client is there."""
-        return self._session.close_frame is None
-
-    def is_back(self) -> bool:
-        """Whether the client has another connection by now."""
-        return self._app.is_here(self._client)
-
-    @property
-    def client_id(self) -> str:
-        """A public name of the client: the same over its reconnects, and no secret of its own. 16 characters."""
-        return hashlib.sha256(repr(self._client or self.id).encode()).hexdigest()[:16]
-
-    @property
-    def state(self) -> SimpleNamespace:
-        """A namespace for the application's attributes."""
-        if self._state is None:
-            self._state = SimpleNamespace()
-        return self._state
-
-    @property
-    def request(self) -> HTTPConnection:
-        """The request that opened the connection."""
-        if self._request is None:
-            self._request = HTTPConnection(self._scope)
-        return self._request
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """End the connection; what waits is still written. Clients come back by themselves unless the code is 1000,
-        3500-3999 or 4500-4999. Raises ValueError for a code that must not be sent."""
-        self._session.close(code, reason)
-
-    # As the session sees it
-
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
-        try:
-            request = messages.decode(message)
-        except BadMessage as error:
-            self._bad_message(error)
-            return None
-        if not self._within_rate(request):
-            return None
-        if request.model == CONTROL and request.method == "hello" and not self._opened:
-            self._greetings.append(request)
-        if self._setup is None and not self._opened:
-            self._begin(self._token(request))
-        if request.model == CONTROL:
-            self._control(request)
-            return None
-        model = self._app._models.get(request.model)
-        if model is not None and request.method in model.concurrent:
-            self._waiting += 1
-            self._add_worker(self._work_apart(request, self._user_now))
-            return self._backpressure()
-        queue = self._queues.get(request.model)
-        if queue is None:
-            queue = self._queues[request.model] = deque()
-            self._add_worker(self._work(request.model, queue))
-        queue.append((request, self._user_now))
-        self._waiting += 1
-        return self._backpressure()
-
-    @property
-    def _user_now(self) -> Any:
-        """Whose requests come now; before the set-up is done, that is for it to say."""
-        return self.user if self._opened else NOW
-
-    def _within_rate(self, request: Request) -> bool:
-        limits, now = self._app.limits, self._app._hub.now()
-        if limits.rate is None:
-            return True
-        if self._bucket is None:
-            self._bucket = Bucket(limits.rate, limits.burst, now)
-        wait = self._bucket.take(now)
-        if wait:
-            details = {"retry_after": round(wait, 3)}
-            self._fail(request, "rate_limited", f"At most {limits.rate:g} requests a second, please.", details)
-        return not wait
-
-    def _add_worker(self, work: Coroutine[Any, Any, None]) -> None:
-        worker = self._app.spawn(work)
-        self._workers.append(worker)
-        worker.add_done_callback(self._workers.remove)
-
-    def _backpressure(self) -> Awaitable[None] | None:
-        if self._waiting < self._app.limits.requests:
-            return None
-        self._room = self._room or asyncio.Event()
-        return self._wait_for_room(self._room)
-
-    async def _wait_for_room(self, room: asyncio.Event) -> None:
-        await room.wait()
-
-    def pull(self) -> Frame | None:
-        return self._subscriber.pull()
-
-    def closed(self, code: int, reason: str) -> None:
-        self._app.connections.discard(self)
-        if self._room is not None:
-            self._room.set()  # nobody has to wait any more to send to a closed connection
-        for topic in self._queries:
-            self._subscriber.detach(topic)
-        self._queries.clear()
-        if code == 1012 and not self._app._is_2012:
-            # The more clients there are, the wider the window in which they come back.
-            window = min(5.0 + len(self._app.connections) / 1000, 30.0)
-            bye = {"code": code, "reason": reason, "retry": [0, round(window, 1)]}
-            self._subscriber.send(messages.push("$:bye", messages.encode(bye)))
-        if self._client is not None:
-            self._app.client_left(self._client)
-        if self._opened or self._setup is not None:
-            self._app.spawn(self._end())
-
-    @property
-    def urgent(self) -> bool:
-        return bool(self._subscriber.outbox)
-
-    def tick(self, now: float) -> None:
-        if self._since is None:
-            self._since = now
-        if self._setup is None and not self._opened and now - self._since >= self._app.limits.greeting:
-            self._session.close(STALE, "Say $:hello first")
-
-    # Coming and going
-
-    def _begin(self, token: str | None) -> None:
-        """Find out who the client is, then run the open hooks; requests wait for it."""
-        hooks = self._hooks("open")
-        if self._app._auth is None and not hooks:
-            self._open()
-        else:
-            self._setup = self._app.spawn(self._set_up(token, hooks))
-
-    async def _set_up(self, token: str | None, hooks: list[tuple[HandlerFunction, Model | None]]) -> None:
-        try:
-            if self._app._auth is not None:
-                self.user = await self._app._caller(self._app._auth, Context(self), token)
-            for function, model in hooks:
-                await self._app._caller(function, Context(self, model))
-        except Reject as error:
-            self._session.close(REFUSED.get(error.code, REFUSED_OTHERWISE), error.message)
-        except Exception:
-            logger.exception("A hook failed as a client connected; the client is closed.")
-        else:
-            self._open()
-        finally:
-            self._setup = None
-            if not self._opened:  # a hook has failed or cancelled itself; after a refusal this changes nothing
-                self._session.close(1011, "The server could not set up the connection")
-
-    def _open(self) -> None:
-        self._opened = True
-        if self._app._is_2012:
-            for model in self._app._models.values():
-                if model.guard is None and not model.options.key:
-                    topic = model.topic_of({})
-                    self._attach(Context(self, model), topic, {}, topic.channel.seq)
-        for greeting in self._greetings:
-            self._welcome(greeting)
-        self._greetings.clear()
-
-    async def _until_set_up(self) -> None:
-        if self._setup is not None:
-            await asyncio.wait([self._setup])
-
-    async def _end(self) -> None:
-        """Run the close hooks, after everything that the client has sent is done."""
-        await self._until_set_up()
-        if self._workers:
-            await asyncio.wait(list(self._workers))
-        if not self._opened:
-            return
-        for model in self._app._models.values():
-            if model.lives is not None:
-                model.lives.client_left(self.client, self.is_back)
-        for function, owner in self._hooks("close"):
-            try:
-                await self._app._caller(function, Context(self, owner))
-            except Exception:
-                logger.exception("A close hook failed.")
-
-    def _hooks(self, event: Literal["open", "close"]) -> list[tuple[HandlerFunction, Model | None]]:
-        hooks: list[tuple[HandlerFunction, Model | None]] = [(function, None) for function in self._app._hooks[event]]
-        for model in self._app._models.values():
-            functions = model.open_hooks if event == "open" else model.close_hooks
-            hooks += [(function, model) for function in functions]
-        return hooks
-
-    # Requests
-
-    async def _work(self, name: str, queue: deque[tuple[Request, Any]]) -> None:
-        await self._until_set_up()
-        while queue:
-            await self._take_turn(*queue.popleft())
-        del self._queues[name]
-
-    async def _work_apart(self, request: Request, user: Any) -> None:
-        """Handle a request whose handler does not ask for an order."""
-        await self._until_set_up()
-        await self._take_turn(request, user)
-
-    async def _take_turn(self, request: Request, user: Any) -> None:
-        self._waiting -= 1
-        if self._room is not None:
-            self._room.set()
-            self._room = None
-        if self._opened:
-            await self._handle(request, user)
-
-    async def _handle(self, request: Request, user: Any) -> None:
-        acting = Acting(self._subscriber, user)
-        Acting.current.set(acting)
-        try:
-            remembers = self._client is not None and request.method not in NOT_WRITES
-            if request.id is not None and remembers:
-                text = await self._run_once(request, request.id, acting)
-            else:
-                text, _ = await self._run(request, acting)
-            if text is not None:
-                self._subscriber.send(text)
-        finally:
-            acting.finish()
-
-    async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
-        """Carry out a request, or answer it again as before if it was sent before."""
-        retries, client, now = self._app._retries, self._client, self._app._hub.now()
-        said = digest(request)
-        known = retries.find(client, id, now)
-        if known is not None:
-            if known.digest != said:
-                return self._error(id, request.event, "bad_message", f"The id {id!r} was used for another request.")
-            text = await asyncio.shield(known.outcome)
-            model = self._app._models[request.model]  # it was carried out, so there is one
-            return model.show_reply(Context(self, model, request.method), text)
-        if request.model not in self._app._models:
-            return (await self._run(request, acting))[0]
-        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        write = retries.remember(client, id, said, outcome, now)
-        code: str | None = "unavailable"
-        try:
-            reply, code = await self._run(request, acting)
-            if reply is not None:
-                outcome.set_result(reply)
-                retries.weigh(client, id, write, len(reply))
-            return reply
-        finally:
-            if not outcome.done():
-                outcome.cancel()
-            if code in NOT_REMEMBERED:
-                retries.forget(client, id, write)
-
-    async def _run(self, request: Request, acting: Acting) -> tuple[str | None, str | None]:
-        """Carry out a request. Returns its reply, if it asked for one, and the code of its error, if it failed."""
-        try:
-            data = await self._perform(request, acting)
-        except Reject as error:
-            return self._failure(request, error.code, error.message, error.details), error.code
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
-            code, message, details = self._explain(request, error)
-            return self._failure(request, code, message, details), code
-        return None if request.id is None else messages.reply(request.id, request.event, data), None
-
-    def _explain(self, request: Request, error: BaseException) -> tuple[str, str, Any]:
-        """Log what went wrong in a handler. Returns what its client is told: code, message and details."""
-        details = None
-        if isinstance(error, BrokenOff) and error.__cause__ is not None:
-            details = {"done": error.done}
-            error = error.__cause__
-        task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-            if self._app._server.draining:
-                raise error  # the program ends
-            while task.uncancel():  # the handler has cancelled itself; who asks next needs this task
-                pass
-        if isinstance(error, HandlerTimeout):
-            logger.error("The handler of %s took too long: %s.", request.event, error)
-            return "timeout", CODES["timeout"], details
-        if isinstance(error, EncodeError):
-            logger.error("The result of %s cannot be sent: %s", request.event, error)
-        else:
-            logger.error("The handler of %s failed.", request.event, exc_info=error)
-        return "handler_error", repr(error) if self._app.debug else CODES["handler_error"], details
-
-    async def _perform(self, request: Request, acting: Acting) -> str:
-        model = self._app._models.get(request.model)
-        if model is None:
-            raise Reject("unknown_model", f"There is no model {request.model!r}.")
-        ctx = Context(self, model, request.method, acting.user)
-        if request.method == "subscribe":
-            return await self._subscribe(ctx, model, request, acting)
-        if request.method == "unsubscribe":
-            topic = model.topic_of(check_query(request.data))
-            self._detach(topic)
-            return "{}"
-        return await model.perform(ctx, request)
-
-    def _failure(self, request: Request, code: str, message: str, details: Any = None) -> str | None:
-        if request.id is not None:
-            return self._error(request.id, request.event, code, message, details)
-        logger.warning("%s failed and its sender did not ask for a reply: %s: %s", request.event, code, message)
-        return None
-
-    def _error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> str:
-        try:
-            if self._app._is_2012:
-                return messages.error_reply_2012(id, event, message)
-            return messages.error_reply(id, event, code, message, details)
-        except EncodeError as error:
-            logger.error("The message or details of a refusal of %s cannot be sent: %s", event, error)
-            return self._error(id, event, code, CODES.get(code, "The request was refused."))
-
-    def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
-        text = self._failure(request, code, message, details)
-        if text is not None:
-            self._subscriber.send(text)
-
-    def _bad_message(self, error: BadMessage) -> None:
-        if error.id is None:
-            self._app.bad_messages += 1
-            # Once for each client: who sends nothing but nonsense must not fill the log.
-            level = logging.DEBUG if self._warned else logging.WARNING
-            self._warned = True
-            logger.log(level, "A client sent a message that is not of the protocol's form. %s", error)
-        else:
-            self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)))
-
-    # Control messages
-
-    def _control(self, request: Request) -> None:
-        match request.method:
-            case "ping":
-                self._reply(request, "{}")
-            case "hello":
-                if self._opened:
-                    self._welcome(request)
-            case "auth":
-                self._app.spawn(self._authenticate(request))
-            case other:
-                self._fail(request, "unknown_method", f"There is no control message '$:{other}'.")
-
-    def _reply(self, request: Request, data: str) -> None:
-        if request.id is not None:
-            self._subscriber.send(messages.reply(request.id, request.event, data))
-
-    @staticmethod
-    def _token(request: Request) -> str | None:
-        if request.model != CONTROL or not isinstance(request.data, dict):
-            return None
-        token = request.data.get("token")
-        return token if isinstance(token, str) else None
-
-    def _welcome(self, request: Request) -> None:
-        name = request.data.get("client") if isinstance(request.data, dict) else None
-        if isinstance(name, str) and 0 < len(name) <= MAX_ID:
-            self._set_client(name)
-        settings = self._app._server.settings
-        welcome = {
-            "version": PROTOCOL_VERSION,
-            "heartbeat": settings.timing.heartbeat,
-            "limits": {
-                "message": settings.message_limit,
-                "body": settings.body_limit,
-                "subscriptions": self._app.limits.subscriptions,
-            },
-        }
-        self._reply(request, messages.encode(welcome))
-
-    def _set_client(self, name: str) -> None:
-        """The client has said its name: it is the same one whose connections had that name and user before."""
-        old, self._client = self.client, (user_key(self.user), name)
-        if self.is_open:  # one that has left in the meantime does not count
-            self._app.client_came(self._client)
-            if old is not self:
-                self._app.client_left(old)
-        for model in self._app._models.values():
-            if model.lives is not None:
-                model.lives.renamed(old, self._client, self.user)
-
-    async def _authenticate(self, request: Request) -> None:
-        """One after the other: the last token that was sent decides."""
-        before, self._authenticating = self._authenticating, asyncio.current_task()
-        if before is not None:
-            await asyncio.wait([before])
-        await self._until_set_up()
-        if not self._opened:
-            return
-        if self._app._auth is None:
-            self._fail(request, "unknown_method", "This server has no auth hook.")
-            return
-        try:
-            user = await self._app._caller(self._app._auth, Context(self), self._token(request))
-        except Reject as error:
-            self._fail(request, error.code, error.message, error.details)
-            return
-        except Exception:
-            logger.exception("The auth hook failed.")
-            self._fail(request, "handler_error", CODES["handler_error"])
-            return
-        if not self.is_open:
-            return
-        changed = user != self.user
-        self.user = user
-        self._reply(request, "{}")
-        if changed:
-            if self._client is not None:
-                self._set_client(self._client[1])
-            # What the new user may see is for guards, read handlers and visibility rules to say anew.
-            self._users += 1
-            for topic, (model, query) in list(self._queries.items()):
-                self._subscriber.hold(topic)
-                self._app.spawn(self._snapshot_again(topic, model, query))
-
-    # Subscriptions
-
-    async def _subscribe(self, ctx: Context, model: Model, request: Request, acting: Acting) -> str:
-        query = check_query(request.data)
-        topic = model.topic_of(query)
-        if topic not in self._queries and len(self._queries) >= self._app.limits.subscriptions:
-            limit = self._app.limits.subscriptions
-            raise Reject("too_large", f"A client may subscribe to {limit} channels.", {"limit": limit})
-        for _ in range(SNAPSHOT_TRIES):
-            answer = await self._try_subscribe(ctx, topic, request, query, acting)
-            if answer is not None:
-                self._subscriber.catch_up(topic, answer["seq"])
-                return messages.encode(answer)
-            ctx = Context(self, model, request.method)
-        raise Reject("unavailable", "Who you are, or what you may see, changes too fast. Try again.")
-
-    async def _try_subscribe(
-        self, ctx: Context, topic: Topic, request: Request, query: Mapping[str, Any], acting: Acting
-    ) -> dict[str, Any] | None:
-        """The answer to a subscription; None if the user or a newer snapshot has made it stale meanwhile."""
-        user = self._users
-        await self._check_guard(ctx, ctx.model, query)
-        if user != self._users:
-            return None
-        since = request.message.get("since")
-        wants_records = request.message.get("snapshot") is not False
-        seq = position(since, topic)
-        if since is None and not wants_records:
-            seq = topic.channel.seq
-        answer: dict[str, Any] = {"mode": "snapshot" if seq is None else "resume", "epoch": topic.channel.epoch}
-        answer["seq"] = topic.channel.seq if seq is None else seq
-        if topic.key:
-            answer["key"] = {name: query[name] for name in ctx.model.options.key}
-        # Another subscription of this connection to the channel may be behind, and must not miss anything.
-        present = self._subscriber.position(topic)
-        self._attach(ctx, topic, query, answer["seq"] if present is None else min(present, answer["seq"]))
-        acting.hold(topic)  # until the reply
-        if seq is None and wants_records:
-            snapshot = self._begin_snapshot(topic)
-            try:
-                answer["records"] = await self._records(ctx, topic, query)
-            except BaseException:
-                if present is None:
-                    self._detach(topic)
-                raise
-            if user != self._users or snapshot is not self._snapshots.get(topic):
-                return None
-        return answer
-
-    def _begin_snapshot(self, topic: Topic) -> object:
-        """Mark the snapshot of a channel that was begun last: it alone may be delivered."""
-        mark = self._snapshots[topic] = object()
-        return mark
-
-    def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
-        if self.is_open:
-            kind, view = ctx.model.audience_of(ctx)
-            self._queries[topic] = (ctx.model, query)
-            self._subscriber.attach(topic, seq, kind, view)
-
-    def _detach(self, topic: Topic) -> None:
-        self._queries.pop(topic, None)
-        self._snapshots.pop(topic, None)
-        self._subscriber.detach(topic)
-
-    async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
-        if model.guard is not None and await self._app._caller(model.guard, ctx, dict(query)) is False:
-            raise Reject("forbidden", f"You may not subscribe to {model.name}.")
-
-    async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> list[Any]:
-        """The rows of a snapshot. A model that nobody can read has at least what its channel remembers."""
-        model = ctx.model
-        if not model.readable:
-            changes = topic.channel.since(topic.channel.floor) or []
-            rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]
-            return [seen for row in rows if (seen := model.show(ctx, row)) is not None]
-        rows = await model.read(ctx, query)
-        return [rows] if isinstance(rows, Mapping) else list(rows)
-
-    def _lost(self, topic: Topic) -> None:
-        model, query = self._queries[topic]
-        self._app.spawn(self._snapshot_again(topic, model, query))
-
-    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
-        """Replace what the client has of a topic, which is held meanwhile."""
-        try:
-            snapshot, user = self._begin_snapshot(topic), self._users
-            ctx = Context(self, model, "subscribe")
-            seq = topic.channel.seq
-            records: list[Any] = []
-            try:
-                await self._check_guard(ctx, model, query)
-                records = await self._records(ctx, topic, query)
-                is_over = False
-            except Reject as error:
-                if error.code not in ("forbidden", "unauthorized"):
-                    raise
-                is_over = True
-                logger.info("A subscription to %s ended: %s", model.name, error)
-            if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
-                return  # a newer one is under way, or nobody wants it any more
-            if is_over:  # not this user's any more: the client's copy goes
-                self._detach(topic)
-            else:
-                self._attach(ctx, topic, query, seq)
-            self._send_snapshot(topic, seq, records)
-        except Exception:
-            logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
-            self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
-        finally:
-            self._subscriber.release(topic)
-
-    def _send_snapshot(self, topic: Topic, seq: int, records: list[Any]) -> None:
-        if self._app._is_2012:
-            for record in records:
-                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
-        else:
-            snapshot = {"epoch": topic.channel.epoch, "seq": seq, "records": records}
-            self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))
-
-    def _overflown(self) -> None:
-        limit = self._app.limits.replies
-        logger.warning("A client does not read its replies: over %d bytes wait (Limits.replies); it is closed.", limit)
-        self._session.close(OVERFLOW, "Too many replies are waiting")
-
-
-def position(since: Any, topic: Topic) -> int | None:
-    """The position to resume from; None where only a snapshot can help."""
-    if not isinstance(since, dict) or since.get("epoch") != topic.channel.epoch:
-        return None
-    seq = since.get("seq")
-    topic.channel.evict(topic.now())
-    return seq if type(seq) is int and topic.channel.reaches(seq) else None
-
-
-def user_key(user: Any) -> Hashable:
-    """What tells users apart, the same at each connection: the `identity` of a user of Starlette's; of an object that
-    knows no equality of its own, as a database's row, its `id`, `pk` or `display_name`; else the user itself."""
-    kind = type(user).__qualname__
-    is_opaque = getattr(type(user), "__hash__", None) == object.__hash__
-    for name in ("identity", "id", "pk", "display_name") if is_opaque else ("identity",):
-        try:
-            return kind, str(getattr(user, name))
-        except (AttributeError, NotImplementedError):
-            continue
-    if is_opaque:
-        return kind
-    return kind, user if isinstance(user, Hashable) else repr(user)

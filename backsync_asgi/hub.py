@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from .limits import Horizon
 from .sockjs.frames import Frame, Message, batch
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
+MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
 SWEEP_TOPICS = 128  # topics that must have been added before forgotten ones are looked for again
 
 Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON text
@@ -188,6 +189,7 @@ class Topic:
         "channel",
         "dirty",
         "flushed",
+        "kept",
         "key",
         "key_text",
         "name",
@@ -204,6 +206,7 @@ class Topic:
         self._hub = hub
         self._unflushed_size = 0
         self._events: list[tuple[int, Message]] = []
+        self.kept: dict[Subscriber, Kept] = {}  # for those who kept up until a request of theirs held the topic back
 
     def make_message(self, text: str) -> Message:
         """A message in the form that this hub's clients understand."""
@@ -244,8 +247,11 @@ class Topic:
     def publish_event(self, method: str, data: str) -> None:
         """Send a transient event to those who keep up, in order with the changes."""
         self._before_change()
-        text = messages.push(f"{self.name}:{method}", data, self.key_text)
-        self._events.append((self.channel.seq, self.make_message(text)))
+        message = self.make_message(messages.push(f"{self.name}:{method}", data, self.key_text))
+        self._events.append((self.channel.seq, message))
+        for subscriber, kept in list(self.kept.items()):
+            if not kept.add(self.channel.seq, message):
+                del self.kept[subscriber]
         self._unflushed_size += len(data)
         self._hub.mark_dirty(self)
 
@@ -272,6 +278,12 @@ class Topic:
         for audience in list(self.audiences.values()):
             late += audience.offer(start, pushes, self._events)
         return late
+
+    def keep_events(self, subscriber: Subscriber) -> None:
+        """Keep transient events, from those of this tick on, for one who kept up and must wait for its reply."""
+        kept = Kept()
+        if all(kept.add(seq, message) for seq, message in self._events):
+            self.kept[subscriber] = kept
 
     def forget_events(self) -> None:
         """The tick is over: transient events are not for those who come later, and what is seen may change."""
@@ -319,44 +331,62 @@ class Audience:
             return []
         frame = None
         if pushes is not None:
-            frame = self.tails[start] = self._frame(pushes, events)
+            frame = self.tails[start] = self._frame(pushes, events, next(iter(self.live)))
         if frame is not None and not frame.messages:
             return []
         late = [
             subscriber
             for subscriber in tuple(self.live)
-            if subscriber.outbox or frame is None or not subscriber.link.offer(frame)
+            if frame is None or subscriber.outbox or not subscriber.link.offer(frame)
         ]
         for subscriber in late:
             self.live.pop(subscriber, None)
             subscriber.behind[self] = start
         return late
 
-    def tail(self, seq: int, subscriber: Subscriber) -> Frame | None:
-        """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon."""
-        frame = self.tails.get(seq)
+    def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
+        """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.
+
+        events: transient ones that were kept for this subscriber alone.
+        """
+        frame = None if events else self.tails.get(seq)
         if frame is None:
             channel = self.topic.channel
             channel.evict(self.topic.now())
             changes = channel.since(seq)
             if changes is None:
                 return None
-            frame = batch(self.view(change.body, subscriber) for change in changes)
-            if not self.filters:
+            frame = self._frame([change.body for change in changes], events, subscriber)
+            if not self.filters and not events:
                 if len(self.tails) >= MAX_TAILS:
                     self.tails.clear()
                 self.tails[seq] = frame
         return frame
 
-    def _frame(self, pushes: list[Push], events: list[tuple[int, Message]]) -> Frame:
-        """Changes and transient events in one order."""
-        member = next(iter(self.live))
+    def _frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
+        """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
             return batch(view(push, member) for push in pushes)
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
+
+
+class Kept:
+    """Transient events that wait for a subscriber's own request to be answered, up to MAX_KEPT bytes."""
+
+    __slots__ = ("_size", "events")
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, Message]] = []
+        self._size = 0
+
+    def add(self, seq: int, message: Message) -> bool:
+        """False: there is no room for one more."""
+        self._size += len(message.text)
+        self.events.append((seq, message))
+        return self._size <= MAX_KEPT
 
 
 class Subscriber:
@@ -423,6 +453,7 @@ class Subscriber:
                 self._leave(old)
             self.audiences[topic] = audience
         audience.live.pop(self, None)
+        topic.kept.pop(self, None)
         self.behind[audience] = seq
         self._hub.want(self)
 
@@ -457,6 +488,7 @@ class Subscriber:
 
     def _leave(self, audience: Audience) -> None:
         audience.leave(self)
+        audience.topic.kept.pop(self, None)
         self.behind.pop(audience, None)
 
     def hold(self, topic: Topic) -> None:
@@ -466,6 +498,7 @@ class Subscriber:
         if audience is not None and self in audience.live:
             del audience.live[self]
             self.behind[audience] = topic.flushed
+            topic.keep_events(self)
 
     def release(self, topic: Topic) -> None:
         """Undo one hold; what has come in the meantime is delivered."""
@@ -491,7 +524,8 @@ class Subscriber:
             if topic.dirty:  # its flush is under way in this tick, and brings this subscriber back here
                 self._hub.want(self)
                 continue
-            tail = audience.tail(self.behind[audience], self)
+            kept = topic.kept.pop(self, None)
+            tail = audience.tail(self.behind[audience], self, () if kept is None else kept.events)
             if tail is None:
                 self.hold(topic)
                 self._on_lost(topic)
@@ -514,14 +548,13 @@ class Acting:
 
     current: ContextVar[Acting | None] = ContextVar("backsync_acting", default=None)
 
-    __slots__ = ("_held", "_open", "locks", "subscriber", "user")
+    __slots__ = ("_held", "_open", "subscriber", "user")
 
     def __init__(self, subscriber: Subscriber, user: Any = None) -> None:
         self.subscriber = subscriber
         self.user = user  # whose request it is; the hub only hands it on
         self._held: set[Topic] = set()
         self._open = True
-        self.locks: set[object] = set()  # the turns that this context has taken; it may take them again
 
     def hold(self, topic: Topic) -> None:
         """Hold the topic back until the reply, if the subscriber listens to it."""

@@ -13,7 +13,8 @@ class Limits:
     handler_timeout: one handler call; then the caller gets `timeout`.
     threads: plain handlers that run at once, in the whole process.
     replies: replies that wait for one client; more closes it. A single reply may be larger.
-    requests: requests of one client that wait for their turn; while there are more, nothing is read from it.
+    requests, requests_size: requests of one client that wait for their turn, and their bytes; while there are more,
+        nothing is read from it.
     subscriptions: channels of one client.
     greeting: where there is an auth hook, a client that says nothing for so long is closed.
     rate: requests a second of one client, off by default; further ones get `rate_limited` and are not handled.
@@ -23,7 +24,8 @@ class Limits:
     handler_timeout: float = 30.0
     threads: int = 64
     replies: int = 1_048_576
-    requests: int = 256
+    requests: int = 1_000
+    requests_size: int = 262_144
     subscriptions: int = 128
     greeting: float = 10.0
     rate: float | None = None

@@ -177,12 +177,13 @@ def _find_nan(value: Any, path: str) -> str | None:
     return None
 
 
-# Messages are put together from encoded parts: a record is encoded once for its reply and its broadcast.
+# Messages are put together from encoded parts: a record is encoded once for its reply and its broadcast. The names of
+# models and methods are of letters that JSON has no need to escape.
 
 
 def reply(id: str | int, event: str, data: str) -> str:
-    """The reply to a request; `data` is JSON text."""
-    return f'{{"id":{encode(id)},"event":{encode(event)},"data":{data}}}'
+    """The reply to a request, whose event has the form of one; `data` is JSON text."""
+    return f'{{"id":{id if type(id) is int else encode(id)},"event":"{event}","data":{data}}}'
 
 
 def error_reply(id: str | int, event: str | None, code: str, message: str, details: Any = None) -> str:
@@ -201,10 +202,10 @@ def error_reply_2012(id: str | int, event: str | None, message: str) -> str:
 def change(event: str, data: str, seq: int, key: str = "") -> str:
     """A change of a record, on its way to the subscribers; `data` and `key` are JSON text, no key is empty."""
     keyed = f',"key":{key}' if key else ""
-    return f'{{"event":{encode(event)},"data":{data},"seq":{seq}{keyed}}}'
+    return f'{{"event":"{event}","data":{data},"seq":{seq}{keyed}}}'
 
 
 def push(event: str, data: str, key: str = "") -> str:
     """A message without an id and a position: a transient event or a control message; `data` and `key` as above."""
     keyed = f',"key":{key}' if key else ""
-    return f'{{"event":{encode(event)},"data":{data}{keyed}}}'
+    return f'{{"event":"{event}","data":{data}{keyed}}}'

@@ -6,41 +6,37 @@ nowhere else.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
 import copy
-import functools
 import inspect
-import itertools
 import logging
-import threading
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from . import messages
+from .ephemeral import Lives
 from .errors import EncodeError, Reject
-from .hub import Acting, Hub, Key, Push, Subscriber, Topic, View, as_it_is
+from .handlers import Caller, HandlerFunction, check_signature, is_async
+from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .sockjs.frames import Message, loads
+from .soon import Soon
 from .stores.base import Id, Record, Store
 from .stores.memory import MemoryStore
+from .turns import Turns
 
 logger = logging.getLogger("backsync")
 
-HandlerFunction = Callable[..., Any]
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
-Result = TypeVar("Result")
 
+KEYS = 10_000  # encoded keys that are remembered, per model
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
-SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 _STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
@@ -78,6 +74,8 @@ class Connection(Protocol):
     def request(self) -> HTTPConnection: ...
 
     def close(self, code: int = 1000, reason: str = "") -> None: ...
+
+    def refresh(self) -> None: ...
 
 
 NOW: Any = object()  # who the client is at this moment
@@ -132,10 +130,6 @@ class Context:
         return store
 
 
-class HandlerTimeout(Exception):
-    """A handler took longer than it may."""
-
-
 class BrokenOff(Exception):
     """A write of several records failed, by the error that is its cause, after `done` of them."""
 
@@ -144,97 +138,13 @@ class BrokenOff(Exception):
         super().__init__(f"after {done} records")
 
 
-class Caller:
-    """Calls handlers: async ones on the loop, plain ones in worker threads, all within a time limit and the middleware.
-
-    timeout: seconds. A plain function that takes longer is answered for, but its thread cannot be stopped.
-    threads: how many plain functions run at once.
-    """
-
-    def __init__(self, timeout: float, threads: int) -> None:
-        self.middleware: list[Callable[..., Awaitable[Any]]] = []
-        self._timeout = timeout
-        self._thread_limit = threads
-        self._threads: ThreadPoolExecutor | None = None
-
-    async def __call__(self, function: HandlerFunction, ctx: Context, *args: Any) -> Any:
-        """What the function returns. Raises HandlerTimeout, or what the function raises."""
-        call: Callable[..., Awaitable[Any]] = functools.partial(self._call, function)
-        for layer in reversed(self.middleware):
-            call = functools.partial(layer, call_next=call)
-        return await self.limited(call(ctx, *args))
-
-    async def limited(self, work: Awaitable[Result]) -> Result:
-        """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
-        limit = asyncio.timeout(self._timeout)
-        try:
-            async with limit:
-                return await work
-        except TimeoutError:
-            if limit.expired():
-                raise HandlerTimeout(f"the limit is {self._timeout:g} s") from None
-            raise
-
-    async def _call(self, function: HandlerFunction, ctx: Context, *args: Any) -> Any:
-        if is_async(function):
-            return await function(ctx, *args)
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._thread_limit, thread_name_prefix="backsync")
-        run = functools.partial(contextvars.copy_context().run, _call_plain, function, ctx, *args)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
-
-    def shutdown(self) -> None:
-        """Let the worker threads go; running functions end by themselves."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = None
-
-
-def _call_plain(function: HandlerFunction, *args: Any) -> Any:
-    try:
-        return function(*args)
-    except StopIteration as error:  # no future can carry it: whoever waits for the thread would wait for ever
-        raise RuntimeError("a plain handler raised StopIteration") from error
-
-
-class Turns:
-    """One at a time per record: whoever writes a record waits for the writer before it."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, tuple[asyncio.Lock, list[int]]] = {}
-
-    @asynccontextmanager
-    async def turn(self, key: str | None) -> AsyncIterator[None]:
-        """Hold the record's turn. No key: a new record, which nobody else can mean. Reentrant within a request."""
-        acting = Acting.current.get()
-        mark = (self, key)
-        if key is None or (acting is not None and mark in acting.locks):
-            yield
-            return
-        lock, users = self._locks.setdefault(key, (asyncio.Lock(), [0]))
-        users[0] += 1
-        try:
-            async with lock:
-                if acting is not None:
-                    acting.locks.add(mark)
-                try:
-                    yield
-                finally:
-                    if acting is not None:
-                        acting.locks.discard(mark)
-        finally:
-            users[0] -= 1
-            if not users[0]:
-                del self._locks[key]
-
-
 class Model:
     """One kind of record: a name, the handlers or store behind it, and the channel that its subscribers listen to.
 
     Made by `Backsync.model`. Use it as a decorator on a class for the class form, or `.on(method)` on functions.
     """
 
-    def __init__(self, name: str, hub: Hub, caller: Caller, soon: Soon) -> None:
+    def __init__(self, name: str, hub: Hub, caller: Caller, soon: Soon, turns: Turns) -> None:
         self.name = name
         self.options = Options()
         self.open_hooks: list[HandlerFunction] = []
@@ -247,8 +157,11 @@ class Model:
         self._hub = hub
         self._call = caller
         self._soon = soon
-        self._turns = Turns()
+        self._turns = turns
         self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
+        self._keys: dict[tuple[tuple[Any, ...], tuple[type, ...]], tuple[Key, str]] = {}  # encoded, by values
+        self._places_forgotten = False
+        self._reading = 0  # calls of the read handler that are under way
         self.lives: Lives | None = None
 
     def __repr__(self) -> str:
@@ -268,12 +181,12 @@ class Model:
             options = {**options, "store": MemoryStore()}
         self.options = Options(**options)
         if self.options.ephemeral:
-            self.lives = Lives(self)
+            self.lives = Lives(self.name, self.options.grace, self.options.ttl, self.delete)
         store = self.options.store
-        if store is not None and self.options.version is not None:
+        if store is not None:
             if store.version not in (None, self.options.version):
                 raise ValueError(f"The store of {self.name} counts {store.version!r} already: a store is one model's.")
-            store.version = self.options.version
+            store.bind(self.name, self.options.version)
 
     @property
     def store(self) -> Store | None:
@@ -374,7 +287,7 @@ class Model:
         """
         check_record(record)
         messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
-        async with self._turns.turn(turn_key(record)):
+        async with self._turn(record.get("id")):
             await self._find_place(record.get("id"))
             stored = dict(record) if self.store is None else await self.store.upsert(record)
             self.publish("upsert", stored)
@@ -389,7 +302,7 @@ class Model:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
         self._check_key(fields, unset)
-        async with self._turns.turn(str(id)):
+        async with self._turn(id):
             await self._find_place(id)
             stored = await self.store.patch(id, fields, unset)
             self.publish("upsert", stored)
@@ -397,7 +310,7 @@ class Model:
 
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
-        async with self._turns.turn(str(id)):
+        async with self._turn(id):
             await self._find_place(id)
             deleted = self.store is None or await self.store.delete(id)
             if deleted:
@@ -463,7 +376,20 @@ class Model:
         names = self.options.key
         if not names:
             return (), ""
-        key = {name: fields.get(name) for name in names}
+        values = tuple([fields.get(name) for name in names])
+        kinds = tuple(map(type, values))  # True is 1 to a dict, and not to a browser
+        try:
+            known = self._keys.get((values, kinds))
+        except TypeError:  # a value that is no key at all
+            known = None
+        if known is None:
+            known = self._make_place(dict(zip(names, values, strict=True)))
+            if len(self._keys) >= KEYS:
+                self._keys.clear()
+            self._keys[values, kinds] = known
+        return known
+
+    def _make_place(self, key: Mapping[str, Any]) -> tuple[Key, str]:
         faults = [
             {"field": name, "message": "expected a text of at most 128 characters, an integer or a boolean"}
             for name, value in key.items()
@@ -480,6 +406,10 @@ class Model:
         if changed:
             self.place({**dict.fromkeys(self.options.key, ""), **changed, **dict.fromkeys(set(unset) & set(changed))})
 
+    def _turn(self, id: Id | None) -> AbstractAsyncContextManager[None]:
+        """The turn of a record's writers; a new record has no others."""
+        return self._turns.turn(None if id is None else (self.name, str(id)))
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
         if not self.options.key or id is None or self.store is None or str(id) in self._places:
@@ -489,11 +419,25 @@ class Model:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
 
+    def _learn_places(self, rows: Any) -> None:
+        """Note where records are that only a handler knows: whoever gets them is to be told when they move."""
+        if not self.options.key or self.store is not None:
+            return
+        for row in [rows] if isinstance(rows, Mapping) else rows:
+            if isinstance(row, Mapping) and is_id(row.get("id")) and str(row["id"]) not in self._places:
+                with contextlib.suppress(Reject):
+                    self._note_place(str(row["id"]), self.place(row))
+
     def _note_place(self, id: str, place: tuple[Key, str]) -> None:
         self._places[id] = place
         self._places.move_to_end(id)
         if len(self._places) > PLACES:
             self._places.popitem(last=False)
+            self._places_forgotten = True
+
+    def _may_be_elsewhere(self) -> bool:
+        """Whether clients may have a record whose place is not known: one that a handler has read, or is reading."""
+        return self.store is None and (self._places_forgotten or self._reading > 0)
 
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
@@ -515,7 +459,7 @@ class Model:
         else:
             if self.options.key:
                 previous = self._places.get(str(id))
-                if previous is not None and previous != place:
+                if previous != place and (previous is not None or self._may_be_elsewhere()):
                     self._publish_delete(id, messages.encode({"id": id}))
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
@@ -619,8 +563,7 @@ class Model:
         """
         method = request.method
         if method == "read":
-            query = check_query(request.data)
-            return messages.encode(await self.read(ctx, query))
+            return await self.read_text(ctx, check_query(request.data))
         if method in _STATE_METHODS:
             try:
                 return await self._write_all(ctx, request)
@@ -673,13 +616,26 @@ class Model:
                 )
         return [seen for row in rows if (seen := self.show(ctx, row)) is not None]
 
+    async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
+        """The same as JSON text. What the store has encoded already is not decoded on the way."""
+        if self.store is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
+            return messages.encode(await self.read(ctx, query))
+        texts = await self._call.limited(_collect(self.store.snapshot(query)))
+        return "[" + ",".join(texts) + "]"
+
     def _not_found(self, id: object) -> Reject:
         return Reject("not_found", f"{self.name} has no record with the id {messages.shorten(id)}.")
 
     async def _read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         handler = self._handlers.get("read")
         if handler is not None:
-            return self._check_rows(await self._call(handler, ctx, dict(query)), query)
+            self._reading += 1
+            try:
+                rows = self._check_rows(await self._call(handler, ctx, dict(query)), query)
+                self._learn_places(rows)
+            finally:
+                self._reading -= 1
+            return rows
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
@@ -714,7 +670,7 @@ class Model:
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
         if method == "upsert":
             self.place(data)  # refuse a record without its key fields before anything is stored
-        async with self._turns.turn(turn_key(data)):
+        async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
             await self._find_place(data.get("id"))
@@ -762,6 +718,7 @@ class Model:
         if current is None:
             raise self._not_found(data["id"])
         merged = {field: value for field, value in {**current, **data}.items() if field == "id" or field not in unset}
+        check_record(merged)
         return await self._upsert(ctx, merged)
 
     async def _delete(self, ctx: Context, id: Id) -> None:
@@ -774,214 +731,6 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
-
-
-class Lives:
-    """How long the records of an ephemeral model live: as long as a client that wrote them, and their `ttl`.
-
-    Only who wrote a record may write it again, from the same client or as the same user from another. A client that
-    comes back within the grace period keeps its records. A record that the program wrote by itself belongs to nobody
-    and lives by its ttl alone.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._owners: dict[str, set[Hashable]] = {}  # by record: the clients that wrote it
-        self._owned: dict[Hashable, dict[str, Id]] = {}  # the other way round
-        self._users: dict[str, Any] = {}  # by record: who wrote it first
-        self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
-        self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def check(self, connection: Connection, id: Id | None) -> None:
-        """Raises Reject("forbidden") for a record that somebody else wrote."""
-        key = str(id)
-        owners = self._owners.get(key)
-        if not owners or connection.client in owners:
-            return
-        if connection.user is None or connection.user != self._users[key]:
-            raise Reject("forbidden", f"This record of {self._model.name} belongs to somebody else.")
-
-    def note(self, method: str, id: Id) -> None:
-        """A record was written or deleted, by whoever acts now."""
-        key = str(id)
-        if method == "delete":
-            for owner in self._owners.pop(key, ()):
-                self._disown(owner, key)
-            self._users.pop(key, None)
-            self._expiry.pop(key, None)
-            return
-        acting = Acting.current.get()
-        if acting is not None:
-            connection = acting.subscriber.owner
-            self._users.setdefault(key, connection.user)
-            self._own(connection.client, key, id)
-            if not connection.is_open:  # it wrote this behind its own back
-                self.client_left(connection.client, connection.is_back)
-        ttl = self._model.options.ttl
-        if ttl is not None:
-            self._expiry[key] = (asyncio.get_running_loop().time() + ttl, id)
-            self._expiry.move_to_end(key)
-            self._set_timer()
-
-    def client_left(self, client: Hashable, is_back: Callable[[], bool]) -> None:
-        """A client's last connection has gone; its records follow after the grace period unless it is back by then."""
-        if client in self._owned:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._model.options.grace, self._release, client, is_back)
-
-    def renamed(self, old: Hashable, new: Hashable, user: Any) -> None:
-        """A connection has told the name of its client, or is another user's: what it wrote before goes with it."""
-        if old != new:
-            for key, id in list(self._owned.get(old, {}).items()):
-                self._own(new, key, id)
-                self._users[key] = user
-                self._owners[key].discard(old)
-                self._disown(old, key)
-
-    def _own(self, client: Hashable, key: str, id: Id) -> None:
-        self._owners.setdefault(key, set()).add(client)
-        self._owned.setdefault(client, {})[key] = id
-
-    def _disown(self, client: Hashable, key: str) -> None:
-        owned = self._owned[client]
-        del owned[key]
-        if not owned:
-            del self._owned[client]
-
-    def _release(self, client: Hashable, is_back: Callable[[], bool]) -> None:
-        if is_back():
-            return
-        gone: list[Id] = []
-        for key, id in list(self._owned.get(client, {}).items()):
-            if self._owners[key] == {client}:
-                gone.append(id)  # its owner goes with the record
-            else:
-                self._owners[key].discard(client)
-                self._disown(client, key)
-        self._delete(gone)
-
-    def _set_timer(self) -> None:
-        if self._timer is None and self._expiry:
-            soonest, _ = next(iter(self._expiry.values()))
-            self._timer = asyncio.get_running_loop().call_at(soonest, self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        now = asyncio.get_running_loop().time()
-        due: list[Id] = []
-        for key, (at, id) in list(self._expiry.items()):
-            if at > now:
-                break
-            del self._expiry[key]
-            due.append(id)
-        self._delete(due)
-        self._set_timer()
-
-    def _delete(self, ids: list[Id]) -> None:
-        task = asyncio.get_running_loop().create_task(self._delete_all(ids))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _delete_all(self, ids: list[Id]) -> None:
-        Acting.current.set(None)
-        for id in ids:
-            try:
-                await self._model.delete(id)
-            except Exception:
-                logger.exception("An ephemeral record of %s could not be deleted.", self._model.name)
-
-
-class Soon:
-    """Changes on their way from other threads to the event loop, in order."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Callable[[], Awaitable[Any] | None], Acting | None]] = deque()
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._scheduled = False
-        self._dropped = 0
-
-    def put(self, act: Callable[[], Awaitable[Any] | None]) -> None:
-        """Queue something to do on the loop. Safe in any thread; never waits."""
-        # A handler's own publishing, from its thread, is held back until its reply like any other.
-        acting = Acting.current.get()
-        with self._lock:
-            if len(self._waiting) >= SOON_LIMIT:
-                self._waiting.popleft()
-                self._dropped += 1
-            self._waiting.append((act, acting))
-            self._schedule()
-
-    def run(self, act: Callable[[], None]) -> None:
-        """Do it now on the event loop, soon from anywhere else."""
-        try:
-            here = asyncio.get_running_loop() is (self._loop or asyncio.get_running_loop())
-        except RuntimeError:
-            here = False
-        if here:
-            act()
-        else:
-            self.put(act)
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The event loop is there: what waits is done now."""
-        with self._lock:
-            self._loop = loop
-            self._scheduled = False
-            if self._waiting:
-                self._schedule()
-
-    def _schedule(self) -> None:
-        if self._loop is None or self._scheduled:
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._start_draining)
-            self._scheduled = True
-        except RuntimeError:  # the loop is closed: the program is ending, or another loop is to come
-            self._loop = None
-
-    def _start_draining(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._drain())
-
-    async def _drain(self) -> None:
-        for count in itertools.count(1):
-            with self._lock:
-                if not self._waiting:
-                    self._scheduled = False
-                    return
-                act, acting = self._waiting.popleft()
-                dropped, self._dropped = self._dropped, 0
-            Acting.current.set(acting)
-            if count % 100 == 0:
-                await asyncio.sleep(0)  # a long queue must not stop the loop
-            if dropped:
-                logger.warning("%d changes were dropped: more than %d waited for the event loop.", dropped, SOON_LIMIT)
-            try:
-                waiting = act()
-                if waiting is not None:
-                    await waiting
-            except Exception as error:  # noqa: BLE001 - one bad change must not stop those behind it
-                logger.error("A change that was published from another thread failed: %r", error)
-
-
-def is_async(function: HandlerFunction) -> bool:
-    """Whether calling it gives a coroutine; looks through partials and at objects with an async `__call__`."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
-def check_signature(function: HandlerFunction, arguments: int, expected: str) -> None:
-    """Raises TypeError, at decoration, for a function that cannot be called with so many arguments."""
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{function!r} is a generator: {expected} and returns its result.")
-    try:
-        inspect.signature(function).bind(*range(arguments))
-    except TypeError as error:
-        raise TypeError(f"{function!r} does not fit: {expected} ({error}).") from None
 
 
 def check_query(data: Any) -> dict[str, Any]:
@@ -1023,7 +772,5 @@ def check_unset(unset: Any) -> list[str]:
     return unset
 
 
-def turn_key(record: Mapping[str, Any]) -> str | None:
-    """What a record's writers take turns by; None for a new record."""
-    id = record.get("id")
-    return None if id is None else str(id)
+async def _collect(chunks: AsyncIterator[list[str]]) -> list[str]:
+    return [text async for chunk in chunks for text in chunk]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -20,7 +19,7 @@ class Remembered(Generic[Outcome]):
 
     __slots__ = ("at", "digest", "outcome", "size")
 
-    def __init__(self, digest: bytes, at: float, outcome: Outcome) -> None:
+    def __init__(self, digest: int, at: float, outcome: Outcome) -> None:
         self.digest = digest
         self.at = at
         self.outcome = outcome
@@ -48,7 +47,7 @@ class Retries(Generic[Outcome]):
         return writes.get(id)
 
     def remember(
-        self, client: Hashable, id: str | int, digest: bytes, outcome: Outcome, now: float
+        self, client: Hashable, id: str | int, digest: int, outcome: Outcome, now: float
     ) -> Remembered[Outcome]:
         """Note that a write has begun."""
         writes = self._clients.setdefault(client, OrderedDict())
@@ -87,7 +86,7 @@ class Retries(Generic[Outcome]):
             self._sizes[client] -= write.size
 
 
-def digest(request: Request) -> bytes:
-    """What tells one request from another: its event and everything that it says."""
+def digest(request: Request) -> int:
+    """What tells one request of a client from its others: its event and everything that it says. 64 bits."""
     said = [request.event, request.data, request.message.get("unset")]
-    return hashlib.blake2b(orjson.dumps(said, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    return hash(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))

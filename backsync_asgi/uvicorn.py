@@ -34,6 +34,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._on_frames_writable: Callable[[], None] | None = None
+        self.frames_writable = True  # whether the peer keeps up: the transport's buffer is below its high-water mark
         max_size = self.config.ws_max_size
         extensions = []
         if self.compresses:
@@ -56,23 +57,29 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if scope is not None and not self.conn.extensions:
             scope["extensions"][EXTENSION] = self
 
-    def write_frame(self, frame: bytes) -> None:
-        """Write whole RFC 6455 frames, unmasked, after the handshake; what comes after a close is dropped."""
-        if not self.close_sent and not self.transport.is_closing():
-            self.transport.write(frame)
+    def write_frame(self, frame: bytes) -> bool:
+        """Write whole RFC 6455 frames, unmasked, after the handshake.
 
-    @property
-    def frames_writable(self) -> bool:
-        """Whether the peer keeps up: the transport's buffer is below its high-water mark."""
-        return self.writable.is_set()
+        False: the peer does not keep up, or the socket is being closed; nothing is written.
+        """
+        if not self.frames_writable or self.close_sent or self.transport.is_closing():
+            return False
+        self.transport.write(frame)
+        return True
 
     def on_frames_writable(self, callback: Callable[[], None]) -> None:
         """Call back each time that the peer has caught up."""
         self._on_frames_writable = callback
 
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        super().pause_writing()
+        self.frames_writable = False
+
     def resume_writing(self) -> None:
         """The transport's buffer is low again."""
         super().resume_writing()
+        self.frames_writable = True
         if self._on_frames_writable is not None:
             self._on_frames_writable()
 

@@ -47,12 +47,12 @@ MUTANTS = (
         "hub.py",
         (("Channel(secrets.token_hex(8), hub.horizon)", 'Channel("the epoch", hub.horizon)'),),
     ),
-    Mutant("no dedup", "app.py", (("known = retries.find(client, id, now)", "known = None"),)),
+    Mutant("no dedup", "connection.py", (("known = retries.find(client, id, now)", "known = None"),)),
     Mutant("delete ignored", "models.py", (('topic.publish("delete", id, body)', "pass"),)),
     Mutant("drop on full", "hub.py", (("subscriber.behind[self] = start", "self.live[subscriber] = None"),)),
     Mutant(
         "snapshot then subscribe",
-        "app.py",
+        "connection.py",
         (
             (
                 '        self._attach(ctx, topic, query, answer["seq"] if present is None else min('
@@ -81,7 +81,7 @@ MUTANTS = (
         examples=("tests/sockjs/test_session.py",),
         machine=False,
     ),
-    Mutant("operation id not checked", "app.py", (("if known.digest != said:", "if False:"),), machine=False),
+    Mutant("operation id not checked", "connection.py", (("if known.digest != said:", "if False:"),), machine=False),
     Mutant(
         "escape set without U+2028",
         "sockjs/frames.py",
@@ -97,7 +97,7 @@ MUTANTS = (
     ),
     Mutant(
         "permission checked at subscribe only",
-        "app.py",
+        "connection.py",
         (
             (
                 "await self._check_guard(ctx, model, query)\n                records",
@@ -128,7 +128,7 @@ MUTANTS = (
         "models.py",
         (('self._publish_delete(id, messages.encode({"id": id}))', "pass"),),
     ),
-    Mutant("ephemeral record outlives its client", "models.py", (("        if is_back():", "        if True:"),)),
+    Mutant("ephemeral record outlives its client", "ephemeral.py", (("        if is_back():", "        if True:"),)),
 )
 
 

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi import app as app_module
+from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, connect, fetch
@@ -594,7 +595,41 @@ async def test_who_asks_faster_than_the_handlers_answer_is_not_read_from() -> No
         assert [(await client.receive())["id"] for _ in asked] == asked
 
 
-@pytest.mark.parametrize("name", ["handler_timeout", "threads", "replies", "requests", "subscriptions", "greeting"])
+async def test_the_bytes_of_waiting_requests_have_a_bound_too() -> None:
+    sync = Backsync(limits=Limits(requests_size=2_000))
+    go_on = asyncio.Event()
+
+    @sync.model("M").on("wait")
+    async def wait(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    async with connect(sync) as client:
+        asked = [client.ask("M:wait", "x" * 1_000) for _ in range(10)]
+        async with connect(sync) as control:
+            await control.call("$:ping")
+        assert client._to_app.qsize() >= 6, "the rest waits where it came from"
+        go_on.set()
+        assert [(await client.receive())["id"] for _ in asked] == asked
+
+
+async def test_a_ping_is_answered_though_hundreds_of_requests_wait() -> None:
+    sync = Backsync()
+    go_on = asyncio.Event()
+
+    @sync.model("M").on("wait")
+    async def wait(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    async with connect(sync) as client:
+        asked = [client.ask("M:wait") for _ in range(900)]
+        assert await client.call("$:ping") == {}
+        go_on.set()
+        assert {(await client.receive())["id"] for _ in asked} == set(asked)
+
+
+@pytest.mark.parametrize(
+    "name", ["handler_timeout", "threads", "replies", "requests", "requests_size", "subscriptions", "greeting"]
+)
 @pytest.mark.parametrize("value", [0, -1, True, "1", None])
 def test_a_limit_is_a_positive_number(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"Limits got {name}="):
@@ -823,7 +858,7 @@ async def test_a_snapshot_that_fails_for_a_while_ends_no_subscription(code: str)
         await client.call("$:auth", {"token": "other"})
         with pytest.raises(Closed) as closed:
             assert (await client.receive())["event"] != "Doc:snapshot"
-        assert closed.value.code == app_module.SNAPSHOT_FAILED
+        assert closed.value.code == SNAPSHOT_FAILED
 
 
 async def test_who_becomes_somebody_else_while_subscribing_is_asked_anew() -> None:

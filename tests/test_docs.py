@@ -21,7 +21,7 @@ import pytest
 from uvicorn.main import main as uvicorn_command
 
 from backsync_asgi import Backsync
-from backsync_asgi.app import OVERFLOW, REFUSED, REFUSED_OTHERWISE, SNAPSHOT_FAILED, STALE
+from backsync_asgi.connection import OVERFLOW, REFUSED, REFUSED_OTHERWISE, SNAPSHOT_FAILED, STALE
 from backsync_asgi.errors import CODES
 from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.sockjs import Settings, Timing

@@ -623,9 +623,14 @@ class HubMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.undisturbed:
                 assert not client.lost, "who keeps up is never lost"
-                assert client.got_events[len(client.got_events) - len(client.events) :] == client.events
+                recent = client.got_events[len(client.got_events) - len(client.events) :]
+                assert self.by_topic(recent) == self.by_topic(client.events)  # topics have no order among them
             self.check_complete(client)
         self.check_shared(offered)
+
+    def by_topic(self, events: list[int]) -> list[int]:
+        """The same events, those of one topic behind those of the other."""
+        return sorted(events, key=lambda number: self.event_positions[number][0])
 
     def in_context(self, acting: Acting | None, do: Callable[[], None]) -> None:
         context = contextvars.copy_context()
@@ -704,3 +709,78 @@ class HubMachine(RuleBasedStateMachine):
 
 HubMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 test_the_hub_keeps_its_promises_in_any_order_of_events = HubMachine.TestCase
+
+
+# Transient events and a subscriber's own requests
+
+
+async def test_who_waits_for_its_reply_gets_the_transient_events_of_that_time_after_it() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    (link, _), (other, _) = subscribe(hub, topic), subscribe(hub, topic)
+    await tick()
+    topic.publish_event("before", "0")
+    with acting_for(link) as acting:
+        topic.publish("upsert", 1, '{"id":1}')
+        topic.publish_event("typing", "1")
+    await tick()
+    topic.publish_event("typing", "2")
+    topic.publish("upsert", 2, '{"id":2}')
+    await tick()
+    assert link.messages == [], "nothing of the topic comes before the reply"
+    subscriber_of(link).send('{"reply":"r"}')
+    acting.finish()
+    await tick()
+    said = [message.get("event", "reply") for message in link.messages]
+    assert said == ["reply", "M:before", "M:upsert", "M:typing", "M:typing", "M:upsert"]
+    assert [message["event"] for message in other.messages] == said[1:]
+    topic.publish_event("after", "3")
+    await tick()
+    assert link.messages[-1]["event"] == "M:after"
+    assert not topic.kept
+
+
+async def test_kept_transient_events_have_a_bound() -> None:
+    hub = Hub(Horizon(records=4))
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    with acting_for(link) as acting:
+        for number in range(200):
+            topic.publish_event("typing", '"' + "x" * 1_000 + f'{number}"')
+        assert not topic.kept
+        topic.publish("upsert", 1, '{"id":1}')
+    acting.finish()
+    await tick()
+    assert [message["event"] for message in link.messages] == ["M:upsert"], "as for anybody who is behind"
+
+
+async def test_who_was_behind_already_gets_no_transient_events_for_waiting() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    link.writable = False
+    topic.publish("upsert", 1, '{"id":1}')
+    await tick()
+    with acting_for(link) as acting:
+        topic.publish_event("typing", "1")
+    acting.finish()
+    link.writable = True
+    subscriber_of(link).link.wake()
+    await tick()
+    assert [message["event"] for message in link.messages] == ["M:upsert"]
+
+
+async def test_who_leaves_while_it_waits_leaves_nothing_behind() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    with acting_for(link) as acting:
+        topic.publish_event("typing", "1")
+    assert topic.kept
+    subscriber_of(link).detach(topic)
+    acting.finish()
+    assert not topic.kept
+    assert not topic.audiences

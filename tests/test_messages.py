@@ -276,8 +276,11 @@ def test_none_and_the_word_null_are_no_nan() -> None:
 # Replies and pushes
 
 
-@given(st.one_of(texts.filter(bool), st.integers(-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER)), texts, json_values)
-@example('"', '\\"', None)
+events = st.from_regex(r"(\$|[A-Za-z_][A-Za-z0-9_.\-]{0,127}):([A-Za-z_][A-Za-z0-9_]{0,127})", fullmatch=True)
+
+
+@given(st.one_of(texts.filter(bool), st.integers(-MAX_SAFE_INTEGER, MAX_SAFE_INTEGER)), events, json_values)
+@example('"', "A_z0.-:m", None)
 @settings(deadline=None)
 def test_messages_are_put_together_from_encoded_parts(id: str | int, event: str, data: Any) -> None:
     body = encode(data)

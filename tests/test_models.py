@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi.errors import EncodeError
 from backsync_asgi.limits import Limits
-from backsync_asgi.models import SOON_LIMIT
+from backsync_asgi.soon import SOON_LIMIT
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import DEADLINE, Closed, Socket, connect
 
@@ -1188,3 +1188,144 @@ async def test_a_store_that_hangs_is_answered_for_and_holds_nobody_up() -> None:
     async with connect(sync) as client:
         assert (await client.error("M:upsert", {"id": "slow"}))["code"] == "timeout"
         assert await client.call("M:upsert", {"id": "quick"}) == {"id": "quick"}
+
+
+# What may be seen changes under a client
+
+
+async def test_a_user_whose_rights_have_changed_is_looked_at_anew() -> None:
+    sync = Backsync()
+    rights = {"ann": True}
+    store = MemoryStore()
+    model = sync.model("Doc", store=store)
+
+    @model.visible(audience=lambda ctx: rights["ann"])
+    def seen(ctx: Context, record: Record) -> bool:
+        return rights["ann"] or not record["secret"]
+
+    @sync.model("Board", store=MemoryStore()).on("subscribe")
+    async def guard(ctx: Context, query: Record) -> None:
+        if not rights["ann"]:
+            raise Reject("forbidden", "No.")
+
+    await model.upsert({"id": 1, "secret": True})
+    await model.upsert({"id": 2, "secret": False})
+    async with testing.connect(sync, user="ann") as client:
+        docs, board = await client.subscribe("Doc"), await client.subscribe("Board")
+        assert set(docs) == {1, 2}
+        await sync.model("Board").upsert({"id": 1})
+        await client.until(lambda: len(board) == 1)
+        rights["ann"] = False
+        for connection in sync.connections:
+            connection.refresh()
+        await client.until(lambda: set(docs) == {2} and not board)
+        await model.upsert({"id": 3, "secret": True})
+        await model.upsert({"id": 4, "secret": False})
+        await client.until(lambda: set(docs) == {2, 4})
+        rights["ann"] = True
+        for connection in sync.connections:
+            connection.refresh()
+        await client.until(lambda: set(docs) == {1, 2, 3, 4})
+
+
+# Keyed records that only handlers know
+
+
+def rooms_of_a_database(sync: Backsync, rows: dict[int, Record]) -> Any:
+    model = sync.model("Person", key="room")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        return [row for row in rows.values() if row["room"] == query["room"]]
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        rows[record["id"]] = record
+        return record
+
+    return model
+
+
+async def test_a_record_that_only_a_handler_knew_leaves_its_room_as_it_moves() -> None:
+    sync = Backsync()
+    rooms_of_a_database(sync, {1: {"id": 1, "room": "a"}, 2: {"id": 2, "room": "a"}})
+    async with testing.connect(sync) as client:
+        a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        await client.upsert("Person", {"id": 1, "room": "b"})
+        await client.until(lambda: set(a) == {2} and set(b) == {1})
+
+
+async def test_a_record_that_moves_while_its_room_is_read_leaves_no_ghost() -> None:
+    sync = Backsync()
+    rows = {1: {"id": 1, "room": "a"}}
+    model = sync.model("Person", key="room")
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        found = [dict(row) for row in rows.values() if row["room"] == query["room"]]
+        if query["room"] == "a":
+            reading.set()
+            await go_on.wait()
+        return found
+
+    async with testing.connect(sync) as client:
+        late = asyncio.ensure_future(client.subscribe("Person", {"room": "a"}))
+        await reading.wait()
+        rows[1] = {"id": 1, "room": "b"}
+        model.publish("upsert", rows[1])
+        go_on.set()
+        a = await late
+        await client.until(lambda: not a)
+
+
+async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsync_asgi.models.PLACES", 2)
+    sync = Backsync()
+    rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
+    async with testing.connect(sync) as client:
+        a, b = await client.subscribe("Person", {"room": "a"}), await client.subscribe("Person", {"room": "b"})
+        await client.upsert("Person", {"id": 0, "room": "b"})
+        await client.until(lambda: set(a) == {1, 2, 3, 4} and set(b) == {0})
+
+
+async def test_two_handlers_that_write_each_others_records_do_not_wait_for_the_time_limit(sync: Backsync) -> None:
+    model = sync.model("Account", store=MemoryStore())
+    inside = asyncio.Barrier(2)
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        await inside.wait()
+        await model.upsert({"id": record["to"], "changed": True})
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as one, connect(sync) as two:
+        results = await asyncio.gather(
+            one.call("Account:upsert", {"id": 1, "to": 2}),
+            two.call("Account:upsert", {"id": 2, "to": 1}),
+            return_exceptions=True,
+        )
+    assert len([result for result in results if isinstance(result, BaseException)]) == 1
+    assert "unavailable" in str(results) or any(getattr(result, "code", "") == "unavailable" for result in results)
+
+
+async def test_a_handler_that_writes_one_record_twice_at_once_stores_and_tells_the_same(sync: Backsync) -> None:
+    class Slow(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            if record.get("n") == 1:
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            return await super().upsert(record)
+
+    store = Slow()
+    model = sync.model("M", store=store)
+
+    @model.on("both")
+    async def both(ctx: Context, data: Any) -> None:
+        await asyncio.gather(model.upsert({"id": 1, "n": 1}), model.upsert({"id": 1, "n": 2}))
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("M")
+        await client.call("M:both")
+        await client.until(lambda: 1 in view)
+        assert view[1] == await store.get(1)

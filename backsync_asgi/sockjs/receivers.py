@@ -31,7 +31,7 @@ class Writer:
     Measured on 10 000 sessions: 1.2-1.7 ms a round when stepped, 54-78 ms with a task for each send.
     """
 
-    __slots__ = ("_events", "_on_writable", "_receive", "_send", "_task", "failed")
+    __slots__ = ("_events", "_on_writable", "_receive", "_send", "_task", "failed", "writable")
 
     def __init__(self, send: Send, receive: Receive | None = None) -> None:
         self._send = send
@@ -40,10 +40,7 @@ class Writer:
         self._on_writable: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.failed = False
-
-    @property
-    def writable(self) -> bool:
-        return self._task is None and not self.failed
+        self.writable = True
 
     def on_writable(self, callback: Callable[[], None]) -> None:
         """Call back each time that writing has become possible again."""
@@ -67,6 +64,7 @@ class Writer:
                 return
             self._events = events[index + 1 :]
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
+            self.writable = False
             return
 
     async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
@@ -78,13 +76,15 @@ class Writer:
             self._fail(error)
         finally:
             self._task = None
-        if self._on_writable is not None and not self.failed:
+            self.writable = not self.failed
+        if self._on_writable is not None and self.writable:
             self._on_writable()
 
     def _fail(self, error: Exception) -> None:
         # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
         # of the end from `receive` and ends the session.
         self.failed = True
+        self.writable = False
         self._events.clear()
         # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
@@ -97,6 +97,7 @@ class Writer:
         ASGI has no event for that: a server waits until the peer has taken all that is in its buffer, at shutdown too.
         """
         self.failed = True
+        self.writable = False
         self._events.clear()
         transport = find_transport(self._send, self._receive)
         if transport is not None:
@@ -173,6 +174,12 @@ class HttpReceiver:
     def fills(self, frame: Frame) -> bool:
         return self._transport.polling or len(self._transport.encode(frame, self._callback)) >= self._room
 
+    def offer(self, frame: Frame) -> bool:
+        if not self._writer.writable or self.fills(frame):
+            return False
+        self.write(frame, last=False)
+        return True
+
     def write(self, frame: Frame, last: bool) -> None:
         body = self._transport.encode(frame, self._callback)
         self._room -= len(body)
@@ -206,7 +213,7 @@ class HttpReceiver:
 class FrameWriter(Protocol):
     """The ASGI extension of servers that write prebuilt frames; see `backsync_asgi.uvicorn`."""
 
-    def write_frame(self, frame: bytes) -> None: ...
+    def write_frame(self, frame: bytes) -> bool: ...
 
     @property
     def frames_writable(self) -> bool: ...
@@ -234,6 +241,15 @@ class SocketReceiver:
 
     def fills(self, frame: Frame) -> bool:
         return False
+
+    def offer(self, frame: Frame) -> bool:
+        # The hot path: once for each client and frame. Nothing is checked here that the server in front checks anyway.
+        if not self._writer.writable:
+            return False
+        if self._direct is not None and self._accepted:
+            return self._direct.write_frame(frame.raw if self.raw else frame.wire(websocket_frame))
+        self._writer.write(self._events(frame, last=False))
+        return True
 
     def write(self, frame: Frame, last: bool) -> None:
         if self._direct is None or last or not self._accepted or not self._writer.writable:

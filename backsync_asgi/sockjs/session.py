@@ -53,6 +53,9 @@ class Receiver(Protocol):
     def fills(self, frame: Frame) -> bool:
         """Whether this frame is the last that it can take. A poll takes one."""
 
+    def offer(self, frame: Frame) -> bool:
+        """Write the frame if it goes out at once and is not the last that it can take. False: it is not written."""
+
     def write(self, frame: Frame, last: bool) -> None:
         """Write the frame; after the last one the response or socket ends."""
 
@@ -141,10 +144,9 @@ class Session:
     def offer(self, frame: Frame) -> bool:
         """Write a frame that many sessions share, if it can go out at once. False: it is to be pulled later."""
         receiver = self.receiver
-        if receiver is None or not self._greeted or not receiver.writable or receiver.fills(frame):
+        if receiver is None or not self._greeted or not receiver.offer(frame):
             return False
         self._busy = True
-        receiver.write(frame, last=False)
         return True
 
     def close(self, code: int = 1000, reason: str = "") -> None:

@@ -1,36 +1,61 @@
-"""The contract of stores: where the records of a model live. It knows nothing of models and connections."""
+"""The contract of stores, where the records of a model live, and its pure parts; it knows no models and connections."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from backsync_asgi.errors import EncodeError, Reject
+from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
 
 Id = str | int
 Record = dict[str, Any]
+Query = Mapping[str, Any]
+
+MAX_PAGE = 1_000  # records of one page; a query without a limit reads all
+MAX_ORDER = 8  # fields by which records are ordered
+MAX_RECORD = 65_536  # bytes of a record as JSON; a client's message is not larger either
+CHUNK = 500  # records that a snapshot reads at a time
+BY_ID = (("id", False),)  # the order of pages for which none is given
 
 
 class Store(Protocol):
-    """A home for records: dicts with string keys, each with an `id` (a string or an integer).
+    """A home for records: dicts with string keys, each with an `id` (a string of 1-128 characters or an integer).
 
-    Ids are compared as browsers compare them: 1 and "1" name the same record. Records that come out are the caller's
-    to change: the store keeps its own. An acknowledged write is kept (for a memory store: as long as the process).
-    A store raises Reject where a request is refused (`not_found`, `conflict`, `too_large`, `invalid`, `unavailable`).
+    Ids are compared as browsers compare them: 1 and "1" name the same record. A store keeps JSON: what JSON writes as
+    text, such as a date, comes out as text. Records that come out are the caller's to change: the store keeps its own.
+    An acknowledged write is kept (for a memory store: as long as the process). Of two writes of one record at once,
+    also by two processes, the second sees what the first has written.
 
-    version: the field that counts a record's writes, from 1, or None. It is set by the model that the store belongs
-    to. The store counts; a write that carries another value than the current one is refused with `conflict` and the
-    current record in the details, one that carries none is unconditional.
+    A store raises Reject where a request is refused: `invalid` (details: a list of `{"field", "message"}`),
+    `not_found`, `conflict` (details: `{"current": record}`), `too_large` (details: `{"limit": number}`), `unavailable`
+    (retrying is safe); and EncodeError for what JSON cannot carry. Nothing is stored then.
+
+    version: the field that counts a record's writes, from 1, or None. The store counts; a write that carries another
+    value than the current one is a `conflict`, one that carries none is unconditional. Deletes are unconditional.
     """
 
     version: str | None
 
-    async def read(self, query: Mapping[str, Any]) -> list[Record]:
-        """The records whose fields equal the query's, in the store's order."""
+    def bind(self, model: str, version: str | None) -> None:
+        """Become the store of a model of that name, which counts versions in that field. Called once, by the model."""
+
+    async def read(self, query: Query) -> list[Record]:
+        """The records whose fields equal the query's, in its order; see `parse_query`. Without one, in the store's."""
+
+    def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+        """What `read` reads, as JSON texts and in chunks, so that neither all rows nor their decoded forms are held.
+
+        All chunks are of one moment where the store can do so. Close it (`contextlib.aclosing`) if you leave early.
+        """
 
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
-        """Replace the record of that id, or add it; returns it whole, with a new id if it had none."""
+        """Replace the record of that id in its place, or add it; returns it whole, with a new id if it had none."""
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields, remove others; returns the whole record. Raises Reject("not_found")."""
@@ -40,3 +65,203 @@ class Store(Protocol):
 
     def take_evicted(self) -> Iterable[Id]:
         """The ids of records that the store has dropped by itself since the last call, to be announced as deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a query asks for.
+
+    where: the values that fields must have; a record that lacks one of the fields does not match.
+    order: (field, descending) each; records that are equal in these are ordered by id, in the last one's direction.
+        Empty: the order of the store.
+    limit: so many records, or all.
+    after: the order's fields and the id of a record; only what comes after it. It need not be there any more.
+    """
+
+    where: Mapping[str, Any]
+    order: tuple[tuple[str, bool], ...] = ()
+    limit: int | None = None
+    after: Mapping[str, Any] | None = None
+
+    @property
+    def descending(self) -> bool:
+        """The direction in which ids are compared."""
+        return bool(self.order) and self.order[-1][1]
+
+
+def parse_query(query: Query) -> Selection:
+    """A query as it comes from the wire or the program, taken apart.
+
+    `$order`: a field, or a list of fields, `-field` for descending. `$limit`: 1 to MAX_PAGE. `$after`: the last record
+    of the page before, or its order's fields and id alone. All other fields are compared for equality. A query with a
+    limit or a cursor and no order is read in the order of ids, which does not change between pages.
+
+    Raises Reject("invalid") with the field and what is wrong with it.
+    """
+    try:
+        encode(query)
+    except EncodeError as error:
+        raise Reject("invalid", f"The query cannot be compared: {error}") from None
+    where = {field: value for field, value in query.items() if not field.startswith("$")}
+    for field in query:
+        if field.startswith("$") and field not in ("$order", "$limit", "$after"):
+            _refuse(field, "is reserved; there are $order, $limit and $after")
+    for field, value in where.items():
+        if type(value) is int and abs(value) >= 2**63:
+            _refuse(field, "is an integer of more than 64 bits")
+    order = _parse_order(query.get("$order"))
+    limit = query.get("$limit")
+    if limit is not None and (type(limit) is not int or not 1 <= limit <= MAX_PAGE):
+        _refuse("$limit", f"is {shorten(limit)}, expected 1 to {MAX_PAGE}")
+    after = query.get("$after")
+    if after is not None:
+        if not isinstance(after, Mapping) or not is_id(after.get("id")):
+            _refuse("$after", f"is {shorten(after)}, expected the last record or its order's fields and id")
+        after = {field: after.get(field) for field in (*(field for field, _ in order), "id")}
+    if not order and (limit is not None or after is not None):
+        order = BY_ID
+    return Selection(where, order, limit, after)
+
+
+def _parse_order(order: Any) -> tuple[tuple[str, bool], ...]:
+    names = [] if order is None else [order] if isinstance(order, str) else order
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip("-") for name in names):
+        _refuse("$order", f"is {shorten(order)}, expected a field, -field, or a list of them")
+    if len(names) > MAX_ORDER:
+        _refuse("$order", f"names {len(names)} fields, expected at most {MAX_ORDER}")
+    return tuple((name.removeprefix("-"), name.startswith("-")) for name in names)
+
+
+def _refuse(field: str, message: str) -> NoReturn:
+    raise invalid(field, message)
+
+
+def invalid(field: str, message: str) -> Reject:
+    """The refusal of one field. message: goes on after the field's name, such as "is missing"."""
+    return Reject("invalid", f"{field} {message}.", [{"field": field, "message": message}])
+
+
+def conflict(version: str, named: Any, current: Record | None) -> Reject:
+    """The refusal of a write that was meant for another version."""
+    counted = 0 if current is None else current.get(version)
+    message = f"Somebody else has changed it in the meantime: {version} is {counted}, not {shorten(named)}."
+    return Reject("conflict", message, {"current": current})
+
+
+# What a write makes of the record that is there.
+
+
+def replace(record: Mapping[str, Any], current: Record | None, version: str | None) -> Record:
+    """The record that an upsert stores: with an id, and its version counted. current: the one that is there.
+
+    Raises Reject("invalid") for an impossible id, Reject("conflict").
+    """
+    kept = dict(record)
+    if kept.get("id") is None:
+        kept["id"] = secrets.token_hex(8)
+    elif not is_id(kept["id"]):
+        _refuse("id", f"is {shorten(kept['id'])}, expected 1-{MAX_ID} characters or an integer")
+    return _count(kept, kept.get(version) if version is not None else None, current, version)
+
+
+def merge(current: Record, fields: Mapping[str, Any], unset: Sequence[str], version: str | None) -> Record:
+    """The record that a patch stores: some fields changed, others removed; id and version stay out of it.
+
+    Raises Reject("conflict").
+    """
+    removed = set(unset) - {"id"}
+    changed = {**current, **{field: value for field, value in fields.items() if field != "id"}}
+    kept = {field: value for field, value in changed.items() if field not in removed}
+    return _count(kept, fields.get(version) if version is not None else None, current, version)
+
+
+def _count(record: Record, named: Any, current: Record | None, version: str | None) -> Record:
+    if version is None:
+        return record
+    counted = None if current is None else current.get(version)
+    if type(counted) is not int:  # a row from before versions were counted
+        counted = 0
+    if named is not None and (type(named) is not int or current is None or named != counted):
+        raise conflict(version, named, current)
+    return {**record, version: counted + 1}
+
+
+def encode_record(record: Record) -> str:
+    """A record as JSON text. Raises Reject("too_large") for one that is over a limit, EncodeError."""
+    if len(record) > MAX_FIELDS:
+        raise Reject("too_large", f"The record has {len(record)} fields; {MAX_FIELDS} may be.", {"limit": MAX_FIELDS})
+    text = encode(record)
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > MAX_RECORD:
+        raise Reject("too_large", f"The record takes {size} bytes; {MAX_RECORD} may be.", {"limit": MAX_RECORD})
+    return text
+
+
+def missing(id: object) -> Reject:
+    """The refusal of a patch of what is not there."""
+    return Reject("not_found", f"There is no record with the id {shorten(id)}.")
+
+
+# How values compare, in every store.
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal: 1 is 1.0 and not True, the order of an object's fields does not count."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def matches(record: Record, where: Mapping[str, Any]) -> bool:
+    """Whether a record has the values that are asked for."""
+    for field, value in where.items():
+        if field == "id":
+            if not is_id(value) or str(record["id"]) != str(value):
+                return False
+        elif field not in record or not equal(record[field], value):
+            return False
+    return True
+
+
+def sort_key(field: str, value: Any) -> tuple[int, float, str]:
+    """Where a value stands in the order: nothing, then numbers (False is 0, True is 1), then text by code points.
+
+    Ids are text. Arrays and objects stand among the texts, as JSON text.
+    """
+    if field == "id":
+        return 2, 0, str(value)
+    if value is None:
+        return 0, 0, ""
+    if isinstance(value, (int, float)):
+        return 1, value, ""
+    return 2, 0, value if isinstance(value, str) else encode(value)
+
+
+class _Descending:
+    """A sort key that compares the other way round."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: tuple[int, float, str]) -> None:
+        self.key = key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Descending) and self.key == other.key
+
+    def __lt__(self, other: _Descending) -> bool:
+        return other.key < self.key
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def place_of(selection: Selection) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """The function that tells a record's place in the selection's order, to sort and to bisect by; no two are equal."""
+    order = (*selection.order, ("id", selection.descending))
+
+    def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+        keys = [(sort_key(field, record.get(field)), descending) for field, descending in order]
+        return tuple(_Descending(key) if descending else key for key, descending in keys)
+
+    return place

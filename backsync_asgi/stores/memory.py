@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-import copy
-import secrets
+import bisect
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import orjson
 
 from backsync_asgi.errors import Reject
 
-from .base import Id, Record
+from .base import (
+    BY_ID,
+    CHUNK,
+    Id,
+    Query,
+    Record,
+    encode_record,
+    matches,
+    merge,
+    missing,
+    parse_query,
+    place_of,
+    replace,
+)
+
+
+class Row(NamedTuple):
+    """A record twice: decoded to be compared, which never leaves the store, and encoded to be sent."""
+
+    record: Record
+    text: str
 
 
 class MemoryStore:
@@ -28,80 +50,101 @@ class MemoryStore:
         self.version: str | None = None
         self._limit = limit
         self._full = full
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._rows: OrderedDict[str, Row] = OrderedDict()
+        self._ids: list[str] | None = None  # sorted, for pages; None: to be sorted anew
         self._evicted: list[Id] = []
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._rows)
 
-    async def read(self, query: Mapping[str, Any]) -> list[Record]:
-        """The records whose fields equal the query's, oldest first."""
-        if set(query) == {"id"}:
-            record = await self.get(query["id"])
-            return [] if record is None else [record]
-        return [
-            copy.deepcopy(record)
-            for record in self._records.values()
-            if all(field in record and equal(record[field], value) for field, value in query.items())
-        ]
+    def bind(self, model: str, version: str | None) -> None:
+        """Count versions in that field; a memory store has no use for the model's name."""
+        self.version = version
+
+    async def read(self, query: Query) -> list[Record]:
+        """The records that a query asks for, oldest first unless it says otherwise."""
+        return [orjson.loads(text) for text in self._select(query)]
+
+    async def snapshot(self, query: Query) -> AsyncIterator[list[str]]:
+        """The same as JSON texts, which were encoded when they were written."""
+        texts = self._select(query)
+        for start in range(0, len(texts), CHUNK):
+            yield texts[start : start + CHUNK]
 
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""
-        record = self._records.get(str(id))
-        return None if record is None else copy.deepcopy(record)
+        row = self._rows.get(str(id))
+        return None if row is None else _copy(row)
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Replace or add a record; one without an id gets a random one of 16 characters."""
-        kept = copy.deepcopy(dict(record))
-        if kept.get("id") is None:
-            kept["id"] = secrets.token_hex(8)
-        key = str(kept["id"])
-        self._count(kept, self._records.get(key))
-        if key not in self._records and len(self._records) >= self._limit:
-            self._make_room()
-        self._records[key] = kept
-        return copy.deepcopy(kept)
+        id = record.get("id")
+        row = None if id is None else self._rows.get(str(id))
+        return self._keep(replace(record, row and _copy(row), self.version))
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields, remove others; raises Reject("not_found")."""
-        record = self._records.get(str(id))
-        if record is None:
-            raise Reject("not_found", f"There is no record with the id {id!r}.")
-        changes = {field: copy.deepcopy(value) for field, value in fields.items() if field != "id"}
-        kept = {field: value for field, value in {**record, **changes}.items() if field not in unset or field == "id"}
-        if self.version is not None:
-            kept[self.version] = fields.get(self.version)
-        self._count(kept, record)
-        self._records[str(id)] = kept
-        return copy.deepcopy(kept)
+        row = self._rows.get(str(id))
+        if row is None:
+            raise missing(id)
+        return self._keep(merge(_copy(row), fields, unset, self.version))
 
     async def delete(self, id: Id) -> bool:
         """Remove the record. False: there was none."""
-        return self._records.pop(str(id), None) is not None
+        if self._rows.pop(str(id), None) is None:
+            return False
+        self._ids = None
+        return True
 
     def take_evicted(self) -> Iterable[Id]:
         """The ids of the records that have made room for newer ones since the last call."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
-    def _count(self, record: Record, current: Record | None) -> None:
-        """Set the version of a record that is about to take the place of the current one."""
-        if self.version is None:
-            return
-        named = record.get(self.version)
-        counted = 0 if current is None else current[self.version]
-        if named is not None and (type(named) is not int or current is None or named != counted):
-            message = f"Somebody else has changed it in the meantime: {self.version} is {counted}, not {named!r}."
-            raise Reject("conflict", message, {"current": copy.deepcopy(current)})
-        record[self.version] = counted + 1
+    def _select(self, query: Query) -> list[str]:
+        selection = parse_query(query)
+        where, order, after = selection.where, selection.order, selection.after
+        rows: Iterable[Row]
+        if "id" in where:
+            rows = [row] if (row := self._rows.get(str(where["id"]))) is not None else []
+        elif order == BY_ID:
+            ids = self._sorted_ids()
+            start = 0 if after is None else bisect.bisect_right(ids, str(after["id"]))
+            rows = (self._rows[ids[index]] for index in range(start, len(ids)))
+        else:
+            rows = self._rows.values()
+        if where:
+            rows = (row for row in rows if matches(row.record, where))
+        if order and (order != BY_ID or "id" in where):
+            place = place_of(selection)
+            rows = sorted(rows, key=lambda row: place(row.record))
+            if after is not None:
+                rows = rows[bisect.bisect_right(rows, place(after), key=lambda row: place(row.record)) :]
+        return [row.text for row in itertools.islice(rows, selection.limit)]
+
+    def _sorted_ids(self) -> list[str]:
+        if self._ids is None:
+            self._ids = sorted(self._rows)
+        return self._ids
+
+    def _keep(self, record: Record) -> Record:
+        text = encode_record(record)
+        key = str(record["id"])
+        if key not in self._rows:
+            if len(self._rows) >= self._limit:
+                self._make_room()
+            self._ids = None
+        row = Row(orjson.loads(text), text)
+        self._rows[key] = row
+        return _copy(row)
 
     def _make_room(self) -> None:
         if self._full == "reject":
             raise Reject("too_large", f"The store is full: it keeps {self._limit} records.", {"limit": self._limit})
-        _, oldest = self._records.popitem(last=False)
-        self._evicted.append(oldest["id"])
+        _, oldest = self._rows.popitem(last=False)
+        self._evicted.append(oldest.record["id"])
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; Python holds True for 1."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+def _copy(row: Row) -> Record:
+    record: Record = orjson.loads(row.text)
+    return record

@@ -32,6 +32,8 @@ type Row = StoredWrite & { client: string; order: number };
 const TABLE = "writes";
 /** A page that is being reloaded may need a moment to let go of what is its own. */
 const LOCK_TIMEOUT_MS = 1000;
+/** Browsers are known to leave a database unopened for ever; the page must not wait for it to connect. */
+const OPEN_TIMEOUT_MS = 3000;
 
 export const openStorage: OpenStorage = (name, randomId) => new IndexedStorage(name, randomId);
 
@@ -179,5 +181,6 @@ function openDatabase(name: string): Promise<IDBDatabase> {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error as DOMException);
     request.onblocked = () => reject(new Error("the database is in use by another version"));
+    setTimeout(() => reject(new Error(`the database did not open in ${OPEN_TIMEOUT_MS} ms`)), OPEN_TIMEOUT_MS);
   });
 }

@@ -22,6 +22,7 @@ import { Connection } from "/client.js";
 const { name, online, answer, edits, without } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
 const tell = (message) => parent.postMessage(message, "*");
 if (without === "locks") Object.defineProperty(navigator, "locks", { value: undefined });
+if (without === "answers") indexedDB.open = () => ({});
 if (without === "indexedDB") indexedDB.open = () => { throw new DOMException("not here", "SecurityError"); };
 console.warn = (...warning) => tell({ warning: warning.join(" ") });
 let onOnline;
@@ -123,8 +124,8 @@ async function together() {
   return { alone, inherited: two.writes().slice(1) };
 }
 
-async function nothingKept() {
-  const page = frame({ name: "nothing", online: true, answer: true, edits, without: "indexedDB" });
+async function nothingKept(without) {
+  const page = frame({ name: "nothing", online: true, answer: true, edits, without });
   await page.until((all) => all.at(-1)?.pending === 0 && sent(2)(all));
   page.close();
   return { writes: page.writes(), warnings: page.all.filter((message) => message.warning).map((message) => message.warning) };
@@ -132,7 +133,7 @@ async function nothingKept() {
 
 const results = await (async () => {
   try {
-    return { reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept() };
+    return { reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept("indexedDB"), noAnswer: await nothingKept("answers") };
   } catch (error) {
     return { error: String(error) };
   }
@@ -173,9 +174,12 @@ it("outlives pages, is sent once by several of them, and is done without where i
     }
     assert.deepEqual(results.together.alone.map((message: any) => message.data), [{ id: 2 }]);
     assert.deepEqual(results.together.inherited.map((message: any) => message.data), [{ id: 1, n: 1 }]);
-    assert.deepEqual(results.nothingKept.writes.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }]);
-    assert.equal(results.nothingKept.warnings.length, 1);
-    assert.match(results.nothingKept.warnings[0], /unsent writes do not survive this page.*not here/);
+    for (const [result, why] of [[results.nothingKept, /not here/], [results.noAnswer, /did not open in 3000 ms/]]) {
+      assert.deepEqual(result.writes.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }]);
+      assert.equal(result.warnings.length, 1);
+      assert.match(result.warnings[0], /unsent writes do not survive this page/);
+      assert.match(result.warnings[0], why);
+    }
   } finally {
     clearTimeout(deadline);
     if (browser.exitCode === null) process.kill(-browser.pid!, "SIGKILL");

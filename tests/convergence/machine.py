@@ -357,15 +357,15 @@ class Convergence(RuleBasedStateMachine):
         await self.world.elapse(10.0)
         assert not sync.connections
         assert sync._server.sessions == 0
-        assert not sync._tasks
-        assert not sync._clients
+        assert not sync._site.tasks
+        assert not sync._site.clients
         assert not any(topic.audiences for topic in sync._hub._topics.values())
         assert len(sync.model("Cursor").store or ()) == 0  # type: ignore[arg-type]
 
     def expected(self, person: Person, view: View) -> dict[Any, Any]:
         """What the view should hold, by the store and the rule of who sees what."""
         store = self.world.sync.model(view.model).store
-        records: list[dict[str, Any]] = [dict(it) for it in store._records.values()]  # type: ignore[union-attr]
+        records: list[dict[str, Any]] = [dict(row.record) for row in store._rows.values()]  # type: ignore[union-attr]
         if view.model != "Note":
             return {record["id"]: record for record in records}
         shown = {}

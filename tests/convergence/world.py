@@ -120,7 +120,7 @@ class SessionLine:
         self._session = Session(Timing())
         self.cable.on_change.append(self._changed)
         scope = {"type": "http", "headers": [], "query_string": b"", "path": "/"}
-        self._session.endpoint = sync._connect(self._session, scope)
+        self._session.endpoint = sync._site.connect(self._session, scope)
         self._session.attach(self)
         self._loop.call_later(1.0, self._tick)
 
@@ -132,6 +132,12 @@ class SessionLine:
 
     def fills(self, frame: Frame) -> bool:
         return self._polling
+
+    def offer(self, frame: Frame) -> bool:
+        if not self.writable or self.fills(frame):
+            return False
+        self.write(frame, last=False)
+        return True
 
     def write(self, frame: Frame, last: bool) -> None:
         if frame is OPEN:

@@ -69,6 +69,12 @@ class FakeReceiver:
     def fills(self, frame: Frame) -> bool:
         return self.takes is not None and len(self.frames) + 1 >= self.takes
 
+    def offer(self, frame: Frame) -> bool:
+        if not self.writable or self.fills(frame):
+            return False
+        self.write(frame, last=False)
+        return True
+
     def write(self, frame: Frame, last: bool) -> None:
         assert not self.over, "nothing is written after the last frame"
         assert not self.blocked or frame is OCCUPIED, "nothing is written to a receiver that cannot take it"

@@ -1,0 +1,144 @@
+"""How long the records of an ephemeral model live: who owns them, and their `ttl`; it knows no store and no channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Protocol
+
+from .errors import Reject
+from .hub import Acting
+from .stores.base import Id
+
+logger = logging.getLogger("backsync")
+
+
+class Owner(Protocol):
+    """A connection, as far as it can own records."""
+
+    user: Any
+
+    @property
+    def client(self) -> Hashable: ...
+
+
+class Lives:
+    """How long the records of an ephemeral model live: as long as a client that wrote them, and their `ttl`.
+
+    Only who wrote a record may write it again, from the same client or as the same user from another. A client that
+    comes back within the grace period keeps its records. A record that the program wrote by itself belongs to nobody
+    and lives by its ttl alone.
+
+    name: the model's. grace, ttl: seconds. delete: removes a record and tells everybody.
+    """
+
+    def __init__(self, name: str, grace: float, ttl: float | None, delete: Callable[[Id], Awaitable[object]]) -> None:
+        self._name = name
+        self._grace = grace
+        self._ttl = ttl
+        self._delete_record = delete
+        self._owners: dict[str, set[Hashable]] = {}  # by record: the clients that wrote it
+        self._owned: dict[Hashable, dict[str, Id]] = {}  # the other way round
+        self._users: dict[str, Any] = {}  # by record: who wrote it first
+        self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def check(self, connection: Owner, id: Id | None) -> None:
+        """Raises Reject("forbidden") for a record that somebody else wrote."""
+        key = str(id)
+        owners = self._owners.get(key)
+        if not owners or connection.client in owners:
+            return
+        if connection.user is None or connection.user != self._users[key]:
+            raise Reject("forbidden", f"This record of {self._name} belongs to somebody else.")
+
+    def note(self, method: str, id: Id) -> None:
+        """A record was written or deleted, by whoever acts now."""
+        key = str(id)
+        if method == "delete":
+            for owner in self._owners.pop(key, ()):
+                self._disown(owner, key)
+            self._users.pop(key, None)
+            self._expiry.pop(key, None)
+            return
+        acting = Acting.current.get()
+        if acting is not None:
+            connection = acting.subscriber.owner
+            self._users.setdefault(key, connection.user)
+            self._own(connection.client, key, id)
+            if not connection.is_open:  # it wrote this behind its own back
+                self.client_left(connection.client, connection.is_back)
+        if self._ttl is not None:
+            self._expiry[key] = (asyncio.get_running_loop().time() + self._ttl, id)
+            self._expiry.move_to_end(key)
+            self._set_timer()
+
+    def client_left(self, client: Hashable, is_back: Callable[[], bool]) -> None:
+        """A client's last connection has gone; its records follow after the grace period unless it is back by then."""
+        if client in self._owned:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._grace, self._release, client, is_back)
+
+    def renamed(self, old: Hashable, new: Hashable, user: Any) -> None:
+        """A connection has told the name of its client, or is another user's: what it wrote before goes with it."""
+        if old != new:
+            for key, id in list(self._owned.get(old, {}).items()):
+                self._own(new, key, id)
+                self._users[key] = user
+                self._owners[key].discard(old)
+                self._disown(old, key)
+
+    def _own(self, client: Hashable, key: str, id: Id) -> None:
+        self._owners.setdefault(key, set()).add(client)
+        self._owned.setdefault(client, {})[key] = id
+
+    def _disown(self, client: Hashable, key: str) -> None:
+        owned = self._owned[client]
+        del owned[key]
+        if not owned:
+            del self._owned[client]
+
+    def _release(self, client: Hashable, is_back: Callable[[], bool]) -> None:
+        if is_back():
+            return
+        gone: list[Id] = []
+        for key, id in list(self._owned.get(client, {}).items()):
+            if self._owners[key] == {client}:
+                gone.append(id)  # its owner goes with the record
+            else:
+                self._owners[key].discard(client)
+                self._disown(client, key)
+        self._delete(gone)
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._expiry:
+            soonest, _ = next(iter(self._expiry.values()))
+            self._timer = asyncio.get_running_loop().call_at(soonest, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        due: list[Id] = []
+        for key, (at, id) in list(self._expiry.items()):
+            if at > now:
+                break
+            del self._expiry[key]
+            due.append(id)
+        self._delete(due)
+        self._set_timer()
+
+    def _delete(self, ids: list[Id]) -> None:
+        task = asyncio.get_running_loop().create_task(self._delete_all(ids))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _delete_all(self, ids: list[Id]) -> None:
+        Acting.current.set(None)
+        for id in ids:
+            try:
+                await self._delete_record(id)
+            except Exception:
+                logger.exception("An ephemeral record of %s could not be deleted.", self._name)

@@ -1,0 +1,211 @@
+"""How the user's functions are called: on the loop or in threads, within a time limit and the middleware.
+
+It knows neither models nor connections: what a function is given is its caller's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+HandlerFunction = Callable[..., Any]
+Result = TypeVar("Result")
+
+
+class HandlerTimeout(Exception):
+    """A handler took longer than it may."""
+
+
+class Caller:
+    """Calls handlers: async ones on the loop, plain ones in worker threads, all within a time limit and the middleware.
+
+    timeout: seconds. A plain function that takes longer is answered for, but its thread cannot be stopped.
+    threads: how many plain functions run at once.
+    """
+
+    def __init__(self, timeout: float, threads: int) -> None:
+        self.middleware: list[Callable[..., Awaitable[Any]]] = []
+        self._deadlines = Deadlines(timeout)
+        self._is_async: dict[HandlerFunction, bool] = {}
+        self._threads = Threads(threads)
+
+    async def __call__(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
+        """What the function returns. Raises HandlerTimeout, or what the function raises."""
+        if not self.middleware:
+            return await self.limited(self._call(function, ctx, *args))
+        call: Callable[..., Awaitable[Any]] = functools.partial(self._call, function)
+        for layer in reversed(self.middleware):
+            call = functools.partial(layer, call_next=call)
+        return await self.limited(call(ctx, *args))
+
+    async def limited(self, work: Awaitable[Result]) -> Result:
+        """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
+        task = asyncio.current_task()
+        assert task is not None
+        deadline = self._deadlines.start(task)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if deadline.is_over and task.cancelling() <= deadline.cancelling + 1:
+                raise HandlerTimeout(f"the limit is {self._deadlines.seconds:g} s") from None
+            raise
+        finally:
+            self._deadlines.end(deadline)
+
+    async def _call(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
+        known = self._is_async.get(function)
+        if known is None:
+            known = self._is_async[function] = is_async(function)
+        if known:
+            return await function(ctx, *args)
+        return await self._threads.run(functools.partial(_call_plain, function, ctx, *args))
+
+    def shutdown(self) -> None:
+        """Let the worker threads go; running functions end by themselves."""
+        self._threads.shutdown()
+
+
+class Deadline:
+    """When a task is to be cancelled; `is_over` once it was. cancelling: how often others had asked for it before."""
+
+    __slots__ = ("at", "cancelling", "is_over", "task")
+
+    def __init__(self, task: asyncio.Task[Any], at: float) -> None:
+        self.task = task
+        self.at = at
+        self.cancelling = task.cancelling()
+        self.is_over = False
+
+
+class Deadlines:
+    """One time limit for many tasks, with one timer for all of them: they end in the order in which they started.
+
+    What `asyncio.timeout` does, without a timer to set and to cancel for each call, of which nearly none comes late.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._running: dict[Deadline, None] = {}  # soonest first
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, task: asyncio.Task[Any]) -> Deadline:
+        """The limit begins for the current task."""
+        loop = task.get_loop()
+        if loop is not self._loop:
+            self._loop, self._timer = loop, None
+            self._running.clear()
+        deadline = Deadline(task, loop.time() + self.seconds)
+        self._running[deadline] = None
+        if self._timer is None:
+            self._timer = loop.call_at(deadline.at, self._look)
+        return deadline
+
+    def end(self, deadline: Deadline) -> None:
+        """The task is done with what was limited; that it was cancelled is over."""
+        self._running.pop(deadline, None)
+        if deadline.is_over:
+            deadline.task.uncancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        assert self._loop is not None
+        now = self._loop.time()
+        for deadline in list(self._running):
+            if deadline.at > now:
+                self._timer = self._loop.call_at(deadline.at, self._look)
+                return
+            del self._running[deadline]
+            deadline.is_over = True
+            deadline.task.cancel()
+
+
+class Threads:
+    """Worker threads, started as they are needed; unlike an executor's they do not keep the program from ending.
+
+    limit: how many there may be; more work waits for one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def run(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """What `work` returns or raises, called in a thread with the caller's context. On the event loop only."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            settle: Callable[[], None]
+            try:
+                result = context.run(work)
+            except BaseException as error:  # noqa: BLE001 - it is for whoever waits
+                settle = functools.partial(_settle, future, error, None)
+            else:
+                settle = functools.partial(_settle, future, None, result)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        self._jobs.put(job)
+        if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            self._count += 1
+            threading.Thread(target=self._work, name=f"backsync-{self._count}", daemon=True).start()
+        return future
+
+    def shutdown(self) -> None:
+        """End the threads as they become idle. More work starts new ones."""
+        for _ in range(self._count):
+            self._jobs.put(None)
+        self._jobs, self._idle, self._count = SimpleQueue(), threading.Semaphore(0), 0
+
+    def _work(self) -> None:
+        jobs, idle = self._jobs, self._idle
+        while (job := jobs.get()) is not None:
+            job()
+            del job  # what it holds need not wait for the next one
+            idle.release()
+
+
+def _settle(future: asyncio.Future[Any], error: BaseException | None, result: Any) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _call_plain(function: HandlerFunction, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except StopIteration as error:  # no future can carry it: whoever waits for the thread would wait for ever
+        raise RuntimeError("a plain handler raised StopIteration") from error
+
+
+def is_async(function: HandlerFunction) -> bool:
+    """Whether calling it gives a coroutine; looks through partials and at objects with an async `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def check_signature(function: HandlerFunction, arguments: int, expected: str) -> None:
+    """Raises TypeError, at decoration, for a function that cannot be called with so many arguments."""
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{function!r} is a generator: {expected} and returns its result.")
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError as error:
+        raise TypeError(f"{function!r} does not fit: {expected} ({error}).") from None

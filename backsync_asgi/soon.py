@@ -1,0 +1,94 @@
+"""Soon: what other threads want done on the event loop, in order and within a bound; it knows nothing of what it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+logger = logging.getLogger("backsync")
+
+SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
+
+
+class Soon:
+    """Changes on their way from other threads to the event loop, in order."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Callable[[], Awaitable[Any] | None], contextvars.Context]] = deque()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._scheduled = False
+        self._dropped = 0
+
+    def put(self, act: Callable[[], Awaitable[Any] | None]) -> None:
+        """Queue something to do on the loop. Safe in any thread; never waits."""
+        # On whose behalf: what a handler writes, from its thread, is held back until its reply like any other.
+        context = contextvars.copy_context()
+        with self._lock:
+            if len(self._waiting) >= SOON_LIMIT:
+                self._waiting.popleft()
+                self._dropped += 1
+            self._waiting.append((act, context))
+            self._schedule()
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Do it now on the event loop, soon from anywhere else."""
+        try:
+            here = asyncio.get_running_loop() is (self._loop or asyncio.get_running_loop())
+        except RuntimeError:
+            here = False
+        if here:
+            act()
+        else:
+            self.put(act)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The event loop is there: what waits is done now."""
+        with self._lock:
+            self._loop = loop
+            self._scheduled = False
+            if self._waiting:
+                self._schedule()
+
+    def _schedule(self) -> None:
+        if self._loop is None or self._scheduled:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._start_draining)
+            self._scheduled = True
+        except RuntimeError:  # the loop is closed: the program is ending, or another loop is to come
+            self._loop = None
+
+    def _start_draining(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        for count in itertools.count(1):
+            with self._lock:
+                if not self._waiting:
+                    self._scheduled = False
+                    return
+                act, context = self._waiting.popleft()
+                dropped, self._dropped = self._dropped, 0
+            if count % 100 == 0:
+                await asyncio.sleep(0)  # a long queue must not stop the loop
+            if dropped:
+                logger.warning("%d changes were dropped: more than %d waited for the event loop.", dropped, SOON_LIMIT)
+            try:
+                waiting = context.run(act)
+                if waiting is not None:
+                    await asyncio.get_running_loop().create_task(_wait(waiting), context=context)
+            except Exception as error:  # noqa: BLE001 - one bad change must not stop those behind it
+                logger.error("A change that was published from another thread failed: %r", error)
+
+
+async def _wait(waiting: Awaitable[Any]) -> None:
+    await waiting

@@ -1,0 +1,119 @@
+"""Turns: who writes a record waits for the writer before it; it knows no models and no stores.
+
+A holder may take its own turn again, as a handler does that calls `model.upsert` for the record it is called with.
+Tasks that it starts meanwhile share its turn, and take turns among themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
+from types import MappingProxyType
+
+from .errors import Reject
+
+
+class _Turn:
+    """A record's lock, or that of the tasks which share one holder's turn. users: who holds it or waits for it."""
+
+    __slots__ = ("is_over", "lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.is_over = False
+
+
+class Turns:
+    """One at a time per record."""
+
+    held: ContextVar[Mapping[Hashable, _Turn]] = ContextVar("backsync_turns", default=MappingProxyType({}))
+
+    def __init__(self) -> None:
+        self._turns: dict[Hashable, _Turn] = {}
+        self._waits: dict[object, tuple[Mapping[Hashable, _Turn], Hashable]] = {}  # who waits: what it holds, for what
+
+    def turn(self, record: Hashable | None) -> AbstractAsyncContextManager[None]:
+        """Hold the record's turn. None: a new record, which nobody else can mean.
+
+        Entering raises Reject("unavailable") where waiting would never end: the holder of the record waits for one
+        that the caller holds.
+        """
+        return nullcontext() if record is None else _Holding(self, record)
+
+    async def take(self, record: Hashable) -> _Turn:
+        """Wait for the record's turn, and hold it."""
+        held = self.held.get()
+        if held:
+            held = {key: turn for key, turn in held.items() if not turn.is_over}
+        turn = held.get(record)
+        if turn is None:
+            turn = self._turns.get(record)
+            if turn is None:
+                turn = self._turns[record] = _Turn()
+        turn.users += 1
+        try:
+            await self._wait(turn, record, held)
+        except BaseException:
+            self._leave(record, turn)
+            raise
+        return turn
+
+    def give_back(self, record: Hashable, turn: _Turn) -> None:
+        """It is the next one's turn."""
+        turn.lock.release()
+        self._leave(record, turn)
+
+    def _leave(self, record: Hashable, turn: _Turn) -> None:
+        turn.users -= 1
+        if not turn.users and self._turns.get(record) is turn:
+            del self._turns[record]
+
+    async def _wait(self, turn: _Turn, record: Hashable, held: Mapping[Hashable, _Turn]) -> None:
+        if not turn.lock.locked():
+            await turn.lock.acquire()
+            return
+        if self._would_wait_for_itself(record, held):
+            raise Reject("unavailable", "Two requests write each other's records and wait for each other. Try again.")
+        me = object()
+        self._waits[me] = held, record
+        try:
+            await turn.lock.acquire()
+        finally:
+            del self._waits[me]
+
+    def _would_wait_for_itself(self, record: Hashable, held: Mapping[Hashable, _Turn]) -> bool:
+        """Whether the holder of a record waits, by however many others, for one that is held here."""
+        if record in held:
+            return False  # the tasks of one holder take turns
+        seen, ahead = set[Hashable](), [record]
+        while ahead:
+            wanted = ahead.pop()
+            if wanted in held:
+                return True
+            if wanted not in seen:
+                seen.add(wanted)
+                ahead += [next_one for others, next_one in self._waits.values() if wanted in others]
+        return False
+
+
+class _Holding:
+    """One holder's turn, as a context manager; a generator would do, and takes twice as long."""
+
+    __slots__ = ("_record", "_shared", "_token", "_turn", "_turns")
+
+    def __init__(self, turns: Turns, record: Hashable) -> None:
+        self._turns = turns
+        self._record = record
+
+    async def __aenter__(self) -> None:
+        self._turn = await self._turns.take(self._record)
+        self._shared = _Turn()  # for the tasks that the holder starts
+        self._token = Turns.held.set({**Turns.held.get(), self._record: self._shared})
+
+    async def __aexit__(self, *error: object) -> None:
+        Turns.held.reset(self._token)
+        self._shared.is_over = True
+        self._turns.give_back(self._record, self._turn)

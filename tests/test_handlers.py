@@ -1,0 +1,121 @@
+"""Handlers' calls: threads for plain functions, started as needed, within a bound, and in nobody's way at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from backsync_asgi.handlers import Caller, HandlerTimeout, Threads
+
+DEADLINE = 5.0
+
+
+async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> None:
+    name = contextvars.ContextVar("name", default="nobody")
+    name.set("ann")
+    threads = Threads(2)
+    assert await threads.run(lambda: (name.get(), threading.current_thread() is threading.main_thread())) == (
+        "ann",
+        False,
+    )
+    threads.shutdown()
+
+
+async def test_what_a_thread_raises_is_raised_to_who_waits() -> None:
+    threads = Threads(1)
+    for error in (ValueError("no"), SystemExit(1)):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            await threads.run(fail)
+    assert await threads.run(lambda: 1) == 1, "the thread lives on"
+    threads.shutdown()
+
+
+async def test_threads_are_used_again_and_bounded() -> None:
+    threads = Threads(3)
+    seen: set[int] = set()
+    for _ in range(20):
+        seen.add(await threads.run(threading.get_ident))
+    assert len(seen) <= 3
+    barrier = threading.Barrier(3, timeout=DEADLINE)
+    await asyncio.gather(*(threads.run(barrier.wait) for _ in range(3)))
+    go_on = threading.Event()
+    running = [threads.run(go_on.wait) for _ in range(10)]
+    go_on.set()
+    assert await asyncio.gather(*running) == [True] * 10
+    assert threads._count == 3
+    threads.shutdown()
+
+
+async def test_after_a_shutdown_new_work_gets_new_threads() -> None:
+    threads = Threads(2)
+    assert await threads.run(lambda: 1) == 1
+    threads.shutdown()
+    assert await threads.run(lambda: 2) == 2
+    threads.shutdown()
+
+
+async def test_a_thread_keeps_nothing_of_what_it_has_done() -> None:
+    class Big:
+        pass
+
+    threads = Threads(1)
+    big = Big()
+    gone = weakref.ref(big)
+    await threads.run(lambda big=big: None)  # type: ignore[misc]
+    del big
+    await threads.run(lambda: None)
+    gc.collect()
+    assert gone() is None
+    threads.shutdown()
+
+
+async def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    threads = Threads(1)
+    go_on = threading.Event()
+    begun: list[int] = []
+    first = threads.run(go_on.wait)
+    second = threads.run(lambda: begun.append(2))
+    second.cancel()
+    go_on.set()
+    await first
+    await threads.run(lambda: begun.append(3))
+    assert begun == [3]
+    threads.shutdown()
+
+
+async def test_a_plain_function_that_takes_too_long_is_answered_for() -> None:
+    go_on = threading.Event()
+    caller = Caller(0.01, 1)
+
+    def wait(ctx: object) -> None:
+        go_on.wait()
+
+    with pytest.raises(HandlerTimeout):
+        await caller(wait, None)
+    go_on.set()
+    caller.shutdown()
+
+
+def test_a_thread_that_does_not_end_keeps_no_program_from_ending() -> None:
+    program = """
+import asyncio, threading, time
+from backsync_asgi.handlers import Threads
+async def main():
+    begun = threading.Event()
+    Threads(1).run(lambda: (begun.set(), time.sleep(60)))
+    begun.wait()
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
