@@ -1,0 +1,78 @@
+"""Database hooks: what an application commits to a database that it has already is broadcast by its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .feed import UnseenWrite
+
+if TYPE_CHECKING:
+    from backsync_asgi.models import Model
+
+    from .django import LiveModel
+    from .postgres import Listener
+    from .sqlalchemy import LiveMapping
+
+__all__ = ["UnseenWrite", "listen", "live"]
+
+
+def live(
+    model: Model,
+    mapped: type[Any],
+    *,
+    session: Any = None,
+    fields: Sequence[str] | None = None,
+    to_record: Callable[[Any], dict[str, Any]] | None = None,
+    bulk: str = "publish",
+) -> LiveMapping | LiveModel:
+    """Broadcast every committed insert, update and delete of a mapped class, wherever in this process it happens.
+
+    mapped: a class that SQLAlchemy maps, or a Django model.
+    session: for SQLAlchemy, a `sessionmaker`, `async_sessionmaker`, `Engine` or `AsyncEngine`: with it the model reads
+        from the database, unless it has a `read` handler already. A Django model needs none.
+    fields: the attributes that make a record; by default all columns that are not deferred.
+    to_record: `(object)` to a record, instead. It may use relationships; it is called where they can be loaded.
+    bulk: "publish" covers statements over many rows, too, and refuses with UnseenWrite those whose rows cannot be
+        known, such as SQL given as text; "ignore" lets all that goes past `session.add` or `object.save()` pass unseen.
+
+    A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why.
+    """
+    if hasattr(mapped, "__mapper__"):
+        from .sqlalchemy import LiveMapping
+
+        return LiveMapping(model, mapped, session=session, fields=fields, to_record=to_record, bulk=bulk)
+    if hasattr(mapped, "_meta") and hasattr(mapped, "_base_manager"):
+        if session is not None:
+            raise TypeError(f"live({model.name}) got session={session!r}; a Django model needs none.")
+        from .django import LiveModel
+
+        return LiveModel(model, mapped, fields=fields, to_record=to_record, bulk=bulk)
+    raise TypeError(f"live({model.name}) got {mapped!r}, expected a class that SQLAlchemy maps, or a Django model.")
+
+
+def listen(
+    model: Model,
+    dsn: str,
+    *,
+    table: str,
+    fields: Sequence[str] | None = None,
+    to_record: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    install: bool = True,
+) -> Listener:
+    """Broadcast every committed change of a PostgreSQL table, whichever program makes it: `async with listen(…):`.
+
+    Entering connects, installs triggers on the table if they are missing, and reads the keys of all rows: each costs
+    some 150 bytes of memory. Raises there what asyncpg raises, and TypeError or ValueError for a table that cannot be
+    live. Later a lost connection is made again, and what has changed meanwhile is found and broadcast.
+
+    dsn: `postgresql://user:password@host:port/database`. table: its name as in SQL, such as `message` or `app."Order"`.
+    fields: the columns that make a record; by default all. to_record: `(row)` to a record, instead; the row as the
+        database makes JSON of it (`to_jsonb`).
+    install: False leaves the triggers to you, where the program may not make them; see `live.postgres.install`.
+
+    The model reads from the table, unless it has a `read` handler already.
+    """
+    from .postgres import Listener
+
+    return Listener(model, dsn, table=table, fields=fields, to_record=to_record, install=install)

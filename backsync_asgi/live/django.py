@@ -1,0 +1,310 @@
+"""Live Django models: which rows a transaction has changed, and what they hold once it is committed.
+
+Django's signals tell what `save` and `delete` do; `transaction.on_commit` runs what is to be done after the COMMIT,
+unless the transaction or the savepoint was rolled back. The row is read then. What goes past the signals is told by its
+SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from django.apps import apps
+from django.core.exceptions import ValidationError
+from django.db import close_old_connections, connections, models, transaction
+from django.db.backends.signals import connection_created
+from django.db.models.deletion import Collector
+from django.db.models.fields.files import FieldFile
+from django.db.models.signals import m2m_changed, post_delete, post_save
+
+from backsync_asgi.errors import Reject
+from backsync_asgi.models import Context, Model
+
+from .feed import Feed, Id, Record, UnseenWrite, check_secrets, plain, write_pattern, writes
+
+logger = logging.getLogger("backsync")
+
+Objects = Iterable[Any]  # a queryset, objects or primary keys
+
+AT_ONCE = 500  # rows read by one statement
+
+# Steps of Django's own, known by their code. A statement belongs to the innermost of these on the stack.
+SAVE: CodeType = models.Model._save_table.__code__
+DELETE: CodeType = Collector.delete.__code__
+UPDATE: CodeType = models.QuerySet.update.__code__
+BULK_CREATE: CodeType = models.QuerySet.bulk_create.__code__
+
+
+class Batch:
+    """The rows that one transaction has broadcast so far. It lives as long as Django keeps the transaction's hooks."""
+
+    def __init__(self) -> None:
+        self.done: set[Any] = set()
+
+
+class LiveModel:
+    """A Django model whose committed changes are broadcast; made by `live`, ended by `close`."""
+
+    def __init__(
+        self,
+        model: Model,
+        mapped: type[Any],
+        *,
+        fields: Sequence[str] | None,
+        to_record: Callable[[Any], Record] | None,
+        bulk: str,
+    ) -> None:
+        if bulk not in ("publish", "ignore"):
+            raise ValueError(f"live({model.name}) got bulk={bulk!r}, expected 'publish' or 'ignore'.")
+        if model.store is not None:
+            raise ValueError(f"live({model.name}) got a model with a store: records have one home. Leave out store=.")
+        self._model = model
+        self._mapped = mapped
+        self._fields = check_fields(model, mapped, fields, to_record is not None)
+        self._to_record = to_record
+        self._bulk = bulk
+        self._feed = Feed(model)
+        self._writes = write_pattern([mapped._meta.db_table])
+        self._batches: WeakKeyDictionary[Any, ref[Batch]] = WeakKeyDictionary()  # by connection
+        self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
+        if not model.readable:
+            model.on("read")(self._read)
+        # For these only: a model whose deletions are listened to is deleted row by row.
+        self._senders = [each for each in apps.get_models() if issubclass(each, mapped._meta.concrete_model)]
+        for sender in self._senders:
+            post_save.connect(self._written, sender, weak=False)
+            post_delete.connect(self._written, sender, weak=False)
+        if to_record is not None:  # fields alone hold no relations to many
+            m2m_changed.connect(self._related, weak=False)
+        if bulk == "publish":
+            connection_created.connect(self._connected, weak=False)
+            for connection in connections.all(initialized_only=True):
+                self._connected(connection=connection)
+
+    def close(self) -> None:
+        """Broadcast no more. What was registered for `read` stays."""
+        for sender in self._senders:
+            post_save.disconnect(self._written, sender)
+            post_delete.disconnect(self._written, sender)
+        m2m_changed.disconnect(self._related)
+        connection_created.disconnect(self._connected)
+        self._bulk = "ignore"  # connections of other threads still ask
+
+    def changed(self, objects: Objects, using: str = "default") -> None:
+        """Say that these rows have changed in a way that cannot be seen; broadcast after the commit."""
+        keys = list(keys_of(objects))
+        self._note(lambda: keys, using)
+
+    @contextmanager
+    def bulk(self, objects: Objects = (), using: str = "default") -> Iterator[Callable[[Objects], None]]:
+        """Let the block write the table by SQL of its own, in a transaction, and broadcast these rows after its commit.
+
+        Gives a function that takes more rows, for those that are known only later.
+        """
+        keys = list(keys_of(objects))  # now: an update may take them out of the queryset
+
+        def changed(more: Objects) -> None:
+            keys.extend(keys_of(more))
+
+        token = self._allowed.set(True)
+        try:
+            with transaction.atomic(using):
+                yield changed
+                self.changed(keys, using)
+        finally:
+            self._allowed.reset(token)
+
+    # Signals
+
+    def _written(self, instance: Any, using: str, **_: Any) -> None:
+        key = instance.pk
+        self._note(lambda: [key], using)
+
+    def _related(self, instance: Any, action: str, model: type[Any], pk_set: Any, using: str, **_: Any) -> None:
+        if not action.startswith("post_"):
+            return
+        if isinstance(instance, self._mapped):
+            self.changed([instance], using)
+        if issubclass(model, self._mapped):
+            self.changed(pk_set or (), using)
+
+    def _note(self, keys: Callable[[], Iterable[Any]], using: str) -> None:
+        """These rows change in the transaction that runs; `keys` is asked after its commit."""
+        connection = connections[using]
+        last = self._batches.get(connection)
+        batch = None if last is None else last()
+        if batch is None:
+            batch = Batch()
+            self._batches[connection] = ref(batch)
+        transaction.on_commit(lambda: self._committed(batch, keys(), using), using, robust=True)
+
+    def _committed(self, batch: Batch, keys: Iterable[Any], using: str) -> None:
+        """Read rows and broadcast them. A commit after this reads them later, and takes a later ticket."""
+        self._batches.pop(connections[using], None)  # what is written from now on is another transaction's
+        wanted = [key for key in dict.fromkeys(keys) if key not in batch.done]
+        batch.done.update(wanted)
+        for start in range(0, len(wanted), AT_ONCE):
+            self._broadcast(wanted[start : start + AT_ONCE], using)
+
+    def _broadcast(self, keys: list[Any], using: str) -> None:
+        ticket = self._feed.begin()
+        try:
+            changes: dict[Id, Record | None] = {plain(key): None for key in keys}
+            for found in self._mapped._base_manager.using(using).filter(pk__in=keys):
+                id = plain(found.pk)
+                try:
+                    changes[id] = self._record(found)
+                except Exception:
+                    logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
+                    changes.pop(id, None)
+        except Exception:
+            self._feed.drop(ticket)
+            logger.exception("Changes of %s are committed but cannot be read: %r", self._model.name, keys[:20])
+        else:
+            self._feed.end(ticket, changes)
+
+    def _record(self, found: Any) -> Record:
+        id = plain(found.pk)
+        if self._to_record is not None:
+            record = {"id": id, **self._to_record(found)}
+            if record["id"] != id:
+                raise ValueError(f"to_record gave the id {record['id']!r}, expected the primary key, {id!r}.")
+            return record
+        return {"id": id, **{name: value_of(found, name) for name in self._fields}}
+
+    # What signals do not tell of
+
+    def _connected(self, connection: Any, **_: Any) -> None:
+        if self._check not in connection.execute_wrappers:
+            connection.execute_wrappers.append(self._check)
+
+    def _check(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        if self._bulk == "ignore" or not writes(self._writes, sql) or self._allowed.get():
+            return execute(sql, params, many, context)
+        keys = keys_of_statement(self._mapped, sql)
+        if keys is None:
+            name = self._mapped.__name__
+            what = f"{name} is live, and its model {self._model.name} would not hear of {sql[:200]!r}"
+            raise UnseenWrite(
+                f"{what}. Write it by objects and querysets; or in `with ….bulk(queryset):` of what `live` has "
+                'returned, which broadcasts those rows; or let everything pass by live(…, bulk="ignore").'
+            )
+        result = execute(sql, params, many, context)
+        self._note(keys, context["connection"].alias)  # now: outside of a transaction it is committed already
+        return result
+
+    # Reading
+
+    def _read(self, ctx: Context, query: dict[str, Any]) -> Any:
+        """In a worker thread, whose connection is no request's: nobody else would close it."""
+        close_old_connections()
+        try:
+            rows = [self._record(found) for found in self._select(query)]
+        finally:
+            close_old_connections()
+        if set(query) != {"id"}:
+            return rows
+        return rows[0] if rows else None
+
+    def _select(self, query: Mapping[str, Any]) -> Any:
+        objects = self._mapped._default_manager.order_by("pk")
+        for name, value in query.items():
+            if name != "id" and name not in self._fields:
+                expected = ", ".join(["id", *(field for field in self._fields if field != "id")])
+                raise Reject(
+                    "invalid",
+                    f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
+                    [{"field": name, "message": "not a field to read by"}],
+                )
+            field = self._mapped._meta.pk if name == "id" else self._mapped._meta.get_field(name)
+            try:
+                if isinstance(value, (dict, list)):
+                    raise ValueError(value)
+                value = field.to_python(value)
+            except (ValidationError, ValueError, TypeError, OverflowError):
+                if name == "id":
+                    return objects.none()
+                fault = {"field": name, "message": f"expected {field.description % field.__dict__}"}
+                raise Reject("invalid", f"{name} got {value!r}, which is no value of it.", [fault]) from None
+            objects = objects.filter(**{field.attname: value})
+        return objects
+
+
+def check_fields(model: Model, mapped: type[Any], fields: Sequence[str] | None, has_to_record: bool) -> Sequence[str]:
+    """The attributes that a record is made of. Raises TypeError or ValueError where it cannot be."""
+    meta, name = mapped._meta, mapped.__name__
+    if meta.abstract:
+        raise TypeError(
+            f"live({model.name}) got {name}, which is abstract: it has no table. Give the models that have."
+        )
+    if len(getattr(meta, "pk_fields", (meta.pk,))) != 1:
+        columns = ", ".join(field.name for field in meta.pk_fields)
+        raise TypeError(f"live({model.name}) got {name}, whose primary key is {columns}; a record has one id.")
+    concrete = {field.attname: field for field in meta.concrete_fields}
+    if fields is not None:
+        unknown = [field for field in fields if field not in concrete]
+        if unknown:
+            raise ValueError(
+                f"live({model.name}) got the fields {unknown}, expected some of {', '.join(concrete)}; "
+                "for anything else there is to_record=."
+            )
+        return list(fields)
+    if has_to_record:
+        return [field for field in model.options.key if field in concrete]
+    binary = [field for field in concrete if isinstance(concrete[field], models.BinaryField)]
+    if binary:
+        raise ValueError(
+            f"live({model.name}): JSON cannot carry {', '.join(binary)} of {name}. Name others by fields=."
+        )
+    if "id" in concrete and meta.pk.attname != "id":
+        raise ValueError(f"live({model.name}): {name}.id is not its primary key. Give to_record= or fields=.")
+    check_secrets(model, name, concrete)
+    return list(concrete)
+
+
+def value_of(found: Any, name: str) -> Any:
+    """An attribute as JSON carries it; of a file its name."""
+    value = getattr(found, name)
+    return value.name if isinstance(value, FieldFile) else plain(value)
+
+
+def keys_of(objects: Objects) -> Iterator[Any]:
+    """The primary keys of objects, of a queryset's, or as they are."""
+    if isinstance(objects, models.QuerySet):
+        objects = objects.values_list("pk", flat=True)
+    for each in objects:
+        yield each.pk if isinstance(each, models.Model) else each
+
+
+def keys_of_statement(mapped: type[Any], sql: str) -> Callable[[], Iterable[Any]] | None:
+    """What gives, after the commit, the primary keys of the rows that the statement being executed is about to write.
+
+    None where it cannot be known. Of `save` and `delete` signals tell. What else Django executes for a queryset is
+    known from the stack: no signal tells of it, and the SQL alone does not tell the rows.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        known = frame.f_locals if frame.f_code in (DELETE, UPDATE, BULK_CREATE) else {}
+        if frame.f_code is SAVE or (frame.f_code is DELETE and sql.lstrip()[:6].upper() == "DELETE"):
+            return tuple
+        if frame.f_code is DELETE and "objs" in known:  # of which the deleted ones take away a reference (`SET_NULL`)
+            deleted = list(keys_of(known["objs"]))
+            return lambda: deleted
+        if frame.f_code is UPDATE:
+            updated = list(known["self"].values_list("pk", flat=True))
+            return lambda: updated
+        if frame.f_code is BULK_CREATE:
+            made, ignores = list(known["objs"]), known["ignore_conflicts"]
+            returns = connections[known["self"].db].features.can_return_rows_from_bulk_insert
+            if ignores or (not returns and any(each.pk is None for each in made)):
+                return None
+            return lambda: [each.pk for each in made]
+        frame = frame.f_back
+    return None

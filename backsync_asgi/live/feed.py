@@ -1,0 +1,128 @@
+"""Feed: what commits have changed, on its way to a model, the newest state of each record last; knows no database."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from backsync_asgi.errors import BacksyncError
+from backsync_asgi.models import Model
+
+logger = logging.getLogger("backsync")
+
+Id = str | int
+Record = dict[str, Any]
+
+
+class UnseenWrite(BacksyncError):
+    """A statement would change records of a live model in a way that cannot be broadcast; says what to do instead."""
+
+
+class Feed:
+    """Publishes what commits have done to the records of one model; safe in any thread.
+
+    Whoever commits takes a ticket before, and gives the new states with it after. Commits that write the same record
+    wait for each other in the database, so their tickets have the order of the commits, even where the threads that
+    come back from them do not. A state whose record has gone out with a newer ticket is left out.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._lock = threading.Lock()
+        self._last = 0
+        self._open: set[int] = set()
+        self._newest: dict[str, int] = {}  # by id as text: with which ticket it went out, while older ones are open
+
+    def begin(self) -> int:
+        """A ticket for a commit that is about to happen."""
+        with self._lock:
+            self._last += 1
+            self._open.add(self._last)
+            return self._last
+
+    def end(self, ticket: int, changes: Mapping[Id, Record | None]) -> None:
+        """The commit has happened: publish the new state of each record, None for one that is gone. Never raises.
+
+        A record that cannot be sent is logged and does not stop the others.
+        """
+        with self._lock:
+            for id, record in changes.items():
+                if self._newest.get(str(id), 0) < ticket:
+                    self._newest[str(id)] = ticket
+                    self._publish(id, record)
+            self._close(ticket)
+
+    def drop(self, ticket: int) -> None:
+        """The commit has not happened."""
+        with self._lock:
+            self._close(ticket)
+
+    def _close(self, ticket: int) -> None:
+        self._open.discard(ticket)
+        if not self._open:
+            self._newest.clear()
+
+    def _publish(self, id: Id, record: Record | None) -> None:
+        try:
+            if record is None:
+                self.model.publish("delete", {"id": id})
+            else:
+                self.model.publish("upsert", record)
+        except Exception as error:  # noqa: BLE001 - it is committed: its author must not hear of a failure
+            logger.error("The change of %s %r is committed but cannot be broadcast: %s", self.model.name, id, error)
+
+
+def plain(value: Any) -> Any:
+    """A column's value as JSON carries it: dates in ISO 8601, UUIDs and Decimals as text, enums as their value."""
+    if value is None or type(value) in (str, int, float, bool, dict, list):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, (datetime.date, datetime.time)):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, (uuid.UUID, decimal.Decimal)):
+        return str(value)
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return value
+
+
+def check_secrets(model: Model, name: str, fields: Iterable[str]) -> None:
+    """Raises ValueError where all columns were meant, and some look as if they were nobody's business."""
+    secrets = [field for field in fields if SECRET.search(field)]
+    if secrets:
+        raise ValueError(
+            f"live({model.name}) would send {', '.join(secrets)} of {name} to everybody who may subscribe. "
+            "Name the fields that they may see: fields=[…]."
+        )
+
+
+def write_pattern(tables: Iterable[str]) -> re.Pattern[str]:
+    """What finds a write to one of the tables in a statement's text, with or without schema and quotes."""
+    names = "|".join(re.escape(table) for table in tables)
+    verbs = r"insert\s+(?:or\s+\w+\s+|ignore\s+)?into|replace\s+into|update(?:\s+or\s+\w+)?|delete\s+from|merge\s+into"
+    quote = r"""["`\[\]]?"""
+    schema = rf"(?:{quote}\w+{quote}\s*\.\s*)?"
+    return re.compile(
+        rf"\b(?:{verbs}|truncate(?:\s+table)?|copy)\s+(?:only\s+)?{schema}{quote}(?:{names}){quote}(?![\w.])",
+        re.IGNORECASE,
+    )
+
+
+def writes(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a statement's text writes; definitions, such as of a trigger, and literals do not."""
+    if pattern.search(text) is None:
+        return False
+    return DDL.match(text) is None and pattern.search(LITERAL.sub("''", text)) is not None
+
+
+SECRET = re.compile(r"passw|secret|token|api_?key", re.IGNORECASE)
+LITERAL = re.compile("'[^']*'")
+DDL = re.compile(r"\s*(?:create|alter|drop|comment|explain)\b", re.IGNORECASE)

@@ -1,0 +1,604 @@
+"""Live SQLAlchemy classes: which rows a transaction has changed, and what they hold as it is committed.
+
+While a transaction runs, only the primary keys of changed rows are noted. Just before its COMMIT they are read once
+more, in the same transaction: what is broadcast is what the database holds, whatever its defaults and triggers did.
+After the COMMIT it goes out. A key that was noted in vain, as by a statement that changed nothing, costs but a read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Column, Delete, Enum, Insert, LargeBinary, Table, Update, event, false, inspect, select
+from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext, TwoPhaseTransaction
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Mapper, Session, object_mapper, object_session, sessionmaker, with_polymorphic
+from sqlalchemy.pool import Pool
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
+
+from backsync_asgi.errors import Reject
+from backsync_asgi.models import Context, Model
+
+from .feed import Feed, Id, Record, UnseenWrite, check_secrets, plain, write_pattern, writes
+
+logger = logging.getLogger("backsync")
+
+AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
+OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
+
+READER = "backsync_reader"  # marks the sessions of our own
+
+Keys = dict[Any, None]  # primary keys in the order in which they were first changed
+
+
+class Unit:
+    """What is known of a session: whether it is flushing, and which connections it has begun on."""
+
+    def __init__(self) -> None:
+        self.flushing = False
+        self.connections: WeakSet[Connection] = WeakSet()
+        self.keys: Keys = {}  # said by `changed`
+
+
+class Journal:
+    """The rows that a connection's transaction has changed, savepoint by savepoint; at its end, what they hold.
+
+    It hangs on the connection's `info`. It relies on savepoints being nested; where they are not, it knows too many
+    keys, never too few.
+    """
+
+    def __init__(self) -> None:
+        self.unit: Unit | None = None  # of the session whose transaction it is
+        self.levels: list[Keys] = [{}]
+        self.ticket: int | None = None  # set between the order to COMMIT and its outcome
+        self.changes: dict[Id, Record | None] = {}
+
+    def take_keys(self) -> Keys:
+        keys: Keys = {}
+        for level in self.levels:
+            keys.update(level)
+        self.levels = [{}]
+        return keys
+
+
+class Source:
+    """What rows are read from: whole objects, or where that will do (and is five times as fast) some columns only."""
+
+    def __init__(self, entity: Any, id: str, columns: Sequence[str] | None) -> None:
+        self.entity = entity
+        self.columns = columns
+        self.id = getattr(entity, id)
+        self._id = id
+
+    @property
+    def is_flat(self) -> bool:
+        return self.columns is not None
+
+    def select(self) -> Any:
+        if self.columns is None:
+            return select(self.entity)
+        return select(self.id, *[getattr(self.entity, name) for name in self.columns])
+
+    def rows(self, result: Any) -> Iterable[Any]:
+        return result.scalars() if self.columns is None else result  # type: ignore[no-any-return]
+
+    def id_of(self, found: Any) -> Id:
+        return plain(getattr(found, self._id) if self.columns is None else found[0])  # type: ignore[no-any-return]
+
+
+class LiveMapping:
+    """A mapped class whose committed changes are broadcast; made by `live`, ended by `close`."""
+
+    def __init__(
+        self,
+        model: Model,
+        mapped: type[Any],
+        *,
+        session: Any,
+        fields: Sequence[str] | None,
+        to_record: Callable[[Any], Record] | None,
+        bulk: str,
+    ) -> None:
+        mapper = inspect(mapped)
+        assert isinstance(mapper, Mapper)
+        if bulk not in ("publish", "ignore"):
+            raise ValueError(f"live({model.name}) got bulk={bulk!r}, expected 'publish' or 'ignore'.")
+        if model.store is not None:
+            raise ValueError(f"live({model.name}) got a model with a store: records have one home. Leave out store=.")
+        self._model = model
+        self._mapped = mapped
+        self._mapper = mapper
+        self._key = key_column(model, mapper)
+        self._id = mapper.get_property_by_column(self._key).key
+        self._is_default = fields is None
+        self._fields = check_fields(model, mapper, fields, self._id, to_record is not None)
+        self._filters: dict[str, ColumnElement[Any]] = {"id": self._key}  # what is not shown is not to be probed
+        self._filters |= {name: mapper.columns[name] for name in self._fields if name in mapper.column_attrs}
+        self._to_record = to_record
+        self._bulk = bulk
+        self._feed = Feed(model)
+        self._writes = write_pattern(
+            {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
+        )
+        self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
+        version = model.options.version
+        if version is not None and to_record is None and version not in self._fields:
+            raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
+        self._engine = engine_of(session)
+        if session is not None and not model.readable:
+            model.on("read")(self._reader(session))
+        self._listen()
+
+    def close(self) -> None:
+        """Broadcast no more. What was registered for `read` stays."""
+        for target, name, function in self._listeners:
+            event.remove(target, name, function)
+        self._listeners.clear()
+
+    def changed(self, session: Session | AsyncSession, *keys: Any) -> None:
+        """Say that this session's transaction changes rows in a way that cannot be seen, by their primary keys.
+
+        They are read and broadcast as it is committed, as all others.
+        """
+        sync_session = session.sync_session if isinstance(session, AsyncSession) else session
+        unit: Unit = sync_session.info.setdefault(self, Unit())
+        unit.keys.update(dict.fromkeys(keys))
+
+    # What is listened to
+
+    def _listen(self) -> None:
+        def on(target: Any, name: str, function: Callable[..., Any], **options: Any) -> None:
+            event.listen(target, name, function, **options)
+            self._listeners.append((target, name, function))
+
+        for name in ("after_insert", "after_update", "after_delete"):
+            on(self._mapped, name, getattr(self, f"_{name}"), propagate=True)
+        for name in ("after_begin", "before_flush", "after_flush", "after_soft_rollback", "before_commit"):
+            on(Session, name, getattr(self, f"_{name}"))
+        on(Session, "after_commit", self._after_commit)
+        for name in ("begin", "savepoint", "rollback_savepoint", "release_savepoint", "commit", "rollback"):
+            on(Engine, name, getattr(self, f"_{name}"))
+        on(Engine, "handle_error", self._handle_error)
+        on(Pool, "checkin", self._checkin)
+        if self._bulk != "ignore":
+            on(Engine, "before_execute", self._before_execute, retval=True)
+            on(Engine, "after_execute", self._after_execute)
+            on(Engine, "before_cursor_execute", self._before_cursor_execute)
+
+    # The unit of work
+
+    def _after_insert(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
+        self._note(conn, mapper.primary_key_from_instance(target))
+
+    def _after_update(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
+        session = object_session(target)
+        if session is not None and session.is_modified(target):
+            before = inspect(target).identity
+            if before is not None:
+                self._note(conn, before)
+            self._note(conn, mapper.primary_key_from_instance(target))
+
+    def _after_delete(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
+        identity = inspect(target).identity
+        self._note(conn, mapper.primary_key_from_instance(target) if identity is None else identity)
+
+    def _note(self, conn: Connection, keys: Iterable[Any]) -> None:
+        if isinstance(conn.get_transaction(), TwoPhaseTransaction):
+            raise UnseenWrite(
+                f"A two-phase transaction changes {self._model.name}, whose rows cannot be read at its end. "
+                "Use an ordinary transaction."
+            )
+        self._journal(conn).levels[-1].update(dict.fromkeys(keys))
+
+    def _journal(self, conn: Connection) -> Journal:
+        journal: Journal = conn.info.setdefault(self, Journal())
+        return journal
+
+    # Sessions
+
+    def _after_begin(self, session: Session, transaction: object, conn: Connection) -> None:
+        if READER not in session.info:
+            unit: Unit = session.info.setdefault(self, Unit())
+            unit.connections.add(conn)
+            self._journal(conn).unit = unit
+
+    def _before_flush(self, session: Session, *_: Any) -> None:
+        session.info.setdefault(self, Unit()).flushing = True
+
+    def _after_flush(self, session: Session, *_: Any) -> None:
+        session.info[self].flushing = False
+
+    def _after_soft_rollback(self, session: Session, *_: Any) -> None:
+        if self in session.info:
+            session.info[self].flushing = False
+
+    def _before_commit(self, session: Session) -> None:
+        unit: Unit | None = session.info.get(self)
+        if unit is not None and unit.keys:
+            keys, unit.keys = unit.keys, {}
+            self._note(session.connection(bind_arguments={"mapper": self._mapper}), keys)
+
+    def _after_commit(self, session: Session) -> None:
+        unit: Unit | None = session.info.get(self)
+        if unit is not None:
+            for conn in list(unit.connections):
+                if not conn.closed and not conn.in_transaction():  # else it is a part of somebody's transaction
+                    self._finish(conn.info)
+
+    # Transactions
+
+    def _begin(self, conn: Connection) -> None:
+        self._finish(conn.info)
+
+    def _savepoint(self, conn: Connection, name: str | None) -> None:
+        self._journal(conn).levels.append({})
+
+    def _rollback_savepoint(self, conn: Connection, name: str, context: None) -> None:
+        if not conn.invalidated:
+            levels = self._journal(conn).levels
+            if len(levels) > 1:
+                levels.pop()
+
+    def _release_savepoint(self, conn: Connection, name: str, context: None) -> None:
+        levels = self._journal(conn).levels
+        if len(levels) > 1:
+            keys = levels.pop()
+            levels[-1].update(keys)
+
+    def _commit(self, conn: Connection) -> None:
+        """The order to COMMIT has been given; it is not yet carried out."""
+        journal: Journal | None = conn.info.get(self)
+        keys = journal.take_keys() if journal is not None else {}
+        if journal is None or not keys:
+            return
+        ticket = self._feed.begin()
+        try:
+            journal.changes = self._read(conn, keys)
+        except BaseException:
+            self._feed.drop(ticket)
+            raise
+        journal.ticket = ticket
+
+    def _rollback(self, conn: Connection) -> None:
+        self._forget(conn.info)
+
+    def _handle_error(self, context: ExceptionContext) -> None:
+        conn = context.connection
+        if conn is None or conn.closed or conn.invalidated:
+            return
+        journal: Journal | None = conn.info.get(self)
+        if journal is not None and journal.ticket is not None:  # the COMMIT has failed
+            if context.is_disconnect:
+                logger.warning(
+                    "The connection was lost in a COMMIT: whether %s has changed is not known: %s",
+                    self._model.name,
+                    ", ".join(repr(id) for id in islice(journal.changes, 20)),
+                )
+            self._forget(conn.info)
+
+    def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
+        self._finish(connection_record.info)
+
+    def _finish(self, info: Any) -> None:
+        """If the transaction was committed, broadcast its changes."""
+        journal: Journal | None = info.pop(self, None)
+        if journal is not None and journal.ticket is not None:
+            self._feed.end(journal.ticket, journal.changes)
+
+    def _forget(self, info: Any) -> None:
+        journal: Journal | None = info.pop(self, None)
+        if journal is not None and journal.ticket is not None:
+            self._feed.drop(journal.ticket)
+
+    # Records
+
+    def _read(self, conn: Connection, keys: Keys) -> dict[Id, Record | None]:
+        """What the rows of these keys hold, None where there is none, in the order of the keys."""
+        changes: dict[Id, Record | None] = {}
+        ids: dict[str, Id] = {}  # as text, since who names a key by hand may write "1" for 1
+        for key in keys:
+            changes[ids.setdefault(str(plain(key)), plain(key))] = None
+        table = self._table()
+        with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
+            executor = conn if table.is_flat else session
+            for some in batched(keys, AT_ONCE):
+                for found in table.rows(executor.execute(table.select().where(table.id.in_(some)))):
+                    id = table.id_of(found)
+                    id = ids.get(str(id), id)
+                    try:
+                        changes[id] = self._record(table, found)
+                    except DBAPIError:  # the transaction is broken, and its author has to know
+                        raise
+                    except Exception:
+                        logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
+                        changes.pop(id, None)
+        return changes
+
+    def _table(self) -> Source:
+        """Where rows are read from; asked each time, since a subclass may have been declared meanwhile."""
+        has_subclasses = len(list(islice(self._mapper.self_and_descendants, 2))) > 1
+        is_flat = self._to_record is None and not has_subclasses
+        if is_flat and all(name in self._mapper.column_attrs for name in self._fields):
+            return Source(self._mapped, self._id, self._fields)
+        return Source(with_polymorphic(self._mapped, "*") if has_subclasses else self._mapped, self._id, None)
+
+    def _record(self, table: Source, found: Any) -> Record:
+        id = table.id_of(found)
+        if table.columns is not None:
+            return {"id": id, **dict(zip(table.columns, map(plain, found[1:]), strict=True))}
+        if self._to_record is not None:
+            record = {"id": id, **self._to_record(found)}
+            if record["id"] != id:
+                raise ValueError(f"to_record gave the id {record['id']!r}, expected the primary key, {id!r}.")
+            return record
+        names: Iterable[str] = self._fields
+        if self._is_default and type(found) is not self._mapped:
+            names = default_fields(object_mapper(found))
+        return {"id": id, **{name: plain(getattr(found, name)) for name in names}}
+
+    # Statements that go past the unit of work
+
+    def _before_execute(
+        self, conn: Connection, statement: Any, many: Sequence[Any], one: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+        if self._is_ours(conn, statement, options):
+            if isinstance(statement, (Update, Delete)):
+                for given in many or [one]:
+                    self._note(conn, self._keys_of(conn, statement, given))
+            elif not len(statement.exported_columns):  # no RETURNING of its own
+                return statement.return_defaults(supplemental_cols=[pk_of(statement.table)]), many, one
+        return statement, many, one
+
+    def _is_ours(self, conn: Connection, statement: Any, options: Mapping[str, Any]) -> bool:
+        """Whether it writes a table of the class, by itself and not as a step of the unit of work."""
+        if not isinstance(statement, (Insert, Update, Delete)) or statement.table not in self._mapper_tables():
+            return False
+        return not self._is_flush(conn, options) and options.get(OPTION) != "ignore"
+
+    def _is_flush(self, conn: Connection, options: Mapping[str, Any]) -> bool:
+        """The unit of work executes with a cache of the mapper's; a hook's own statement amid a flush does not."""
+        unit = self._journal(conn).unit
+        return unit is not None and unit.flushing and "compiled_cache" in options
+
+    def _mapper_tables(self) -> set[Any]:
+        return {table for mapper in self._mapper.self_and_descendants for table in mapper.tables}
+
+    def _keys_of(self, conn: Connection, statement: Update | Delete, given: Mapping[str, Any]) -> Iterable[Any]:
+        """The primary keys of the rows that it is going to change."""
+        key = pk_of(statement.table)
+        where = statement.whereclause
+        for clause in conjuncts(where):
+            if (
+                isinstance(clause, BinaryExpression)
+                and clause.operator is operators.eq
+                and isinstance(clause.right, BindParameter)
+                and isinstance(clause.left, Column)
+                and clause.left.table == statement.table
+                and clause.left.key == key.key
+            ):
+                return [given.get(clause.right.key, clause.right.effective_value)]
+        query = select(key) if where is None else select(key).where(where)
+        return list(conn.execute(query, dict(given)).scalars())
+
+    def _after_execute(
+        self,
+        conn: Connection,
+        statement: Any,
+        many: Sequence[Mapping[str, Any]],
+        one: Mapping[str, Any],
+        options: Mapping[str, Any],
+        result: CursorResult[Any],
+    ) -> None:
+        if isinstance(statement, Insert) and self._is_ours(conn, statement, options):
+            given = inserted_keys(statement, result)
+            if any(value is None for value in given):
+                raise self._refusal(
+                    "an INSERT whose primary keys cannot be known",
+                    "Use add_all, or insert(…) with values or a list of them, without RETURNING",
+                )
+            self._note(conn, given)
+
+    def _before_cursor_execute(
+        self, conn: Connection, cursor: object, text: str, parameters: object, context: Any, many: bool
+    ) -> None:
+        """Other statements, such as text, are looked at as text: they may pass if they write no table of that name."""
+        if not writes(self._writes, text):
+            return
+        if isinstance(context.invoked_statement, (Insert, Update, Delete)) or not self._may_be_home(conn.engine):
+            return  # its table is known: it was covered, or is a namesake in another database
+        if context.execution_options.get(OPTION) != "ignore":
+            raise self._refusal(f"{text[:200]!r}", "Write it with the functions insert, update and delete")
+
+    def _may_be_home(self, engine: Engine) -> bool:
+        """Whether the table may be the one that is meant, and not a namesake in another database."""
+        home = self._engine
+        return home is None or engine.dialect is home.dialect or engine.url == home.url
+
+    def _refusal(self, what: str, remedy: str) -> UnseenWrite:
+        return UnseenWrite(
+            f"{self._mapped.__name__} is live, and its model {self._model.name} would not hear of {what}. {remedy}; or "
+            f'pass execution_options={{"{OPTION}": "ignore"}} and say which rows have changed: '
+            "`….changed(session, *primary_keys)` of what `live` has returned."
+        )
+
+    # Reading
+
+    def _reader(self, factory: Any) -> Callable[..., Any]:
+        if isinstance(factory, Engine):
+            factory = sessionmaker(factory)
+        elif isinstance(factory, AsyncEngine):
+            factory = async_sessionmaker(factory)
+        if isinstance(factory, async_sessionmaker):
+
+            async def read_async(ctx: Context, query: dict[str, Any]) -> Any:
+                async with factory() as session:
+                    return await session.run_sync(self._answer, query)
+
+            return read_async
+        if not callable(factory):
+            raise TypeError(
+                f"live({self._model.name}) got session={factory!r}, expected a sessionmaker, async_sessionmaker, "
+                "Engine or AsyncEngine."
+            )
+
+        def read(ctx: Context, query: dict[str, Any]) -> Any:
+            with factory() as session:
+                return self._answer(session, query)
+
+        return read
+
+    def _answer(self, session: Session, query: Mapping[str, Any]) -> Any:
+        """The records that a query asks for; for an id alone that record, or None."""
+        table = self._table()
+        rows = [self._record(table, found) for found in table.rows(session.execute(self._select(table, query)))]
+        if set(query) != {"id"}:
+            return rows
+        return rows[0] if rows else None
+
+    def _select(self, table: Source, query: Mapping[str, Any]) -> Any:
+        """The statement of a query: rows whose columns equal the query's values, ordered by primary key."""
+        statement = table.select().order_by(table.id)
+        for name, value in query.items():
+            column = self._filters.get(name)
+            if column is None:
+                expected = ", ".join(self._filters)
+                raise Reject(
+                    "invalid",
+                    f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
+                    [{"field": name, "message": "not a field to read by"}],
+                )
+            attribute = table.id if name == "id" else getattr(table.entity, name)
+            try:
+                value = typed(name, column, value)
+            except Reject:
+                if name != "id":
+                    raise
+                statement = statement.where(false())  # no record has such an id
+            else:
+                statement = statement.where(attribute.is_(None) if value is None else attribute == value)
+        return statement
+
+
+# Looking at mapped classes and statements
+
+
+def key_column(model: Model, mapper: Mapper[Any]) -> ColumnElement[Any]:
+    """The one column of the primary key. Raises TypeError where a record's id cannot be made of it."""
+    name = mapper.class_.__name__
+    if len(mapper.primary_key) != 1:
+        columns = ", ".join(column.name for column in mapper.primary_key)
+        raise TypeError(
+            f"live({model.name}) got {name}, whose primary key is {columns}; a record has one id. "
+            "Give the table a key of one column, and the others a unique constraint."
+        )
+    return mapper.primary_key[0]
+
+
+def engine_of(factory: Any) -> Engine | None:
+    """The engine of a session factory, if it has just one."""
+    bind = factory.kw.get("bind") if isinstance(factory, (sessionmaker, async_sessionmaker)) else factory
+    if isinstance(bind, AsyncEngine):
+        return bind.sync_engine
+    return bind if isinstance(bind, Engine) else None
+
+
+def check_fields(
+    model: Model, mapper: Mapper[Any], fields: Sequence[str] | None, id: str, has_to_record: bool
+) -> Sequence[str]:
+    """The attributes that a record is made of. Raises ValueError for those that it cannot be made of."""
+    name = mapper.class_.__name__
+    if fields is not None:
+        unknown = [field for field in fields if not hasattr(mapper.class_, field)]
+        if unknown:
+            raise ValueError(f"live({model.name}) got the fields {unknown}, which {name} has not.")
+        return [field for field in fields if field != "id"] if id == "id" else list(fields)
+    if has_to_record:
+        return [field for field in model.options.key if field in mapper.column_attrs]
+    chosen = default_fields(mapper)
+    binary = [field for field in chosen if isinstance(mapper.column_attrs[field].columns[0].type, LargeBinary)]
+    if binary:
+        raise ValueError(
+            f"live({model.name}): JSON cannot carry {', '.join(binary)} of {name}. Name others by fields=."
+        )
+    if id != "id" and "id" in mapper.column_attrs:
+        raise ValueError(f"live({model.name}): {name}.id is not its primary key, {id} is. Give to_record= or fields=.")
+    check_secrets(model, name, chosen)
+    return chosen
+
+
+def default_fields(mapper: Mapper[Any]) -> list[str]:
+    """The columns that are loaded with an object."""
+    return [attribute.key for attribute in mapper.column_attrs if not attribute.deferred]
+
+
+def pk_of(table: Any) -> Column[Any]:
+    """The primary key's column of a table of a mapped class, which has one."""
+    column: Column[Any] = next(iter(table.primary_key.columns))
+    return column
+
+
+def conjuncts(where: ColumnElement[Any] | None) -> Iterator[ColumnElement[Any]]:
+    """The conditions that must all hold."""
+    if isinstance(where, BooleanClauseList) and where.operator is operators.and_:
+        for clause in where.clauses:
+            yield from conjuncts(clause)
+    elif where is not None:
+        yield where
+
+
+def inserted_keys(statement: Insert, result: CursorResult[Any]) -> list[Any]:
+    """The primary keys of the rows that an INSERT has made, or changed on conflict; None for one that is not known."""
+    key = pk_of(statement.table)
+    rows = result.returned_defaults_rows
+    if rows is not None:
+        return [getattr(row, key.key) for row in rows]
+    if getattr(statement, "_post_values_clause", None) is not None:
+        return [None]  # on conflict it may have changed another row than that of the values
+    keys = [row.get(key.key) for row in result.context.compiled_parameters]
+    if None not in keys:
+        return keys
+    try:
+        return [None if row is None else row[0] for row in result.inserted_primary_key_rows]
+    except InvalidRequestError:
+        return [None]
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items in lists of at most that size."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def typed(name: str, column: ColumnElement[Any], value: Any) -> Any:
+    """A value of a query as the column takes it: from JSON to a date, an enum, a UUID. Raises Reject("invalid")."""
+    if value is None:
+        return None
+    try:
+        kind = column.type.python_type
+    except NotImplementedError:
+        return value
+    try:
+        if isinstance(column.type, Enum) and column.type.enum_class is not None:
+            return column.type.enum_class(value)
+        if kind in (datetime.datetime, datetime.date, datetime.time):
+            return kind.fromisoformat(value)
+        if kind in (int, float) and isinstance(value, bool):
+            raise ValueError(value)
+        if kind in (int, str, float, uuid.UUID, decimal.Decimal) and isinstance(value, (int, str, float)):
+            return value if isinstance(value, kind) else kind(value if kind is int else str(value))
+        if isinstance(value, kind):
+            return value
+    except (TypeError, ValueError, decimal.InvalidOperation):
+        pass
+    fault = {"field": name, "message": f"expected {kind.__name__}"}
+    raise Reject("invalid", f"{name} got {value!r}, expected {kind.__name__}.", [fault])

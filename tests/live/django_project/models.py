@@ -1,0 +1,59 @@
+"""Models of several kinds: plain, inherited, related, and some that cannot be live."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.db import models
+
+
+class Tag(models.Model):  # type: ignore[misc]
+    name = models.CharField(max_length=20)
+
+
+class Folder(models.Model):  # type: ignore[misc]
+    name = models.CharField(max_length=20)
+
+
+class Note(models.Model):  # type: ignore[misc]
+    text = models.CharField(max_length=100)
+    count = models.IntegerField(default=0)
+    folder = models.ForeignKey(Folder, models.CASCADE, null=True)
+    shelf = models.ForeignKey(Folder, models.SET_NULL, null=True, related_name="shelved")
+    tags = models.ManyToManyField(Tag, related_name="notes")
+
+
+class Reminder(Note):
+    """A note in a table of its own."""
+
+    due = models.DateTimeField()
+
+
+class Ticket(models.Model):  # type: ignore[misc]
+    code = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    price = models.DecimalField(max_digits=6, decimal_places=2)
+    scan = models.FileField(null=True)
+    day = models.DateField(null=True)
+
+
+class Blob(models.Model):  # type: ignore[misc]
+    content = models.BinaryField()
+
+
+class Account(models.Model):  # type: ignore[misc]
+    name = models.CharField(max_length=20)
+    password = models.CharField(max_length=20)
+
+
+class Grade(models.Model):  # type: ignore[misc]
+    pk: Any = models.CompositePrimaryKey("pupil", "subject")
+    pupil = models.IntegerField()
+    subject = models.CharField(max_length=20)
+
+
+class Base(models.Model):  # type: ignore[misc]
+    """Without a table."""
+
+    class Meta:  # noqa: D106 - Django's name
+        abstract = True

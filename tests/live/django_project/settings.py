@@ -1,0 +1,29 @@
+"""The project's settings; importing them sets Django up, once for the process, with its database in a new folder."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from pathlib import Path
+
+import django
+from django.conf import settings
+
+_folder = tempfile.TemporaryDirectory(prefix="backsync-django-")
+atexit.register(_folder.cleanup)
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(Path(_folder.name) / "db.sqlite3"),
+            "OPTIONS": {"timeout": 10},
+        }
+    },
+    DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    INSTALLED_APPS=["tests.live.django_project"],
+    ROOT_URLCONF="tests.live.django_project.urls",
+    USE_TZ=True,
+)
+django.setup()
