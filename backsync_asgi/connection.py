@@ -637,7 +637,7 @@ class Connection:
                 self._site.client_left(old)
         for model in self._site.models.values():
             if model.lives is not None:
-                model.lives.renamed(old, self._client, self.user)
+                model.lives.renamed(old, self._client, self.user, self._site.is_here(old))
 
     async def _authenticate(self, request: Request) -> None:
         """One after the other: the last token that was sent decides."""

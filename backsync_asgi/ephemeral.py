@@ -88,11 +88,16 @@ class Lives:
             loop = asyncio.get_running_loop()
             self._leaves[client] = loop.call_later(self._grace, self._release, client, is_back)
 
-    def renamed(self, old: Hashable, new: Hashable, user: Any) -> None:
-        """A connection has told the name of its client, or is another user's: what it wrote before goes with it."""
-        if old != new:
-            for key, id in list(self._owned.get(old, {}).items()):
-                self._own(new, key, id)
+    def renamed(self, old: Hashable, new: Hashable, user: Any, stays: bool) -> None:
+        """A connection has told the name of its client, or is another user's: what it wrote before goes with it.
+
+        stays: the old client has other connections, which may have written it: then the records are both clients'.
+        """
+        if old == new:
+            return
+        for key, id in list(self._owned.get(old, {}).items()):
+            self._own(new, key, id)
+            if not stays:
                 self._users[key] = user
                 self._owners[key].discard(old)
                 self._disown(old, key)

@@ -124,3 +124,29 @@ async def test_a_record_that_its_store_has_lost_belongs_to_nobody(way: str) -> N
             assert await cursor.delete(1) is False
             assert not lives_of(cursor)._owners
             await bob.upsert("Cursor", {"id": 1, "of": "bob"})
+
+
+@virtual
+async def test_a_tab_that_signs_in_as_somebody_else_does_not_take_the_other_tabs_records_along() -> None:
+    sync = Backsync()
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    sync.model("Cursor", ephemeral=True, grace=1.0)
+    async with (
+        connect(sync, token="ann", client="page") as tab,
+        connect(sync, token="ann", client="page") as other,
+        connect(sync) as bob,
+    ):
+        cursors = await bob.subscribe("Cursor")
+        await other.upsert("Cursor", {"id": "ann"})
+        await tab.auth("eve")
+        tab.disconnect()
+        await asyncio.sleep(5)
+        await bob.call("$:ping")
+        assert list(cursors) == ["ann"], "who wrote it is still here"
+        await other.upsert("Cursor", {"id": "ann", "x": 1})
+        other.disconnect()
+        await bob.until(lambda: not cursors)
