@@ -230,7 +230,7 @@ class Backsync:
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop = loop
+            self._loop = self._site.loop = self._caller.loop = loop
             self._hub.start()
             self._soon.start(loop)
             self._server.start()

@@ -74,6 +74,7 @@ class Site:
         self.retries: Retries[asyncio.Future[str]] = Retries(memory)
         self.connections: set[Connection] = set()
         self.clients: Counter[Hashable] = Counter()
+        self.loop: asyncio.AbstractEventLoop  # that runs; set by the app before anybody connects
         self.bad_messages = 0
         self._changes = 0  # of rights
         self._rights: dict[Hashable, int] = {}
@@ -123,7 +124,7 @@ class Site:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that the app owns; what it raises is logged."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
@@ -189,7 +190,7 @@ class Connection:
         self._bucket: Bucket | None = None
         self._warned = False
         self._queues: dict[str, deque[tuple[Request, Any, int]]] = {}
-        self._workers: list[asyncio.Task[None]] = []
+        self._workers: dict[object, asyncio.Task[None]] = {}  # by model, or by request where these ask for no order
         self._waiting = 0
         self._waiting_size = 0
         self._drained: asyncio.Event | None = None
@@ -279,12 +280,12 @@ class Connection:
         self._waiting_size += size
         model = self._site.models.get(request.model)
         if model is not None and request.method in model.concurrent:
-            self._add_worker(self._work_apart(request, self._user_now, size))
+            self._add_worker(id(request), self._work_apart(request, self._user_now, size))
             return self._backpressure()
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
-            self._add_worker(self._work(request.model, queue))
+            self._add_worker(request.model, self._work(request.model, queue))
         queue.append((request, self._user_now, size))
         return self._backpressure()
 
@@ -305,16 +306,13 @@ class Connection:
             self._fail(request, "rate_limited", f"At most {limits.rate:g} requests a second, please.", details)
         return not wait
 
-    def _add_worker(self, work: Coroutine[Any, Any, None]) -> None:
-        worker = asyncio.get_running_loop().create_task(work)
-        self._workers.append(worker)
+    def _add_worker(self, name: object, work: Coroutine[Any, Any, None]) -> None:
+        worker = self._workers[name] = self._site.loop.create_task(work)
         self._site.tasks.add(worker)
 
-    def _worker_done(self) -> None:
+    def _worker_done(self, name: object) -> None:
         """For the end of a worker, which would otherwise cost the event loop a callback for each request."""
-        worker: Any = asyncio.current_task()
-        self._workers.remove(worker)
-        self._site.tasks.discard(worker)
+        self._site.tasks.discard(self._workers.pop(name))
 
     def _backpressure(self) -> Awaitable[None] | None:
         limits = self._site.limits
@@ -408,7 +406,7 @@ class Connection:
         """Run the close hooks, after everything that the client has sent is done."""
         await self._until_set_up()
         if self._workers:
-            await asyncio.wait(list(self._workers))
+            await asyncio.wait(list(self._workers.values()))
         if not self._opened:
             return
         for model in self._site.models.values():
@@ -437,7 +435,7 @@ class Connection:
                 await self._take_turn(*queue.popleft())
         finally:
             del self._queues[name]
-            self._worker_done()
+            self._worker_done(name)
 
     async def _work_apart(self, request: Request, user: Any, size: int) -> None:
         """Handle a request whose handler does not ask for an order."""
@@ -445,7 +443,7 @@ class Connection:
             await self._until_set_up()
             await self._take_turn(request, user, size)
         finally:
-            self._worker_done()
+            self._worker_done(id(request))
 
     async def _until_drained(self) -> None:
         """Wait until the replies that wait for the client have been written: more would only fill the memory."""
@@ -494,7 +492,7 @@ class Connection:
             return model.show_reply(Context(self, model, request.method), text)
         if request.model not in self._site.models:
             return (await self._run(request, acting))[0]
-        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[str] = self._site.loop.create_future()
         write = retries.remember(client, id, said, outcome, now)
         code: str | None = "unavailable"
         try:

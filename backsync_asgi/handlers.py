@@ -32,6 +32,7 @@ class Caller:
 
     def __init__(self, timeout: float, threads: int) -> None:
         self.middleware: list[Callable[..., Awaitable[Any]]] = []
+        self.loop: asyncio.AbstractEventLoop | None = None  # that runs; to be set by the app
         self._deadlines = Deadlines(timeout)
         self._is_async: dict[HandlerFunction, bool] = {}
         self._threads = Threads(threads)
@@ -47,7 +48,7 @@ class Caller:
 
     async def limited(self, work: Awaitable[Result]) -> Result:
         """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.loop) or asyncio.current_task()
         assert task is not None
         deadline = self._deadlines.start(task)
         try:

@@ -109,10 +109,13 @@ class Hub:
         self._sweep_at = SWEEP_TOPICS
         self._dirty: list[Topic] = []
         self._wanting: dict[Subscriber, None] = {}
+        # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
 
     def start(self) -> None:
         """A new event loop runs: what an earlier one left undelivered is delivered on it."""
+        self._loop = asyncio.get_running_loop()
         self._scheduled = False
         if self._dirty or self._wanting:
             self._schedule()
@@ -158,7 +161,9 @@ class Hub:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
+            if self._loop is None or self._loop.is_closed():
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Offer what is new to those who keep up, then let those pull for whom more is waiting."""

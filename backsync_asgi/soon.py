@@ -23,6 +23,7 @@ class Soon:
         self._waiting: deque[tuple[Callable[[], Awaitable[Any] | None], contextvars.Context]] = deque()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # that it runs in
         self._task: asyncio.Task[None] | None = None
         self._scheduled = False
         self._dropped = 0
@@ -40,19 +41,26 @@ class Soon:
 
     def run(self, act: Callable[[], None]) -> None:
         """Do it now on the event loop, soon from anywhere else."""
-        try:
-            here = asyncio.get_running_loop() is (self._loop or asyncio.get_running_loop())
-        except RuntimeError:
-            here = False
-        if here:
+        if self._is_here():
             act()
         else:
             self.put(act)
+
+    def _is_here(self) -> bool:
+        """Whether this is called on the event loop; without asking for the running one, which is a system call."""
+        if self._loop is not None and self._thread == threading.get_ident() and self._loop.is_running():
+            return True
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        return self._loop is None or running is self._loop
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """The event loop is there: what waits is done now."""
         with self._lock:
             self._loop = loop
+            self._thread = threading.get_ident()
             self._scheduled = False
             if self._waiting:
                 self._schedule()
