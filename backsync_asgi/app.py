@@ -153,6 +153,7 @@ class Backsync:
         model = self._site.models.get(name)
         if model is None:
             model = self._site.models[name] = Model(name, self._hub, self._caller, self._soon, self._turns)
+            model.on_refresh = self._site.refresh_model
         model.configure(options)
         return model
 

@@ -108,6 +108,13 @@ class Site:
         for connection in list(self.connections):
             connection._look_anew()
 
+    def refresh_model(self, name: str) -> None:
+        """The records of a model have changed unheard: its channels begin anew, and so does everybody with them."""
+        for topic in self.hub.topics_of(name):
+            topic.restart()
+        for connection in list(self.connections):
+            connection._read_anew(name)
+
     def client_came(self, client: Hashable) -> None:
         """One more connection of a client."""
         self.clients[client] += 1
@@ -254,9 +261,14 @@ class Connection:
         if self._client is not None:
             self._set_client(self._client[1])
         self._users += 1
+        self._read_anew()
+
+    def _read_anew(self, name: str | None = None) -> None:
+        """Send snapshots of all channels that the client is subscribed to, or of those of one model."""
         for topic, (model, query) in list(self._queries.items()):
-            self._subscriber.hold(topic)
-            self._site.spawn(self._snapshot_again(topic, model, query))
+            if name is None or model.name == name:
+                self._subscriber.hold(topic)
+                self._site.spawn(self._snapshot_again(topic, model, query))
 
     # As the session sees it
 

@@ -213,6 +213,16 @@ class Topic:
         self._events: list[tuple[int, Message]] = []
         self.kept: dict[Subscriber, Kept] = {}  # for those who kept up until a request of theirs held the topic back
 
+    def restart(self) -> None:
+        """What has changed is not known: another epoch begins. Whoever listens is to be given a snapshot."""
+        self.channel = Channel(secrets.token_hex(8), self._hub.horizon)
+        self.flushed = 0
+        self._unflushed_size = 0
+        self._events.clear()
+        self.kept.clear()
+        for audience in self.audiences.values():
+            audience.tails.clear()
+
     def make_message(self, text: str) -> Message:
         """A message in the form that this hub's clients understand."""
         return self._hub.message(text)

@@ -179,6 +179,7 @@ class Model:
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self.lives: Lives | None = None
+        self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}>"
@@ -419,12 +420,24 @@ class Model:
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
-            self._soon.put(act)
+            self._soon.put(act, self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None)
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
         kept = copy.copy(record)  # the caller may go on with its own
         self._soon.put(lambda: self.upsert(kept))
+
+    def refresh(self) -> None:
+        """Have every subscriber read anew: the records have changed in a way that nobody has told, as by a migration.
+
+        The channels begin a new epoch: each subscriber gets a snapshot in place of what it has, who is away gets it
+        when it comes back. In another thread than the event loop's it is done soon.
+        """
+        self._soon.run(lambda: self.on_refresh(self.name))
+
+    def _changes_lost(self) -> None:
+        if self.readable:
+            self.refresh()
 
     # Channels
 

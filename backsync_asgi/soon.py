@@ -15,28 +15,37 @@ logger = logging.getLogger("backsync")
 
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 
+# What to do, on whose behalf, and whom to tell if it has to be dropped.
+Waiting = tuple[Callable[[], Awaitable[Any] | None], contextvars.Context, Callable[[], None] | None]
+
 
 class Soon:
     """Changes on their way from other threads to the event loop, in order."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Callable[[], Awaitable[Any] | None], contextvars.Context]] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # that it runs in
         self._task: asyncio.Task[None] | None = None
         self._scheduled = False
         self._dropped = 0
+        self._lost: dict[Callable[[], None], None] = {}  # whom to tell of what was dropped
 
-    def put(self, act: Callable[[], Awaitable[Any] | None]) -> None:
-        """Queue something to do on the loop. Safe in any thread; never waits."""
+    def put(self, act: Callable[[], Awaitable[Any] | None], on_lost: Callable[[], None] | None = None) -> None:
+        """Queue something to do on the loop. Safe in any thread; never waits.
+
+        on_lost: called on the loop if it had to be dropped because too much waits; once for all that have the same.
+        """
         # On whose behalf: what a handler writes, from its thread, is held back until its reply like any other.
         context = contextvars.copy_context()
         with self._lock:
             if len(self._waiting) >= SOON_LIMIT:
-                self._waiting.popleft()
+                *_, unheard = self._waiting.popleft()
                 self._dropped += 1
-            self._waiting.append((act, context))
+                if unheard is not None:
+                    self._lost[unheard] = None
+            self._waiting.append((act, context, on_lost))
             self._schedule()
 
     def run(self, act: Callable[[], None]) -> None:
@@ -84,13 +93,16 @@ class Soon:
                 if not self._waiting:
                     self._scheduled = False
                     return
-                act, context = self._waiting.popleft()
+                act, context, _ = self._waiting.popleft()
                 dropped, self._dropped = self._dropped, 0
+                lost, self._lost = self._lost, {}
             if count % 100 == 0:
                 await asyncio.sleep(0)  # a long queue must not stop the loop
             if dropped:
                 logger.warning("%d changes were dropped: more than %d waited for the event loop.", dropped, SOON_LIMIT)
             try:
+                for tell in lost:
+                    tell()
                 waiting = context.run(act)
                 if waiting is not None:
                     await asyncio.get_running_loop().create_task(_wait(waiting), context=context)

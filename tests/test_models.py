@@ -1682,3 +1682,44 @@ async def test_a_store_that_hangs_as_it_is_asked_for_a_record_holds_nobody_up(ev
         if key or event == "M:patch":
             assert (await client.error(event, {"id": "slow", "room": "a"}))["code"] == "timeout"
         assert await client.call("M:upsert", {"id": "quick", "room": "a"}) == {"id": "quick", "room": "a"}
+
+
+# When nobody has told what has changed
+
+
+async def test_a_model_can_have_everybody_read_anew() -> None:
+    sync = Backsync()
+    store = MemoryStore()
+    model = sync.model("Doc", store=store)
+    await model.upsert({"id": 1})
+    async with testing.connect(sync) as here, testing.connect(sync, transport="xhr") as away:
+        mine, others = await here.subscribe("Doc"), await away.subscribe("Doc")
+        epoch = mine.epoch
+        away.disconnect()
+        await store.delete(1)
+        await store.upsert({"id": 2})
+        model.refresh()
+        await here.until(lambda: set(mine) == {2})
+        assert mine.epoch != epoch
+        await model.upsert({"id": 3})
+        await here.until(lambda: set(mine) == {2, 3})
+        await away.reconnect()
+        assert (others.mode, set(others)) == ("snapshot", {2, 3})
+
+
+async def test_changes_that_had_to_be_dropped_are_read_anew(caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync()
+    rows: dict[int, Record] = {}
+    model = sync.model("Row")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        return list(rows.values())
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Row")
+        for number in range(SOON_LIMIT + 5):  # while the loop has no turn
+            rows[number] = {"id": number}
+            model.publish_soon("upsert", rows[number])
+        await client.until(lambda: len(view) == len(rows))
+    assert "5 changes were dropped" in caplog.text
