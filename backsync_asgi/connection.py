@@ -74,12 +74,23 @@ class Site:
         self.retries: Retries[asyncio.Future[str]] = Retries(memory)
         self.connections: set[Connection] = set()
         self.clients: Counter[Hashable] = Counter()
-        self.loop: asyncio.AbstractEventLoop  # that runs; set by the app before anybody connects
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
         self._changes = 0  # of rights
         self._rights: dict[Hashable, int] = {}
         self._rights_of_all = 0
         self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop, which Python 3.11 makes a system call to find out."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
 
     def connect(self, session: Session, scope: Scope) -> Connection:
         """The application's end of a new session."""

@@ -1723,3 +1723,14 @@ async def test_changes_that_had_to_be_dropped_are_read_anew(caplog: pytest.LogCa
             model.publish_soon("upsert", rows[number])
         await client.until(lambda: len(view) == len(rows))
     assert "5 changes were dropped" in caplog.text
+
+
+async def test_a_query_does_not_tell_what_is_redacted() -> None:
+    sync = Backsync()
+    model = sync.model("Card", store=MemoryStore())
+    model.visible(lambda ctx, record: {"name": record["name"]})
+    await model.upsert({"id": 1, "name": "ann", "pin": 4711})
+    async with testing.connect(sync) as client:
+        assert await client.read("Card", {"pin": 4711}) == []
+        assert dict(await client.subscribe("Card", {"pin": 4711})) == {}
+        assert await client.read("Card", {"name": "ann"}) == [{"id": 1, "name": "ann"}]
