@@ -24,7 +24,7 @@ help: ## show this list
 setup: $(VENV)/.browser $(VENV)/.postgres client/node_modules/.installed backsync_asgi/static/backsync.js ## install all that the checks need
 	@:
 
-demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1)
+demo: $(VENV)/.demo backsync_asgi/static/backsync.js ## serve the examples on http://HOST:PORT/ (PORT=8000, HOST=127.0.0.1, data in examples.db or DATABASE_URL)
 	@exec uvicorn examples.app:app --host $(HOST) --port $(PORT)
 
 test: setup ## run all checks, as CI does
@@ -70,15 +70,15 @@ wheel: $(VENV)/.dev backsync_asgi/static/backsync.js ## build wheel and sdist in
 lock: ## pin the newest versions of all development packages in requirements-dev.txt
 	scripts/lock $(PYTHON)
 
-clean: ## remove what set-up and tools made, this checkout's virtual environment included
-	rm -rf $(VENV) benchmarks/.venv benchmarks/node_modules benchmarks/build client/node_modules backsync_asgi/static dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove what set-up and tools made, this checkout's virtual environment and the examples' data included
+	rm -rf $(VENV) benchmarks/.venv benchmarks/node_modules benchmarks/build client/node_modules backsync_asgi/static dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis examples.db*
 
 $(VENV)/bin/python:
 	@scripts/venv $(PYTHON) $(VENV)
 
 $(VENV)/.demo: pyproject.toml requirements-dev.txt | $(VENV)/bin/python
 	@echo "Installing the server and what it needs into $(VENV)"
-	@$(PIP) --constraint requirements-dev.txt --editable '.[server]'
+	@$(PIP) --constraint requirements-dev.txt --editable '.[server,sqlite,postgres]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

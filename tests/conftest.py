@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page
@@ -35,10 +36,24 @@ def http(request: pytest.FixtureRequest) -> HTTPParser:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    """`serve("module:app", **options of uvicorn_server)` starts a server that ends with the test."""
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SQLite file of this test's own, which is not there yet."""
+    return f"sqlite:///{tmp_path_factory.mktemp('database')}/test.db"
+
+
+@pytest.fixture
+def serve(database_url: str) -> Iterator[Callable[..., Server]]:
+    """`serve("module:app", **options of uvicorn_server)` starts a server that ends with the test.
+
+    Its environment names a database that only this test has.
+    """
     with ExitStack() as servers:
-        yield lambda app, **options: servers.enter_context(uvicorn_server(app, **options))
+
+        def start(app: str, env: Mapping[str, str] | None = None, **options: Any) -> Server:
+            environment = {"DATABASE_URL": database_url, **(env or {})}
+            return servers.enter_context(uvicorn_server(app, env=environment, **options))
+
+        yield start
 
 
 @pytest.fixture(scope="session")

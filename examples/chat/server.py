@@ -1,6 +1,7 @@
 """A chat: who is here, and what they say. It owns the rules of the room, and knows nothing of transports."""
 
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,12 +10,17 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from backsync_asgi import Backsync, Context, Reject
-from backsync_asgi.stores import MemoryStore
+from backsync_asgi.stores import Store
+from examples.database import database
+
+KEPT = 500  # messages, and up to 20 more: making room each time would cost each message a look at all of them
+ROOM_EVERY = 20  # messages, from the first on
 
 sync = Backsync()
 users = sync.model("User", ephemeral=True, grace=2.0)  # here as long as their page is; a reconnect is no departure
 typing = sync.model("Typing", ephemeral=True, grace=0.1, ttl=4.0)  # seconds; who goes is not waited for
-messages = sync.model("ChatMessage", store=MemoryStore(limit=500, full="evict"))
+messages = sync.model("ChatMessage", store=database(index=["time"]))
+posts = count()
 
 
 @users.on("upsert")
@@ -36,7 +42,17 @@ async def post(ctx: Context, data: dict[str, Any]) -> dict[str, Any]:
     user, text = author(ctx), text_of(data, "text", 2000)
     await typing.delete(user["id"])
     said = {"text": text, "time": datetime.now(UTC).isoformat(), "userId": user["id"], "screenName": user["screenName"]}
+    if next(posts) % ROOM_EVERY == 0:
+        await make_room(ctx.store)
     return await ctx.store.upsert(said)
+
+
+async def make_room(store: Store) -> None:
+    """Delete what is older than the newest messages, for the pages that show it as well."""
+    newest = await store.read({"$order": "-time", "$limit": KEPT})
+    if len(newest) == KEPT:
+        for message in await store.read({"$order": "-time", "$after": newest[-1]}):
+            await messages.delete(message["id"])
 
 
 @messages.on("delete")

@@ -1,6 +1,6 @@
 """A todo list that all who open it share. It owns what a todo may be, and knows nothing of who is connected when."""
 
-from itertools import count
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,18 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from backsync_asgi import Backsync, Context, Reject
-from backsync_asgi.stores import MemoryStore
+from examples.database import database
 
 LONGEST = 200  # characters of a title
+MOST = 1000  # todos; the list opens as a whole
 
 sync = Backsync()
-todos = sync.model("Todo", store=MemoryStore(limit=1000), version="rev")
-places = count(1)
+todos = sync.model("Todo", store=database(), version="rev")
 
 
 @todos.on("upsert")
 async def save(ctx: Context, todo: dict[str, Any]) -> dict[str, Any]:
-    """Checks what the page says; a new todo gets the next place, so that the order is the same for everybody.
+    """Checks what the page says; a new todo gets a place by the time, so that the order is the same for everybody.
 
     A page that names the `rev` its edit began with hears of a conflict; one that names none writes last and wins.
     """
@@ -28,10 +28,15 @@ async def save(ctx: Context, todo: dict[str, Any]) -> dict[str, Any]:
     if not 1 <= len(title) <= LONGEST:
         message = f"A todo has 1 to {LONGEST} characters; this one has {len(title)}."
         raise Reject("invalid", message, [{"field": "title", "message": "length"}])
-    known = await ctx.store.get(todo["id"]) if "id" in todo else {"place": next(places)}
-    if known is None:
+    if "id" not in todo:
+        place = time.time_ns() // 1000  # microseconds: a browser's numbers hold no finer; a counter would start anew
+        if len(await ctx.store.read({"$limit": MOST})) == MOST:
+            raise Reject("too_large", f"The list is full: it takes {MOST} todos.", {"limit": MOST})
+    elif (known := await ctx.store.get(todo["id"])) is not None:
+        place = known["place"]
+    else:
         raise Reject("not_found", "There is no such todo any more.")
-    record = {"title": title, "done": todo.get("done") is True, "place": known["place"]}
+    record = {"title": title, "done": todo.get("done") is True, "place": place}
     return await ctx.store.upsert(record | {name: todo[name] for name in ("id", "rev") if name in todo})
 
 

@@ -8,17 +8,21 @@ import json
 import os
 import re
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, Literal
 
 import pytest
 from playwright.async_api import BrowserContext, Locator, Page, Request, ViewportSize, WebSocket, expect
 
+from backsync_asgi.stores import SQLStore
 from tests.browser import DESKTOP, PHONE, Visitors
 from tests.e2e.pages import LOST_CONNECTION, expect_in_window, expect_to_fit, tab_to
 from tests.e2e.picture_app import FIRST
 from tests.servers import ROOT, Server, uvicorn_server
 
 Transport = Literal["websocket", "xhr-streaming", "xhr-polling"]
+KEPT = 500  # messages that the chat keeps, and some more until it makes room
+
 TRANSPORTS: tuple[Transport, ...] = ("websocket", "xhr-streaming", "xhr-polling")
 
 # The requests that tell which transport carries: sending is the same over both HTTP ones.
@@ -155,13 +159,14 @@ async def test_a_page_without_network_comes_back_and_misses_nothing(chat_by: Cha
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_pages_come_back_to_a_server_that_was_killed_and_started_again(
-    transport: Transport, visitors: Visitors
+    transport: Transport, visitors: Visitors, database_url: str
 ) -> None:
     visitors.expect_problem(LOST_CONNECTION)
-    with uvicorn_server("examples.app:app") as first:
+    env = {"DATABASE_URL": database_url}
+    with uvicorn_server("examples.app:app", env=env) as first:
         chat = Chat(first.url + "/chat/", visitors, transport)
         ada, grace = await asyncio.gather(chat.enter("Ada"), chat.enter("Grace"))
-        await say(ada, "Forgotten by a server that keeps all in memory")
+        await say(ada, "Said before it was killed")
         await expect(texts(grace)).to_have_count(1)
 
         first.kill()
@@ -170,13 +175,14 @@ async def test_pages_come_back_to_a_server_that_was_killed_and_started_again(
         await say(ada, "Said while it was down", "And this")
         await expect(ada.get_by_test_id("draft")).to_have_count(2)
 
-        with uvicorn_server("examples.app:app", port=first.port):
+        said = ["Said before it was killed", "Said while it was down", "And this"]
+        with uvicorn_server("examples.app:app", port=first.port, env=env):
             for page in (ada, grace):
-                await expect(texts(page)).to_have_text(["Said while it was down", "And this"], timeout=BACK_WITHIN)
+                await expect(texts(page)).to_have_text(said, timeout=BACK_WITHIN)
                 await expect(page.get_by_test_id("status")).to_have_text("Live", timeout=BACK_WITHIN)
             await say(grace, "Here again")
             for page, who in ((ada, "Grace"), (grace, "Ada")):
-                await expect(texts(page)).to_have_text(["Said while it was down", "And this", "Here again"])
+                await expect(texts(page)).to_have_text([*said, "Here again"])
                 await expect(names(page)).to_contain_text([who])
                 await expect(page.get_by_test_id("count")).to_have_text("2")
             await expect(ada.get_by_test_id("draft")).to_have_count(0)
@@ -420,6 +426,28 @@ async def test_who_leaves_types_no_more(chat: Chat) -> None:
     await grace.close()
     await expect(ada.get_by_test_id("count")).to_have_text("1")
     assert await ada.evaluate("window.hereThen") == "2"
+
+
+async def test_it_keeps_the_newest_messages(
+    database_url: str, serve: Callable[..., Server], visitors: Visitors
+) -> None:
+    store = SQLStore(database_url)
+    store.bind("ChatMessage", None)
+    for number in range(KEPT + 5):
+        time = (FIRST + timedelta(seconds=number)).isoformat()
+        await store.upsert({"text": f"Number {number}", "time": time, "userId": "linus", "screenName": "Linus"})
+    await store.close()
+
+    chat = Chat(serve("examples.chat:app").url, visitors)
+    ada, grace = await asyncio.gather(chat.enter("Ada"), chat.enter("Grace"))
+    for page in (ada, grace):
+        await expect(texts(page)).to_have_count(KEPT + 5)
+        await expect(texts(page).first).to_have_text("Number 0")
+    await say(ada, "One more")
+    for page in (ada, grace):
+        await expect(texts(page)).to_have_count(KEPT + 1)
+        await expect(texts(page).first).to_have_text("Number 5")
+        await expect(texts(page).last).to_have_text("One more")
 
 
 PICTURE = ROOT / "docs" / "chat.png"

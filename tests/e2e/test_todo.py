@@ -6,12 +6,14 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+import asyncpg
 import pytest
 from playwright.async_api import Locator, Page, ViewportSize, expect
 
 from tests.browser import DESKTOP, PHONE, Visitors
 from tests.e2e.pages import LOST_CONNECTION, expect_in_window, expect_to_fit, tab_to
-from tests.servers import Server
+from tests.postgres import PostgreSQL
+from tests.servers import Server, uvicorn_server
 
 Open = Callable[..., Awaitable[Page]]
 
@@ -466,3 +468,40 @@ async def test_the_ring_of_the_edit_box_leaves_the_circle_free(open_list: Open, 
     }""")
     assert box["x"] - ring > circle["x"] + circle["width"]
     assert box["x"] + inside == pytest.approx(title["x"], abs=1), "the text stays where it was"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def kept_in(request: pytest.FixtureRequest, database_url: str) -> str:
+    """The URL of an empty database, once for each kind."""
+    if request.param == "sqlite":
+        return database_url
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    connection = await asyncpg.connect(postgresql.url)
+    await connection.execute("CREATE DATABASE todo_example")
+    await connection.close()
+    return postgresql.url.removesuffix("/postgres") + "/todo_example"
+
+
+async def test_the_list_outlives_its_server(kept_in: str, visitors: Visitors) -> None:
+    visitors.expect_problem(LOST_CONNECTION)
+    env = {"DATABASE_URL": kept_in}
+    with uvicorn_server("examples.todo:app", env=env) as first:
+        ada = await visitors.new_page(first.url)
+        await add(ada, "Bread", "Milk", "Tea")
+        await toggle(ada, "Milk")
+        await rename(ada, "Tea", "Green tea")
+        await expect_saved(ada)
+        first.kill()
+        await expect(ada.get_by_test_id("status")).to_contain_text("Offline")
+        await rename(ada, "Bread", "Dark bread")
+        await add(ada, "Sugar")
+
+        with uvicorn_server("examples.todo:app", env=env, port=first.port):
+            grace = await visitors.new_page(first.url)
+            for page in (ada, grace):
+                await expect_list(page, "Dark bread", "-Milk", "Green tea", "Sugar")
+            await add(grace, "Salt")
+            await expect_list(ada, "Dark bread", "-Milk", "Green tea", "Sugar", "Salt")
+            await expect(ada.get_by_test_id("note")).to_have_count(0)
+            for page in (ada, grace):
+                await page.close()
