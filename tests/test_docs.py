@@ -142,7 +142,9 @@ async def request(app: ASGIApp, lines: list[str]) -> None:
         found = re.fullmatch(r"(\w+) (\S+)(?: (.+?))? +→ (\d+)(?: +(.+))?", line)
         assert found is not None, f"no request with its answer: {line!r}"
         method, path, body, status, expected = found.groups()
-        answer = await fetch(app, path, method, (body or "").encode())
+        path, _, query = path.partition("?")
+        kind = [] if body is None else [(b"content-type", b"application/json")]
+        answer = await fetch(app, path, method, (body or "").encode(), kind, query_string=query.encode())
         assert answer.status == int(status), line
         assert expected is None or Placeholders().match(parsed(expected), parsed(answer.text.strip())), (
             f"printed:  {line}\nreceived: {answer.text}"
