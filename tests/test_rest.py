@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,8 +19,10 @@ from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi.errors import CODES
 from backsync_asgi.limits import Limits
 from backsync_asgi.rest import STATUS
+from backsync_asgi.sockjs import Settings
 from backsync_asgi.stores import MemoryStore, Store
 from tests.inprocess import DEADLINE, Event, connect, websocket_scope
+from tests.servers import ROOT, Server, uvicorn_server
 
 
 def mounted(sync: Backsync) -> Starlette:
@@ -57,12 +61,16 @@ class Tail:
         scope.update(type="http", scheme="http", method="GET", query_string=query.encode())
         self.status = 0
         self.ended = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
         self.to_app: asyncio.Queue[Event] = asyncio.Queue()
         self._text: asyncio.Queue[str] = asyncio.Queue()
         self._waiting = ""
         self.task = asyncio.ensure_future(mounted(sync)(scope, self.to_app.get, self._send))
 
     async def _send(self, event: Event) -> None:
+        if not self.reads.is_set():
+            await self.reads.wait()
         if event["type"] == "http.response.start":
             self.status = event["status"]
         else:
@@ -281,6 +289,69 @@ async def test_a_server_that_goes_away_says_when_to_come_back() -> None:
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_a_model_without_a_store_answers_by_its_handlers() -> None:
+    sync = Backsync()
+    model = sync.model("Todo")
+
+    @model.on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> Any:
+        return [{"id": "a"}] if query.get("id") in (None, "a") else []
+
+    async with client_of(sync) as http:
+        assert (await http.get("/api/Todo")).json() == [{"id": "a"}]
+        assert (await http.get("/api/Todo/a")).json() == {"id": "a"}
+        error(await http.get("/api/Todo/b"), 404, "not_found")
+        error(await http.delete("/api/Todo/a"), 405, "unknown_method")
+
+
+async def test_an_open_hook_that_fails_or_closes_lets_nothing_through() -> None:
+    sync = todos()
+
+    @sync.on("open")
+    async def opened(ctx: Context) -> None:
+        if ctx.request.headers.get("x-banned"):
+            raise Reject("banned", "Not here.")
+        raise RuntimeError("as asked")
+
+    async with client_of(sync) as http:
+        assert error(await http.post("/api/Todo", json={}, headers={"x-banned": "1"}), 403, "forbidden")["message"] == (
+            "Not here."
+        )
+        error(await http.post("/api/Todo", json={}), 500, "handler_error")
+        error(await http.get("/api/Todo?since="), 500, "handler_error")
+    assert await store_of(sync).read({}) == []
+
+
+async def test_a_body_that_breaks_off_or_comes_too_slowly_is_not_applied() -> None:
+    sync = Backsync(sockjs=Settings(body_deadline=0.01))
+    sync.model("Todo", store=MemoryStore())
+    scope = websocket_scope("/Todo", [(b"content-type", b"application/json")])
+    scope.update(type="http", scheme="http", method="POST")
+    statuses: list[int] = []
+
+    async def send(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            statuses.append(event["status"])
+
+    for last in ({"type": "http.disconnect"}, None):
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        events.put_nowait({"type": "http.request", "body": b'{"n": 1}', "more_body": True})
+        if last is not None:
+            events.put_nowait(last)
+        await sync.rest()(scope, events.get, send)
+    assert statuses == [400, 408]
+    assert await store_of(sync).read({}) == []
+
+
+async def test_tails_count_as_sessions() -> None:
+    sync = Backsync(sockjs=Settings(session_limit=1))
+    sync.model("Todo", store=MemoryStore())
+    async with tail(sync, "since=") as stream, client_of(sync) as http:
+        await stream.line()
+        error(await http.get("/api/Todo?since="), 503, "unavailable")
+        assert (await http.head("/api/Todo?since=")).status_code == 405
+
+
 async def test_a_tail_begins_with_a_snapshot_and_goes_on_with_the_changes() -> None:
     sync = todos()
     model = sync.model("Todo")
@@ -294,6 +365,30 @@ async def test_a_tail_begins_with_a_snapshot_and_goes_on_with_the_changes() -> N
     async with tail(sync, f"since={first['epoch']}:{first['seq']}") as stream:
         assert (await stream.line())["mode"] == "resume"
         assert (await stream.line())["data"] == {"id": "b"}
+
+
+async def test_a_tail_of_a_keyed_model_follows_one_channel() -> None:
+    sync = todos(key="room")
+    async with tail(sync, "since=&room=lobby") as stream:
+        assert (await stream.line())["key"] == {"room": "lobby"}
+        await sync.model("Todo").upsert({"id": "a", "room": "attic"})
+        await sync.model("Todo").upsert({"id": "b", "room": "lobby"})
+        assert (await stream.line())["data"] == {"id": "b", "room": "lobby"}
+
+
+async def test_a_tail_that_is_read_slowly_gets_the_newest_state() -> None:
+    sync = todos()
+    async with tail(sync, "since=") as stream:
+        await stream.line()
+        stream.reads.clear()
+        for number in range(100):
+            await sync.model("Todo").upsert({"id": "a", "n": number})
+            await asyncio.sleep(0)
+        stream.reads.set()
+        seen = [(await stream.line())["data"]["n"]]
+        while seen[-1] != 99:
+            seen.append((await stream.line())["data"]["n"])
+        assert len(seen) < 10
 
 
 async def test_a_tail_ends_when_the_server_drains() -> None:
@@ -313,3 +408,46 @@ def test_each_code_has_a_status() -> None:
 def test_the_messages_of_2012_have_no_rest() -> None:
     with pytest.raises(ValueError, match="compat"):
         Backsync(compat="2012").rest()
+
+
+# On real sockets
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with uvicorn_server("tests.rest_app:app") as running:
+        yield running
+
+
+def test_the_rest_sync_of_backbone_works_on_the_records(server: Server) -> None:
+    modules = ROOT / "client" / "node_modules"
+    node = shutil.which("node")
+    assert node is not None, "Node is missing; see `make setup`."
+    command = [node, str(ROOT / "tests" / "rest_backbone.mjs"), str(modules), f"{server.url}/api/Todo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        [],
+        [{"text": "tea", "rev": 1}],
+        [{"text": "milk", "rev": 2}],
+        [{"text": "milk", "rev": 3, "done": True}],
+        True,
+        409,
+        [],
+    ]
+
+
+async def test_a_tail_on_a_socket_has_heartbeats_and_ends_with_the_server(server: Server) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=DEADLINE) as http:
+        async with http.stream("GET", "/api/Todo?since=") as answer:
+            assert answer.headers["content-type"] == "application/x-ndjson"
+            lines = answer.aiter_lines()
+            assert json.loads(await anext(lines))["records"] == []
+            assert await anext(lines) == ""  # a heartbeat
+            await http.put("/api/Todo/a", json={"n": 1})
+            while not (line := await anext(lines)):
+                pass
+            assert json.loads(line)["data"] == {"id": "a", "n": 1, "rev": 1}
+            await asyncio.to_thread(server.stop)
+            said = [json.loads(line)["event"] async for line in lines if line]
+    assert said == ["$:bye"]
