@@ -18,6 +18,7 @@ from .handlers import Caller, HandlerFunction, check_signature
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
 from .models import Model
+from .rest import Rest
 from .schemas import Unknown
 from .sockjs.frames import Message, ObjectMessage
 from .sockjs.receivers import Receive, Scope, Send
@@ -190,6 +191,15 @@ class Backsync:
         `call_next(ctx, *args)` and returns the result. The first registered is the outermost."""
         self._caller.middleware.append(function)
         return function
+
+    def rest(self) -> Rest:
+        """An ASGI app with the same records over REST: `Mount("/api", app=sync.rest())`; see docs/rest.md.
+
+        Raises ValueError with compat="2012", whose messages it does not speak.
+        """
+        if self._site.is_2012:
+            raise ValueError("sync.rest() got an app with compat='2012', expected one without.")
+        return Rest(self._server, self._site, self._start)
 
     def drain(self) -> None:
         """Tell every client that the server goes away. On SIGTERM and SIGINT this happens by itself."""

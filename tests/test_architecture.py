@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "messages", "channel", "retries", "schemas", "sockjs.frames", "sockjs.session"),
     ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
     ("hub", "handlers", "turns", "soon", "ephemeral", "models"),
-    ("connection", "app"),
+    ("connection", "rest", "app"),
     ("", "client", "testing", "cli", "uvicorn", "live", "live.*"),  # "" is backsync_asgi/__init__.py, the front door
 )
 

@@ -25,6 +25,7 @@ from backsync_asgi import Backsync
 from backsync_asgi.connection import OVERFLOW, REFUSED, REFUSED_OTHERWISE, SNAPSHOT_FAILED, STALE
 from backsync_asgi.errors import CODES
 from backsync_asgi.limits import Horizon, Limits, Memory
+from backsync_asgi.rest import STATUS
 from backsync_asgi.sockjs import Settings, Timing
 from backsync_asgi.sockjs.session import GOING_AWAY, INTERRUPTED, OCCUPIED, TIMED_OUT
 from backsync_asgi.stores import SQLStore
@@ -142,7 +143,9 @@ async def request(app: ASGIApp, lines: list[str]) -> None:
         found = re.fullmatch(r"(\w+) (\S+)(?: (.+?))? +→ (\d+)(?: +(.+))?", line)
         assert found is not None, f"no request with its answer: {line!r}"
         method, path, body, status, expected = found.groups()
-        answer = await fetch(app, path, method, (body or "").encode())
+        path, _, query = path.partition("?")
+        kind = [] if body is None else [(b"content-type", b"application/json")]
+        answer = await fetch(app, path, method, (body or "").encode(), kind, query_string=query.encode())
         assert answer.status == int(status), line
         assert expected is None or Placeholders().match(parsed(expected), parsed(answer.text.strip())), (
             f"printed:  {line}\nreceived: {answer.text}"
@@ -293,3 +296,7 @@ def test_the_options_of_uvicorn_exist(name: str) -> None:
     for line in (ROOT / "docs" / name).read_text().splitlines():
         if re.match(r"uvicorn |ExecStart=\S+uvicorn |\| `--", line):
             assert set(re.findall(r"(?<=[ `])--[a-z0-9-]+", line)) <= known, line
+
+
+def test_the_statuses_of_rest_are_those_of_the_code() -> None:
+    assert {code(row[0]): int(row[1][:3]) for row in table("rest.md", "Errors")} == STATUS

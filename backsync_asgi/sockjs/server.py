@@ -15,7 +15,8 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from types import FrameType
@@ -27,7 +28,7 @@ import orjson
 from .frames import FrameError, parse_form, parse_upload, parse_websocket
 from .origins import YEAR, Headers, Origins, preflight
 from .receivers import FrameWriter, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
-from .session import Endpoint, Session, Timing
+from .session import Endpoint, Receiver, Session, Timing
 from .transports import TRANSPORTS, Transport, check_callback, iframe_page
 
 logger = logging.getLogger("backsync.sockjs")
@@ -466,6 +467,23 @@ class Server:
             end = await self._read_socket(session, receiver, receive, raw)
             if end["code"] != 1005:  # which servers also say where the connection was lost
                 session.detach(receiver, end["code"], end.get("reason") or "")
+        finally:
+            session.detach(receiver)
+            self._forget_socket(session, writer)
+
+    @contextmanager
+    def carried(self, receiver: Receiver, writer: Writer, scope: Scope) -> Iterator[Session]:
+        """A session for a receiver of the caller's, until the block ends; it is looked after and drained as the others.
+
+        writer: what the receiver writes to.
+        """
+        session = Session(self.settings.timing)
+        writer.on_writable(session.wake)
+        self._sockets.add(session)
+        try:
+            self._open(session, scope)
+            session.attach(receiver)
+            yield session
         finally:
             session.detach(receiver)
             self._forget_socket(session, writer)
