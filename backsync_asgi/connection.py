@@ -36,8 +36,10 @@ REFUSED_OTHERWISE = 4500
 OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
 
 NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
-SNAPSHOT_TRIES = 3  # of a subscription whose user changes while it is answered
+SNAPSHOT_TRIES = 10  # of a subscription whose user changes while it is answered
 TOO_FAST = "Who you are, or what you may see, changes too fast. Try again."
+MAX_VIEWS = 10_000  # of users and audiences, by which positions are told apart
+MAX_WAITING_CONTROL = 8  # greetings and tokens of one client that wait
 MAX_RIGHTS = 10_000  # users whose changes of rights are remembered one by one
 NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
@@ -79,6 +81,8 @@ class Site:
         self._changes = 0  # of rights
         self._rights: dict[Hashable, int] = {}
         self._rights_of_all = 0
+        self._views: dict[Hashable, int] = {}
+        self._views_counted = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -98,10 +102,17 @@ class Site:
         self.connections.add(connection)
         return connection
 
-    def rights_of(self, user: Any) -> Hashable:
-        """What stands for all that a user may see, until its rights change."""
+    def number_of_view(self, user: Any, audience: Hashable) -> int:
+        """A number for what a user may see as one of an audience: another one once its rights have changed."""
         key = user_key(user)
-        return key, self._rights.get(key, self._rights_of_all)
+        view = key, audience, self._rights.get(key, self._rights_of_all)
+        number = self._views.get(view)
+        if number is None:
+            if len(self._views) >= MAX_VIEWS:
+                self._views.clear()  # numbers are not used again: who comes back gets a snapshot
+            self._views_counted += 1
+            number = self._views[view] = self._views_counted
+        return number
 
     def rights_changed(self, user: Any) -> None:
         """A user may see something else from now on."""
@@ -181,6 +192,7 @@ class Connection:
         "_snapshotting",
         "_state",
         "_subscriber",
+        "_tokens",
         "_users",
         "_waiting",
         "_waiting_size",
@@ -202,6 +214,7 @@ class Connection:
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._client: tuple[Hashable, str] | None = None
         self._authenticating: asyncio.Task[Any] | None = None
+        self._tokens = 0  # that wait to be looked at
         self._users = 0  # how often the user, or what it may see, has changed
         self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
         self._greetings: list[Request] = []  # that wait for the set-up
@@ -279,7 +292,7 @@ class Connection:
         for topic, (model, query) in list(self._queries.items()):
             if name is None or model.name == name:
                 self._subscriber.hold(topic)
-                self._site.spawn(self._snapshot_again(topic, model, query))
+                self._site.spawn(self._snapshot_again(topic, model, query, self._users))
 
     # As the session sees it
 
@@ -292,6 +305,9 @@ class Connection:
         if not self._within_rate(request):
             return None
         if request.model == CONTROL and request.method == "hello" and not self._opened:
+            if len(self._greetings) >= MAX_WAITING_CONTROL:
+                self._fail(request, "rate_limited", "Say $:hello once.", {"retry_after": 1})
+                return None
             self._greetings.append(request)
         if self._setup is None and not self._opened:
             self._begin(self._token(request))
@@ -477,13 +493,15 @@ class Connection:
     async def _take_turn(self, request: Request, user: Any, size: int) -> None:
         if self._subscriber.is_full:
             await self._until_drained()
-        self._waiting -= 1
-        self._waiting_size -= size
-        if self._room is not None:
-            self._room.set()
-            self._room = None
-        if self._opened:
-            await self._handle(request, user)
+        try:
+            if self._opened:
+                await self._handle(request, user)
+        finally:
+            self._waiting -= 1
+            self._waiting_size -= size
+            if self._room is not None:
+                self._room.set()
+                self._room = None
 
     async def _handle(self, request: Request, user: Any) -> None:
         acting = Acting(self._subscriber, user)
@@ -504,7 +522,10 @@ class Connection:
 
     async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
         """Carry out a request, or answer it again as before if it was sent before."""
-        retries, client, now = self._site.retries, self._client, self._site.hub.now()
+        retries, now = self._site.retries, self._site.hub.now()
+        client: Hashable = self._client
+        if self._client is not None and acting.user is not NOW and acting.user is not self.user:
+            client = (user_key(acting.user), self._client[1])  # it was sent as another user
         said = digest(request)
         known = retries.find(client, id, now)
         if known is not None:
@@ -618,7 +639,11 @@ class Connection:
                 if self._opened:
                     self._welcome(request)
             case "auth":
-                self._site.spawn(self._authenticate(request))
+                if self._tokens >= MAX_WAITING_CONTROL:
+                    self._fail(request, "rate_limited", "Wait until a token is answered.", {"retry_after": 1})
+                else:
+                    self._tokens += 1
+                    self._site.spawn(self._authenticate(request))
             case other:
                 self._fail(request, "unknown_method", f"There is no control message '$:{other}'.")
 
@@ -662,6 +687,12 @@ class Connection:
 
     async def _authenticate(self, request: Request) -> None:
         """One after the other: the last token that was sent decides."""
+        try:
+            await self._take_token(request)
+        finally:
+            self._tokens -= 1
+
+    async def _take_token(self, request: Request) -> None:
         before, self._authenticating = self._authenticating, asyncio.current_task()
         if before is not None:
             await asyncio.wait([before])
@@ -702,16 +733,36 @@ class Connection:
 
     async def _subscribe(self, model: Model, request: Request, acting: Acting) -> str:
         query = check_query(request.data)
+        topic = self._site.hub.find(model.name, model.place(query)[0])
+        before = None if topic is None else self._queries.get(topic)
         try:
             for _ in range(SNAPSHOT_TRIES):
                 answer = await self._try_subscribe(Context(self, model, "subscribe"), request, query, acting)
                 if answer is not None:
                     return answer
-        except BaseException:
-            self._unsubscribe(model, query)  # a client takes an error for the end of what it had, too
+            raise Reject("unavailable", TOO_FAST)
+        except BaseException as error:
+            self._subscription_failed(model, query, before, error)
             raise
-        self._unsubscribe(model, query)
-        raise Reject("unavailable", TOO_FAST)
+
+    def _subscription_failed(
+        self,
+        model: Model,
+        query: Mapping[str, Any],
+        before: tuple[Model, Mapping[str, Any]] | None,
+        error: BaseException,
+    ) -> None:
+        """Undo a subscription. One that was there before goes on as it was, unless the right to it is gone."""
+        topic = model.topic_of(query)
+        if topic not in self._queries:
+            return
+        if before is None:
+            self._detach(topic)
+        elif isinstance(error, Reject) and error.code in REFUSED:
+            self._detach(topic)
+            self._send_snapshot(topic, topic.channel.epoch, topic.channel.seq, "[]")
+        else:
+            self._queries[topic] = before
 
     def _unsubscribe(self, model: Model, query: Mapping[str, Any]) -> None:
         self._detach(model.topic_of(query))
@@ -763,8 +814,8 @@ class Connection:
         if not ctx.model.tells_apart:
             return topic.channel.epoch
         kind, _ = ctx.model.audience_of(ctx)
-        seen_by = self._site.rights_of(self.user), kind if isinstance(kind, tuple) else None
-        return f"{topic.channel.epoch}.{hash(seen_by) & 0xFFFF_FFFF_FFFF:012x}"
+        view = self._site.number_of_view(self.user, kind if isinstance(kind, tuple) else None)
+        return f"{topic.channel.epoch}.{view:x}"
 
     def _begin_snapshot(self, topic: Topic) -> object:
         """Mark the snapshot of a channel that was begun last: it alone may be delivered."""
@@ -801,16 +852,20 @@ class Connection:
 
     def _lost(self, topic: Topic) -> None:
         model, query = self._queries[topic]
-        self._site.spawn(self._snapshot_again(topic, model, query))
+        self._site.spawn(self._snapshot_again(topic, model, query, self._users))
 
-    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
-        """Replace what the client has of a topic, which is held meanwhile."""
+    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], user: int) -> None:
+        """Replace what the client has of a topic, which is held meanwhile.
+
+        user: how often it had changed when that was asked; if it has again, this is for the newer one to do.
+        """
         Acting.current.set(None)  # whoever has published as the client was found to be too late
         try:
             self._snapshotting = self._snapshotting or asyncio.Lock()
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
-                await self._replace(topic, model, query)
+                if user == self._users:
+                    await self._replace(topic, model, query)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
@@ -880,6 +935,4 @@ def user_key(user: Any) -> Hashable:
             return kind, str(getattr(user, name))
         except (AttributeError, NotImplementedError):
             continue
-    if is_opaque:
-        return kind
     return kind, user if isinstance(user, Hashable) else repr(user)

@@ -97,8 +97,8 @@ class Turns:
 
     def _would_wait_for_itself(self, record: Hashable, held: Mapping[Hashable, _Turn]) -> bool:
         """Whether the holder of a record waits, by however many others, for one that is held here."""
-        if record in held:
-            return False  # the tasks of one holder take turns
+        if not held or record in held:
+            return False  # who holds nothing keeps nobody waiting, and the tasks of one holder take turns
         seen, ahead = set[Hashable](), [record]
         while ahead:
             wanted = ahead.pop()

@@ -1734,3 +1734,144 @@ async def test_a_query_does_not_tell_what_is_redacted() -> None:
         assert await client.read("Card", {"pin": 4711}) == []
         assert dict(await client.subscribe("Card", {"pin": 4711})) == {}
         assert await client.read("Card", {"name": "ann"}) == [{"id": 1, "name": "ann"}]
+
+
+async def test_a_subscription_that_fails_leaves_the_one_that_was_there() -> None:
+    sync = Backsync()
+    model = sync.model("Doc")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        if query.get("bad"):
+            raise Reject("invalid", "No such query.")
+        return []
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Doc")
+        with pytest.raises(Reject, match="No such query"):
+            await client.subscribe("Doc", {"bad": True})
+        model.publish("upsert", {"id": 1})
+        await client.until(lambda: set(view) == {1})
+
+
+class Person:
+    """A user that nothing tells from another but being another object."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@pytest.mark.parametrize("users", [(Person("ann"), Person("bob")), (-1, -2), ("ann", "bob")], ids=str)
+async def test_users_are_told_apart_whatever_they_are(users: tuple[Any, Any]) -> None:
+    sync = Backsync()
+    who = users[0]
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> Any:
+        return who
+
+    model = sync.model("Note", store=MemoryStore())
+    model.visible(lambda ctx, record: record["owner"] == users.index(ctx.user))
+    await model.upsert({"id": 1, "owner": 0})
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Note")
+        assert set(view) == {1}
+        await client.reconnect()
+        assert view.mode == "resume"
+        who = users[1]
+        await client.reconnect()
+        assert (view.mode, set(view)) == ("snapshot", set())
+
+
+async def test_a_write_is_remembered_for_the_user_who_sent_it() -> None:
+    sync = Backsync()
+    go_on = asyncio.Event()
+    paid: list[str] = []
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        return token
+
+    @sync.model("Bank").on("slow")
+    async def slow(ctx: Context, data: Any) -> None:
+        await go_on.wait()
+
+    @sync.model("Bank").on("pay")
+    async def pay(ctx: Context, data: Any) -> None:
+        paid.append(ctx.user)
+
+    payment = {"id": "p", "event": "Bank:pay"}
+    async with connect(sync) as first:
+        await first.call("$:hello", {"client": "c", "token": "ann"})
+        first.ask("Bank:slow")
+        first.send(payment)
+        await first.call("$:auth", {"token": "bob"})
+        go_on.set()
+        while "p" not in [(await first.receive())["id"]]:
+            pass
+    async with connect(sync) as again:
+        await again.call("$:hello", {"client": "c", "token": "ann"})
+        again.send(payment)
+        assert (await again.receive())["id"] == "p"
+    assert paid == ["ann"]
+
+
+async def test_greetings_and_tokens_that_wait_have_a_bound() -> None:
+    sync = Backsync()
+    go_on = asyncio.Event()
+
+    @sync.on("auth")
+    async def auth(ctx: Context, token: str | None) -> str | None:
+        await go_on.wait()
+        return token
+
+    async with connect(sync) as client:
+        hellos = [client.ask("$:hello", {"client": "c"}) for _ in range(50)]
+        refused = [(await client.receive())["error"]["code"] for _ in range(42)]
+        assert set(refused) == {"rate_limited"}
+        go_on.set()
+        assert [(await client.receive())["id"] for _ in range(8)] == hellos[:8]
+        go_on.clear()
+        for number in range(50):
+            client.ask("$:auth", {"token": str(number)})
+        assert {(await client.receive())["error"]["code"] for _ in range(42)} == {"rate_limited"}
+        go_on.set()
+
+
+async def test_calls_that_ask_for_no_order_count_until_they_are_done() -> None:
+    sync = Backsync(limits=Limits(requests=4))
+    go_on = asyncio.Event()
+    begun: list[int] = []
+
+    @sync.model("M").on("wait", concurrent=True)
+    async def wait(ctx: Context, data: int) -> None:
+        begun.append(data)
+        await go_on.wait()
+
+    async with connect(sync) as client:
+        asked = [client.ask("M:wait", number) for number in range(20)]
+        async with connect(sync) as control:
+            for _ in range(5):
+                await control.call("$:ping")
+        assert len(begun) <= 4
+        go_on.set()
+        assert {(await client.receive())["id"] for _ in asked} == set(asked)
+
+
+async def test_many_refreshes_at_once_are_one_snapshot() -> None:
+    sync = Backsync()
+    reads: list[int] = []
+    model = sync.model("Doc")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        reads.append(1)
+        return [{"id": len(reads)}]
+
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Doc")
+        for _ in range(50):
+            sync.refresh()
+        await client.until(lambda: set(view) == {2})
+        await client.call("$:ping")
+        assert len(reads) == 2
