@@ -79,6 +79,7 @@ async def expect_saved(page: Page) -> None:
 
 
 async def cut(page: Page) -> None:
+    await expect_saved(page)  # else what is on its way is lost, and waits as well
     await page.get_by_test_id("cut").click()
     await expect(page.get_by_test_id("status")).to_contain_text("Offline")
 
@@ -375,6 +376,7 @@ async def test_on_a_phone_everything_fits_and_can_be_reached(open_list: Open) ->
     grace = await open_list()
     ada = await open_list(viewport=PHONE, has_touch=True, is_mobile=True)
     await add(ada, "Bread", "Wörter" * 30, "https://example.org/" + "a/" * 80, "x" * 201)
+    await expect_saved(ada)
     await ada.get_by_test_id("cut").tap()
     await item(ada, "Bread").get_by_test_id("toggle").tap()
     await expect(ada.get_by_test_id("status")).to_have_text("Offline: 1 change waiting")
@@ -425,6 +427,7 @@ async def test_everything_can_be_done_with_the_keyboard_alone(open_list: Open) -
     await tab_to(ada, ada.get_by_test_id("toggle-all"), "Shift+Tab")
     await ada.keyboard.press("Space")
     await expect_list(ada, "-Milk")
+    await expect_saved(ada)  # else it is still on its way when the connection is cut, and waits, too
     await tab_to(ada, ada.get_by_test_id("cut"), "Shift+Tab")
     await ada.keyboard.press("Space")
     await expect(ada.get_by_test_id("status")).to_have_text("Offline")
