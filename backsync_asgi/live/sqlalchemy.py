@@ -269,7 +269,8 @@ class LiveMapping:
         journal.ticket = ticket
 
     def _rollback(self, conn: Connection) -> None:
-        self._forget(conn.info)
+        if not conn.invalidated:  # else its notes are gone with it, and it could not even be asked for them
+            self._forget(conn.info)
 
     def _handle_error(self, context: ExceptionContext) -> None:
         conn = context.connection

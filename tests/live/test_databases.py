@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 from playwright.async_api import expect
+from sqlalchemy import create_engine, text
 
 from backsync_asgi.testing import connect
 from tests.browser import Visitors
@@ -41,6 +42,18 @@ async def test_its_page_shows_what_is_saved(tmp_path: Path, serve: Callable[...,
     await first.get_by_role("textbox").press("Enter")
     for page in (first, second):
         await expect(page.locator("ul > li")).to_have_text(["Tea is ready"])
+
+
+async def test_a_connection_that_is_lost_beside_live_models_can_be_rolled_back() -> None:
+    program = run_program(next(blocks_of("databases.md", DOCUMENT)))  # which listens to every engine
+    assert program["app"] is not None
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        connection.execute(text("select 1"))
+        connection.invalidate()
+        connection.rollback()
+        assert connection.execute(text("select 2")).scalar() == 2
+    engine.dispose()
 
 
 def test_its_first_program_is_short() -> None:
