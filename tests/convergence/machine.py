@@ -388,7 +388,11 @@ class Convergence(RuleBasedStateMachine):
             for view in person.client.views:
                 key = () if view.key is None else (json.dumps(view.key["room"]),)
                 topic = hub.find(view.model, key)
-                if topic is None or topic.channel.epoch != view.epoch or not topic.channel.reaches(view.seq):
+                if (
+                    topic is None
+                    or (view.epoch or "").partition(".")[0] != topic.channel.epoch
+                    or not topic.channel.reaches(view.seq)
+                ):
                     continue
                 expected = self.expected(person, view)
                 for id in {*expected, *view}:
