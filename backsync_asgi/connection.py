@@ -772,7 +772,6 @@ class Connection:
     ) -> str | None:
         """The answer to a subscription; None if the user or a newer snapshot has made it stale meanwhile."""
         user, model = self._users, ctx.model
-        model.place(query)  # nobody need be asked about a channel that there cannot be
         await self._check_guard(ctx, model, query)
         if user != self._users:
             return None
