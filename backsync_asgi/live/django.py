@@ -27,7 +27,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from backsync_asgi.errors import Reject
 from backsync_asgi.models import Context, Model
 
-from .feed import Feed, Id, Record, UnseenWrite, check_secrets, plain, write_pattern, writes
+from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
 
 logger = logging.getLogger("backsync")
 
@@ -61,10 +61,7 @@ class LiveModel:
         to_record: Callable[[Any], Record] | None,
         bulk: str,
     ) -> None:
-        if bulk not in ("publish", "ignore"):
-            raise ValueError(f"live({model.name}) got bulk={bulk!r}, expected 'publish' or 'ignore'.")
-        if model.store is not None:
-            raise ValueError(f"live({model.name}) got a model with a store: records have one home. Leave out store=.")
+        check_live(model, bulk)
         self._model = model
         self._mapped = mapped
         self._fields = check_fields(model, mapped, fields, to_record is not None)

@@ -25,6 +25,14 @@ class UnseenWrite(BacksyncError):
     """A statement would change records of a live model in a way that cannot be broadcast; says what to do instead."""
 
 
+def check_live(model: Model, bulk: str) -> None:
+    """Raises ValueError for what no live model can be."""
+    if bulk not in ("publish", "ignore"):
+        raise ValueError(f"live({model.name}) got bulk={bulk!r}, expected 'publish' or 'ignore'.")
+    if model.store is not None:
+        raise ValueError(f"live({model.name}) got a model with a store: records have one home. Leave out store=.")
+
+
 class Feed:
     """Publishes what commits have done to the records of one model; safe in any thread.
 

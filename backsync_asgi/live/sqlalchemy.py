@@ -28,7 +28,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from backsync_asgi.errors import Reject
 from backsync_asgi.models import Context, Model
 
-from .feed import Feed, Id, Record, UnseenWrite, check_secrets, plain, write_pattern, writes
+from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
 
 logger = logging.getLogger("backsync")
 
@@ -110,10 +110,7 @@ class LiveMapping:
     ) -> None:
         mapper = inspect(mapped)
         assert isinstance(mapper, Mapper)
-        if bulk not in ("publish", "ignore"):
-            raise ValueError(f"live({model.name}) got bulk={bulk!r}, expected 'publish' or 'ignore'.")
-        if model.store is not None:
-            raise ValueError(f"live({model.name}) got a model with a store: records have one home. Leave out store=.")
+        check_live(model, bulk)
         self._model = model
         self._mapped = mapped
         self._mapper = mapper
