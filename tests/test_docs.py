@@ -59,6 +59,12 @@ def blocks_of(name: str, text: str) -> Iterator[Block]:
             yield Block(f"{name}:{line}", language, path, body, program)
 
 
+@pytest.fixture(autouse=True)
+def in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs leave files."""
+    monkeypatch.chdir(tmp_path)
+
+
 BLOCKS = [block for path in DOCS for block in blocks_of(path.name, path.read_text())]
 
 

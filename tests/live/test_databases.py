@@ -12,8 +12,10 @@ from sqlalchemy import create_engine, text
 from backsync_asgi.testing import connect
 from tests.browser import Visitors
 from tests.servers import ROOT, Server
-from tests.test_docs import blocks_of, run_program
+from tests.test_docs import blocks_of, in_a_directory_of_its_own, run_program
 from tests.test_readme import first_block
+
+__all__ = ["in_a_directory_of_its_own"]
 
 DOCUMENT = (ROOT / "docs" / "databases.md").read_text()
 
