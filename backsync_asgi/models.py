@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import HTTPConnection
 
 from . import messages
+from .commits import Doubts, Handed
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
 from .handlers import Caller, HandlerFunction, check_signature, is_async
@@ -29,19 +30,22 @@ from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
 from .soon import Soon
-from .stores.base import Id, Record, Store, matches, parse_query
+from .stores.base import Id, Record, Store, Unsure, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
 
 logger = logging.getLogger("backsync")
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
+Result = TypeVar("Result")
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
+REFRESH_EVERY = 1.0  # seconds at least between having everybody read anew because of writes that have failed
 KEYS = 10_000  # encoded keys that are remembered, per model
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
-_STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
+_WRITES = frozenset({"upsert", "patch", "delete"})
+_STATE_METHODS = _WRITES | {"read"}
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
 _SIGNALS = f"{__package__}.signals"
@@ -100,7 +104,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_model", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_model", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -111,6 +115,7 @@ class Context:
         self.id: Id | None = None
         self.unset: Sequence[str] = ()
         self._model = model
+        self._handed: Handed | None = None
 
     @property
     def state(self) -> Any:
@@ -131,13 +136,25 @@ class Context:
 
     @property
     def store(self) -> Store:
-        """The model's store."""
-        store = self.model.store
-        if store is None:
-            raise AttributeError(
-                f"The model {self.model.name!r} has no store. Give it one, such as store=MemoryStore()."
-            )
-        return store
+        """The model's store. What is written here is broadcast as the handler returns it; if it fails, as it is stored.
+
+        A write that has begun is brought to its end, also where the handler's time limit is over.
+        """
+        if self._handed is None:
+            self._handed = self.model.handed()
+        store: Any = self._handed
+        return store  # type: ignore[no-any-return]
+
+    def end(self, failed: bool) -> None:
+        """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
+        if self._handed is not None:
+            self._handed.end(failed)
+            self._handed = None
+
+    def returned_late(self, result: Any) -> None:
+        """A plain handler has returned after its time limit."""
+        if self._model is not None and self.method in _WRITES:
+            self._model.finished_late(self, result)
 
 
 class BrokenOff(Exception):
@@ -178,6 +195,7 @@ class Model:
         self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
+        self._doubts = Doubts(self._look)
         self.lives: Lives | None = None
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
 
@@ -335,24 +353,25 @@ class Model:
         messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
         async with self._turn(record.get("id")):
             await self._find_place(record.get("id"))
-            stored = dict(record) if self.store is None else await self.store.upsert(record)
-            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
-        return stored
+            store = self.store
+            if store is not None:
+                return await self._commit(record.get("id"), lambda: store.upsert(record), self._tell_stored)
+            self.publish("upsert", record)
+        return dict(record)
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields of a stored record, remove those named by `unset`, and broadcast it whole.
 
         Raises Reject("not_found"); ValueError for a model without a store.
         """
-        if self.store is None:
+        store = self.store
+        if store is None:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
         self._check_key(fields, unset)
         async with self._turn(id):
             await self._find_place(id)
-            stored = await self.store.patch(id, fields, unset)
-            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
-        return stored
+            return await self._commit(id, lambda: store.patch(id, fields, unset), self._tell_stored)
 
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
@@ -364,12 +383,23 @@ class Model:
             if not is_due():
                 return False
             await self._find_place(id)
-            deleted = self.store is None or await self.store.delete(id)
+            return await self._delete_stored(id)
+
+    async def _delete_stored(self, id: Id) -> bool:
+        def tell(deleted: bool) -> None:
             if deleted:
                 self.publish("delete", {"id": id})
             else:
                 self._note_gone(id)
-        return deleted
+
+        store = self.store
+        if store is not None:
+            return await self._commit(id, lambda: store.delete(id), tell)
+        tell(True)
+        return True
+
+    def _tell_stored(self, record: Record) -> None:
+        self._announce("upsert", record)
 
     def _note_gone(self, id: Id) -> None:
         """The store has no such record any more, which nobody has announced here."""
@@ -385,12 +415,14 @@ class Model:
         Raises ValueError for a record without an id, and for a key that is not the model's (TypeError: not a mapping);
         Reject("invalid") for a record without its key fields, EncodeError for what JSON cannot carry.
         """
-        self._soon.run(self._prepare(method, data, key))
+        self._soon.run(self._prepare(method, data, key), self._on_lost(method))
 
-    def _prepare(
-        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_known: bool = False
-    ) -> Callable[[], None]:
-        """Check and encode what is to be published; the rest is for the event loop. is_known: see `_leave_place`."""
+    def _on_lost(self, method: str) -> Callable[[], None] | None:
+        """Whom to tell of a change that is dropped on its way to the event loop."""
+        return self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
+
+    def _prepare(self, method: str, data: Any, key: Mapping[str, Any] | None = None) -> Callable[[], None]:
+        """Check and encode what is to be published; the rest is for the event loop."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
             if not messages.is_method_name(method) or method in _NO_EVENTS:
@@ -408,7 +440,7 @@ class Model:
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
         record = data if method == "upsert" else {"id": id}
-        return self._prepare_change(method, record, messages.encode(record), is_known)
+        return self._prepare_change(method, record, messages.encode(record), is_known=False)
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.
@@ -420,7 +452,7 @@ class Model:
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
-            self._soon.put(act, self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None)
+            self._soon.put(act, self._on_lost(method))
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
@@ -438,6 +470,61 @@ class Model:
     def _changes_lost(self) -> None:
         if self.readable:
             self.refresh()
+
+    # Commits
+
+    def handed(self) -> Handed:
+        """The store for one request's handler. Raises AttributeError where there is none."""
+        if self.store is None:
+            raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
+        return Handed(self.store, self._commit, self._doubts.add)
+
+    async def _commit(
+        self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
+    ) -> Result:
+        """What a write of the store returns, once `told` of it: nobody who goes away can come between the two."""
+        if type(self.options.store) is MemoryStore:  # it never waits once it has begun
+            result = await write()
+            told(result)
+            return result
+        return await self._call.to_the_end(self._write_and_tell(id, write, told), lambda: self._doubts.add(id))
+
+    async def _write_and_tell(
+        self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
+    ) -> Result:
+        """Keeps the turn of a writer that may leave before the store has answered."""
+        async with self._turn(id if self._turns.holds((self.name, str(id))) else None):
+            try:
+                result = await write()
+            except Unsure:
+                self._doubts.add(id)
+                raise
+            told(result)
+            return result
+
+    def finished_late(self, ctx: Context, result: Any) -> None:
+        """A handler has written when its request was answered already, and others may have written since."""
+        if self.readable:
+            self._doubts.add(ctx.id)
+        elif ctx.method != "delete":
+            self.publish_soon("upsert", result)
+        elif result is not False:
+            self.publish_soon("delete", {"id": ctx.id})
+
+    async def _look(self, id: Id | None) -> None:
+        """Have everybody see what there is of a record; None: of any."""
+        if self.store is None or id is None or "read" in self._handlers:  # what that shows, only it knows
+            if self.store is not None:
+                await self._call.limited(self.store.read({"$limit": 1}))  # once the store answers, and not sooner
+            self.refresh()
+            await asyncio.sleep(REFRESH_EVERY)
+            return
+        async with self._turn(id):
+            record = await self._call.limited(self.store.get(id))
+            if record is None:
+                self.publish("delete", {"id": id})
+            else:
+                self._tell_stored(record)
 
     # Channels
 
@@ -564,7 +651,7 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body, self.store is not None))
+        self._soon.run(self._prepare_change(method, data, body, self.store is not None), self._on_lost(method))
         return body
 
     def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
@@ -707,18 +794,26 @@ class Model:
 
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
-        method = request.method
+        failed = True
         try:
-            if method == "read":
-                return await self.read_text(ctx, check_query(request.data))
-            if method in _STATE_METHODS:
-                return await self._write_all(ctx, request)
-            handler = self._handlers.get(method)
-            if handler is None or method == "subscribe":
-                raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
+            text = await self._perform(ctx, request)
+            failed = False
+            return text
         except Reject as error:
             raise self._hide_current(ctx, error) from None
+        finally:
+            ctx.end(failed)
+
+    async def _perform(self, ctx: Context, request: Request) -> str:
+        method = request.method
+        if method == "read":
+            return await self.read_text(ctx, check_query(request.data))
+        if method in _STATE_METHODS:
+            return await self._write_all(ctx, request)
+        handler = self._handlers.get(method)
+        if handler is None or method == "subscribe":
+            raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
+        return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -849,6 +944,7 @@ class Model:
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
         body = self._announce("upsert", record)
+        ctx.end(failed=False)
         seen = self.show(ctx, record)
         if seen is record:
             return body
@@ -868,8 +964,7 @@ class Model:
             typed = schema.load(data, stored, unset)
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
-            assert self.store is not None
-            return await self._call.limited(self.store.upsert(value))
+            return await self._call.limited(ctx.store.upsert(value))
         return self._completed("upsert", await self._call(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
@@ -890,7 +985,7 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
-            return await self._call.limited(self.store.patch(data["id"], data, unset))
+            return await self._call.limited(ctx.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
         current = await self._call.limited(self.store.get(data["id"]))
         if current is None:
@@ -899,20 +994,21 @@ class Model:
             return await self._upsert(ctx, data, current, unset)
         record = self._schema.record(self._schema.load(data, current, unset), data)
         changed = {field: record[field] for field in data if field in record}
-        return await self._call.limited(self.store.patch(data["id"], changed, unset))
+        return await self._call.limited(ctx.store.patch(data["id"], changed, unset))
 
     async def _delete(self, ctx: Context, id: Id) -> None:
         handler = self._handlers.get("delete")
         if handler is not None:
             deleted = await self._call(handler, ctx, self.loaded("delete", {"id": id})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(self.store.delete(id))
+            deleted = await self._call.limited(ctx.store.delete(id))
             if not deleted:
                 self._note_gone(id)
         else:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
+        ctx.end(failed=False)
 
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:

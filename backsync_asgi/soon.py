@@ -48,12 +48,12 @@ class Soon:
             self._waiting.append((act, context, on_lost))
             self._schedule()
 
-    def run(self, act: Callable[[], None]) -> None:
-        """Do it now on the event loop, soon from anywhere else."""
+    def run(self, act: Callable[[], None], on_lost: Callable[[], None] | None = None) -> None:
+        """Do it now on the event loop, soon from anywhere else; then as `put`."""
         if self._is_here():
             act()
         else:
-            self.put(act)
+            self.put(act, on_lost)
 
     def _is_here(self) -> bool:
         """Whether this is called on the event loop; without asking for the running one, which is a system call."""

@@ -47,6 +47,10 @@ class Turns:
         """
         return nullcontext() if record is None else _Holding(self, record)
 
+    def holds(self, record: Hashable) -> bool:
+        """Whether the caller holds the record's turn, or shares its holder's."""
+        return record in self.held.get()
+
     async def take(self, record: Hashable) -> _Turn:
         """Wait for the record's turn, and hold it."""
         while True:
