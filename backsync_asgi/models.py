@@ -193,6 +193,8 @@ class Model:
         self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
         self._prune_at = KEYS
         self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
+        self._catching = 0  # reads that look again at what was written meanwhile
+        self._gone: set[str] = set()  # the records that were deleted meanwhile
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
@@ -523,8 +525,18 @@ class Model:
             record = await self._call.limited(self.store.get(id))
             if record is None:
                 self.publish("delete", {"id": id})
-            else:
-                self._tell_stored(record)
+            elif not self._is_told(record):
+                self._announce("upsert", record, is_present=True)
+
+    def _is_told(self, record: Record) -> bool:
+        """Whether this very version of a record was the last one that was broadcast."""
+        version = self._version_of(record)
+        topic = None if version is None else self._hub.find(self.name, self.place(record)[0])
+        return topic is not None and topic.version(record["id"]) == version
+
+    def _version_of(self, record: Mapping[str, Any]) -> int | None:
+        version = None if self.options.version is None else record.get(self.options.version)
+        return version if type(version) is int else None
 
     # Channels
 
@@ -590,8 +602,46 @@ class Model:
                 self._note_place(str(id), self.place(current))
 
     async def _read_store(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
-        """The rows of the store, records or their JSON texts. A publisher does not ask it where a record was: as with
-        `_learn_places`, once for each query, since what comes later is published."""
+        """The rows of the store, records or their JSON texts."""
+        if not self._may_be_shared:
+            return await self._read_places(query, rows)
+        topic = None
+        with contextlib.suppress(Reject):  # a read need not name a channel
+            topic = self._hub.find(self.name, self.place(query)[0])
+        since = 0 if topic is None else topic.channel.seq
+        read = await self._read_places(query, rows)
+        changed = None if topic is None else topic.channel.since(since)
+        await self._catch_up({str(change.body.id) for change in changed or ()} | self._being_written())
+        return read
+
+    @property
+    def _may_be_shared(self) -> bool:
+        """Whether other processes may write the records, and versions tell which state is the newer one."""
+        return self.options.version is not None and type(self.options.store) is not MemoryStore
+
+    def _being_written(self) -> set[str]:
+        return {key[1] for key in self._turns.taken() if isinstance(key, tuple) and key[0] == self.name}
+
+    async def _catch_up(self, names: set[str]) -> None:
+        """Broadcast what other processes have made of the records that were written here while the store was read.
+
+        Who has read that must not get the older state that was written here after it. names: ids, as text.
+        """
+        assert self.store is not None
+        self._catching += 1
+        try:
+            for name in names:
+                record = await self._call.limited(self.store.get(name))
+                if record is not None and name not in self._gone and not self._is_told(record):
+                    self._announce("upsert", record)
+        finally:
+            self._catching -= 1
+            if not self._catching:
+                self._gone.clear()
+
+    async def _read_places(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
+        """A publisher does not ask the store where a record was: as with `_learn_places`, once for each query, since
+        what comes later is published."""
         if not self.options.key:
             return await self._call.limited(rows)
         self._reading += 1
@@ -648,19 +698,28 @@ class Model:
             if topic.key != place[0]:
                 topic.publish("delete", id, gone)
 
-    def _announce(self, method: str, data: Mapping[str, Any]) -> str:
+    def _announce(self, method: str, data: Mapping[str, Any], *, is_present: bool = False) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body, self.store is not None), self._on_lost(method))
+        act = self._prepare_change(method, data, body, self.store is not None, is_present)
+        self._soon.run(act, self._on_lost(method))
         return body
 
-    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
+    def _prepare_change(
+        self, method: str, data: Mapping[str, Any], body: str, is_known: bool, is_present: bool = False
+    ) -> Callable[[], None]:
         place = self.place(data) if method == "upsert" else None
         record = dict(data)  # the caller may go on with its own
-        return lambda: self._publish(method, record, body, place, is_known)
+        return lambda: self._publish(method, record, body, place, is_known, is_present)
 
     def _publish(
-        self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None, is_known: bool
+        self,
+        method: str,
+        data: Mapping[str, Any],
+        body: str,
+        place: tuple[Key, str] | None,
+        is_known: bool,
+        is_present: bool,
     ) -> None:
         id: Id = data["id"]
         if self.lives is not None:
@@ -672,15 +731,17 @@ class Model:
                 self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
-            version = data.get(self.options.version) if self.options.version is not None else None
-            version = version if type(version) is int else None
-            self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
+            topic, version = self._hub.topic(self.name, *place), self._version_of(data)
+            if not topic.publish("upsert", id, body, record, version, is_present) and self.store is not None:
+                self._doubts.add(id)  # it was deleted and added again, by another process, or this comes late
         if self.store is not None:
             for evicted in self.store.take_evicted():
                 self._note_gone(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        if self._catching:
+            self._gone.add(str(id))
         if not self.options.key:
             topics = [self._hub.topic(self.name)]
         else:
@@ -892,6 +953,8 @@ class Model:
         record = await self._call.limited(self.store.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])
+        if self._may_be_shared:
+            await self._catch_up({str(record["id"])} & self._being_written())
         return record
 
     @property

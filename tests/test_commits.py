@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -467,3 +467,112 @@ async def test_too_many_doubts_have_everybody_read_anew(sync: Backsync, monkeypa
         store.failures = 0
         await reader.until(lambda: len(view) == MAX_DOUBTS + 5)
         assert len(view.events) < 10
+
+
+# Another process writes the same rows: straight into the store
+
+
+class Shared(Slow):
+    """Reads as late as it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def snapshot(self, query: Mapping[str, Any]) -> AsyncGenerator[list[str], None]:
+        await self.reads.wait()
+        async for texts in super().snapshot(query):
+            yield texts
+
+    async def write_elsewhere(self, record: Record) -> None:
+        await MemoryStore.upsert(self, record)
+
+
+@pytest.fixture
+async def shared() -> tuple[Backsync, Shared]:
+    sync, store = Backsync(), Shared()
+    sync.model("M", store=store, version="rev")
+    await store.upsert({"id": 1, "by": "us"})
+    store.committed.clear()
+    return sync, store
+
+
+@pytest.mark.parametrize("how", ["subscribe", "read", "read one"])
+async def test_who_has_read_a_newer_version_does_not_get_the_older_one_that_was_on_its_way(
+    shared: tuple[Backsync, Shared], how: str
+) -> None:
+    sync, store = shared
+    async with connect(sync) as author, connect(sync) as reader:
+        view = await reader.subscribe("M")
+        store.answers.clear()
+        writing = asyncio.create_task(author.upsert("M", {"id": 1, "by": "us"}))
+        await store.committed.wait()
+        await store.write_elsewhere({"id": 1, "by": "them"})
+        newest = {"id": 1, "by": "them", "rev": 3}
+        if how == "subscribe":
+            assert dict(await reader.subscribe("M")) == {1: newest}
+        else:
+            assert await reader.read("M", {"id": 1} if how == "read one" else None) in (newest, [newest])
+        store.answers.set()
+        assert (await writing)["rev"] == 2
+        await author.call("$:ping")
+        await reader.until(lambda: view[1] == newest)
+        assert [event.data for event in view.events] in ([], [newest])
+
+
+async def test_nor_one_that_was_written_while_it_read(shared: tuple[Backsync, Shared]) -> None:
+    sync, store = shared
+    async with connect(sync) as author, connect(sync) as reader:
+        store.reads.clear()
+        reading = asyncio.create_task(reader.subscribe("M"))
+        await author.upsert("M", {"id": 1, "by": "us"})
+        await store.write_elsewhere({"id": 1, "by": "them"})
+        store.reads.set()
+        view = await reading
+        await author.upsert("M", {"id": 2})
+        await reader.until(lambda: 2 in view)
+        assert view[1] == {"id": 1, "by": "them", "rev": 3}
+        assert [event.data["rev"] for event in view.events if event.data["id"] == 1] in ([], [3])
+
+
+async def test_a_record_that_was_deleted_and_added_again_elsewhere_is_followed(shared: tuple[Backsync, Shared]) -> None:
+    sync, store = shared
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.upsert("M", {"id": 1, "by": "us"})
+        await author.upsert("M", {"id": 1, "by": "us"})
+        await MemoryStore.delete(store, 1)
+        await store.write_elsewhere({"id": 1, "by": "them"})
+        await author.upsert("M", {"id": 1, "by": "us anew"})
+        await author.until(lambda: view[1] == {"id": 1, "by": "us anew", "rev": 2})
+
+
+async def test_what_is_deleted_while_it_is_read_again_stays_deleted(shared: tuple[Backsync, Shared]) -> None:
+    sync, store = shared
+    model = sync.model("M")
+    async with connect(sync) as author, connect(sync) as reader:
+        view = await reader.subscribe("M")
+        store.answers.clear()
+        writing = asyncio.create_task(author.upsert("M", {"id": 1, "by": "us"}))
+        await store.committed.wait()
+        get, began, goes_on = store.get, asyncio.Event(), asyncio.Event()
+
+        async def late(id: Id) -> Record | None:
+            record = await get(id)
+            began.set()
+            await goes_on.wait()
+            return record
+
+        store.get = late  # type: ignore[method-assign]
+        reading = asyncio.create_task(reader.read("M"))
+        await began.wait()
+        store.answers.set()
+        await writing
+        store.get = get  # type: ignore[method-assign]
+        await model.delete(1)
+        goes_on.set()
+        await reading
+        await author.upsert("M", {"id": 2})
+        await reader.until(lambda: 2 in view)
+        assert 1 not in view

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import random
 import sqlite3
 import subprocess
@@ -24,6 +23,7 @@ from backsync_asgi import Reject
 from backsync_asgi.stores import SQLStore
 from backsync_asgi.stores.base import parse_query
 from backsync_asgi.stores.tables import select
+from tests.forks import processes
 from tests.postgres import PostgreSQL, postgres
 from tests.servers import ROOT
 from tests.stores.writer import write
@@ -435,8 +435,6 @@ async def test_what_a_crashing_database_has_acknowledged_is_kept() -> None:
 
 
 def test_no_acknowledged_write_is_lost_when_the_process_is_killed(sqlite: str) -> None:
-    processes = multiprocessing.get_context("forkserver")  # starts from a process that has all imported
-    processes.set_forkserver_preload(["tests.stores.writer"])
     number = -1
     for _ in range(20):
         acknowledged, sender = processes.Pipe(duplex=False)
