@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from backsync_asgi import Reject
 from backsync_asgi.stores import SQLStore
-from backsync_asgi.stores.base import parse_query
+from backsync_asgi.stores.base import Unsure, parse_query
+from backsync_asgi.stores.sql import parse_url
 from backsync_asgi.stores.tables import select
 from tests.forks import processes
 from tests.postgres import PostgreSQL, postgres
@@ -432,6 +433,27 @@ async def test_what_a_crashing_database_has_acknowledged_is_kept() -> None:
         assert {error.code for error in refused} == {"unavailable"}
         assert set(acknowledged) <= {record["id"] for record in await store.read({})}
         await store.close()
+
+
+async def test_a_write_whose_commit_got_no_answer_says_that_it_may_be_stored(url: str) -> None:
+    engine = create_async_engine(parse_url(url))
+    store = SQLStore(engine=engine, table="unanswered")
+    await store.open()
+
+    def lose_the_answer(connection: sa.Connection) -> None:
+        connection.connection.commit()
+        raise ConnectionResetError("cut")
+
+    sa.event.listen(engine.sync_engine, "commit", lose_the_answer)
+    with pytest.raises(Unsure) as doubt:
+        await store.upsert({"id": "a"})
+    assert doubt.value.code == "unavailable"
+    sa.event.remove(engine.sync_engine, "commit", lose_the_answer)
+    assert await store.get("a") == {"id": "a"}
+    with pytest.raises(Reject) as refused:
+        await store.patch("b", {})
+    assert not isinstance(refused.value, Unsure)
+    await engine.dispose()
 
 
 def test_no_acknowledged_write_is_lost_when_the_process_is_killed(sqlite: str) -> None:
