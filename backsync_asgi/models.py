@@ -419,11 +419,17 @@ class Model:
         """
         self._soon.run(self._prepare(method, data, key), self._on_lost(method))
 
+    def publish_present(self, method: str, data: Any) -> None:
+        """`publish` what a database has now: of a record that was deleted and added again that is a lower version."""
+        self._soon.run(self._prepare(method, data, is_present=True), self._on_lost(method))
+
     def _on_lost(self, method: str) -> Callable[[], None] | None:
         """Whom to tell of a change that is dropped on its way to the event loop."""
         return self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
 
-    def _prepare(self, method: str, data: Any, key: Mapping[str, Any] | None = None) -> Callable[[], None]:
+    def _prepare(
+        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_present: bool = False
+    ) -> Callable[[], None]:
         """Check and encode what is to be published; the rest is for the event loop."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
@@ -442,7 +448,7 @@ class Model:
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
         record = data if method == "upsert" else {"id": id}
-        return self._prepare_change(method, record, messages.encode(record), is_known=False)
+        return self._prepare_change(method, record, messages.encode(record), is_known=False, is_present=is_present)
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.

@@ -80,9 +80,9 @@ class Feed:
     def _publish(self, id: Id, record: Record | None) -> None:
         try:
             if record is None:
-                self.model.publish("delete", {"id": id})
+                self.model.publish_present("delete", {"id": id})
             else:
-                self.model.publish("upsert", record)
+                self.model.publish_present("upsert", record)
         except Exception as error:  # noqa: BLE001 - it is committed: its author must not hear of a failure
             logger.error("The change of %s %r is committed but cannot be broadcast: %s", self.model.name, id, error)
 
