@@ -15,7 +15,7 @@ class Heard:
     def __init__(self, sync: Backsync, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         self._all: list[tuple[str, Any]] = []
         for name in names:
-            monkeypatch.setattr(sync.model(name), "publish_present", self._note)
+            monkeypatch.setattr(sync.model(name), "publish", self._note)
 
     def _note(self, method: str, data: Any) -> None:
         self._all.append((method, data))
