@@ -481,6 +481,11 @@ class Model:
 
     # Commits
 
+    def doubt(self) -> None:
+        """It is not known what has been committed: subscribers read anew, soon. In any thread; never raises."""
+        if self.readable:
+            self._soon.put(lambda: self._doubts.add(None))
+
     def handed(self) -> Handed:
         """The store for one request's handler. Raises AttributeError where there is none."""
         if self.store is None:

@@ -166,6 +166,7 @@ class LiveMapping:
             on(Engine, name, getattr(self, f"_{name}"))
         on(Engine, "handle_error", self._handle_error)
         on(Pool, "checkin", self._checkin)
+        on(Pool, "invalidate", self._invalidate)
         if self._bulk != "ignore":
             on(Engine, "before_execute", self._before_execute, retval=True)
             on(Engine, "after_execute", self._after_execute)
@@ -281,7 +282,10 @@ class LiveMapping:
                     self._model.name,
                     ", ".join(repr(id) for id in islice(journal.changes, 20)),
                 )
-            self._forget(conn.info)
+            self._forget(conn.info, is_known=not context.is_disconnect)
+
+    def _invalidate(self, dbapi_connection: object, connection_record: Any, error: BaseException | None) -> None:
+        self._forget(connection_record.info, is_known=False)  # whoever waited for the COMMIT was cancelled, say
 
     def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
         self._finish(connection_record.info)
@@ -292,10 +296,13 @@ class LiveMapping:
         if journal is not None and journal.ticket is not None:
             self._feed.end(journal.ticket, journal.changes)
 
-    def _forget(self, info: Any) -> None:
+    def _forget(self, info: Any, is_known: bool = True) -> None:
+        """The transaction was not committed, or it is not known whether it was."""
         journal: Journal | None = info.pop(self, None)
         if journal is not None and journal.ticket is not None:
             self._feed.drop(journal.ticket)
+            if not is_known:
+                self._model.doubt()
 
     # Records
 

@@ -32,10 +32,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.pool import Pool
+from sqlalchemy.util import await_only
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import UnseenWrite, live
@@ -681,6 +682,44 @@ def test_a_commit_that_fails_is_not_broadcast(heard: Heard, tmp_path: Path) -> N
         session.commit()
     engine.dispose()
     assert heard.ids() == [("upsert", 2)]
+
+
+@pytest.mark.parametrize("way", ["cancelled", "lost"])
+async def test_a_commit_whose_outcome_is_not_known_has_subscribers_read_anew(
+    way: str, sync: Backsync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/live.sqlite")
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        adapter: Any = type((await connection.get_raw_connection()).dbapi_connection)
+    sessions, committed, commit_really = async_sessionmaker(engine), asyncio.Event(), adapter.commit
+
+    def commit_late(connection: Any) -> None:
+        commit_really(connection)
+        committed.set()
+        if way == "lost":
+            raise connection.dbapi.OperationalError("no active connection")
+        await_only(asyncio.Event().wait())
+
+    async def write() -> None:
+        async with sessions() as session:
+            session.add(Message(id=1, text="stored"))
+            await session.commit()
+
+    with made_live(sync, "Message", Message, session=sessions) as feed:
+        async with connect(sync) as client:
+            view = await client.subscribe("Message")
+            with monkeypatch.context() as patch:
+                patch.setattr(adapter, "commit", commit_late)
+                writing = asyncio.create_task(write())
+                await committed.wait()
+                if way == "cancelled":
+                    writing.cancel()
+                with pytest.raises((asyncio.CancelledError, OperationalError)):
+                    await writing
+            await client.until(lambda: 1 in view)
+        assert not feed._feed._open
+    await engine.dispose()
 
 
 async def test_a_record_that_cannot_be_made_or_sent_does_not_stop_the_others(
