@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from .messages import record_of
@@ -81,9 +82,9 @@ class Doubts:
     look: called with a record's id; with None where it is not known which records have changed.
     """
 
-    def __init__(self, look: Callable[[Id | None], Awaitable[None]]) -> None:
+    def __init__(self, look: Callable[[Id | None], Coroutine[Any, Any, None]]) -> None:
         self._look = look
-        self._ids: dict[str | None, Id | None] = {}
+        self._ids: dict[str | None, tuple[Id | None, contextvars.Context]] = {}  # and on whose behalf
         self._task: asyncio.Task[None] | None = None
 
     def add(self, id: Id | None) -> None:
@@ -91,7 +92,7 @@ class Doubts:
         if len(self._ids) >= MAX_DOUBTS:
             self._ids.clear()
             id = None
-        self._ids[None if id is None else str(id)] = id
+        self._ids[None if id is None else str(id)] = id, contextvars.copy_context()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -99,12 +100,12 @@ class Doubts:
         delay = FIRST_DELAY
         while self._ids:
             name = next(iter(self._ids))
-            id = self._ids.pop(name)
+            id, context = self._ids.pop(name)
             try:
-                await self._look(id)
+                await asyncio.get_running_loop().create_task(self._look(id), context=context)
                 delay = FIRST_DELAY
             except Exception as error:  # noqa: BLE001 - whatever it is, clients would stay with an older state
                 logger.warning("A record whose write may be untold cannot be read yet: %r", error)
-                self._ids[name] = id
+                self._ids[name] = id, context
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_DELAY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
@@ -46,12 +47,26 @@ def make_app(url: str, listens: bool) -> Starlette:
     return Starlette(routes=[Mount("/backsync", app=sync)], lifespan=lifespan)
 
 
+def app() -> Starlette:
+    """As uvicorn's command line finds it."""
+    return make_app(os.environ["DATABASE_URL"], listens=False)
+
+
+def client_of(port: int) -> Client:
+    """A client of the server on a port, which keeps what has no reply until it comes back."""
+
+    def dial(transport: Transport, ears: Any) -> NetSocketLine:
+        return NetSocketLine(port, False, "reset", ears, path="/backsync")
+
+    return Client(dial, Conversation(secrets.token_hex(8), None), "websocket", True)
+
+
 def serve(url: str, port: int, listens: bool) -> None:
     """Serve the app, until the process is killed."""
     uvicorn.run(make_app(url, listens), host="127.0.0.1", port=port, log_level="error")
 
 
-class Server:
+class Process:
     """A process that serves the app of a database, on a port that stays the same over restarts."""
 
     def __init__(self, url: str, *, listens: bool = False) -> None:
@@ -71,13 +86,8 @@ class Server:
             self._process = None
 
     def client(self) -> Client:
-        """A client of it that keeps what has no reply until it comes back."""
-        port = self._arguments[1]
-
-        def dial(transport: Transport, ears: Any) -> NetSocketLine:
-            return NetSocketLine(port, False, "reset", ears, path="/backsync")
-
-        return Client(dial, Conversation(secrets.token_hex(8), None), "websocket", True)
+        """One of its clients."""
+        return client_of(self._arguments[1])
 
 
 async def come_back(client: Client) -> None:

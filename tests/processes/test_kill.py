@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from backsync_asgi.testing import Client
-from tests.processes.server import Server, come_back, rows_of
+from tests.processes.server import Process, client_of, come_back, rows_of
+from tests.servers import Server
 
 ROUNDS = 20
 CLIENTS = 3
@@ -53,7 +57,7 @@ class Writers:
 
 
 async def test_a_server_that_is_killed_twenty_times_has_lost_no_acknowledged_write(url: str) -> None:
-    server = Server(url)
+    server = Process(url)
     clients = [server.client() for _ in range(CLIENTS)]
     server.start()
     for client in clients:
@@ -77,6 +81,31 @@ async def test_a_server_that_is_killed_twenty_times_has_lost_no_acknowledged_wri
     finally:
         writers.end()
         server.kill()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_one_that_is_told_to_end_has_lost_none_either_and_ends_without_an_error(
+    url: str, serve: Callable[..., Server]
+) -> None:
+    options = {"options": ("--factory",), "env": {"DATABASE_URL": url}}
+    server = serve("tests.processes.server:app", **options)
+    client = client_of(server.port)
+    view = await client.subscribe("Row")
+    writers = Writers([client])
+    try:
+        await writers.until_more(20)
+        await asyncio.to_thread(server.stop)
+        server.check_log()
+        check(writers.acknowledged, await rows_of(url))
+        await asyncio.to_thread(serve, "tests.processes.server:app", port=server.port, **options)
+        await come_back(client)
+        await writers.stop()
+        rows = await rows_of(url)
+        assert {id: row["n"] for id, row in rows.items()} == writers.acknowledged
+        await client.until(lambda: dict(view) == rows)
+        await client.close()
+    finally:
+        writers.end()
 
 
 def check(acknowledged: dict[str, int], rows: dict[Any, dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from backsync_asgi import Reject
 from backsync_asgi.testing import Client
-from tests.processes.server import Server, come_back, rows_of
+from tests.processes.server import Process, come_back, rows_of
 
 IDS = ("x", "y", "z")
 WRITES = 60  # of each client
@@ -72,7 +72,7 @@ class Reader:
 
 @asynccontextmanager
 async def two_servers(url: str, **options: Any) -> AsyncIterator[list[Reader]]:
-    servers = [Server(url, **options) for _ in range(2)]
+    servers = [Process(url, **options) for _ in range(2)]
     readers = [Reader(server.client(), random.Random(seed)) for server in servers for seed in range(CLIENTS)]
     try:
         for server in servers:
