@@ -355,9 +355,11 @@ async def test_a_handler_that_ends_well_is_told_of_once(sync: Backsync, store: S
 async def test_a_plain_handler_that_returns_after_its_time_limit_has_written(
     sync: Backsync, readable: bool, method: str
 ) -> None:
-    model, rows, goes_on = sync.model("M"), {row["id"]: row for row in SEED}, threading.Event()
+    model, rows = sync.model("M"), {row["id"]: row for row in SEED}
+    began, goes_on = threading.Event(), threading.Event()
 
     def save(ctx: Context, record: Record) -> Any:
+        began.set()
         goes_on.wait(5)
         if method == "delete":
             del rows[record["id"]]
@@ -373,7 +375,8 @@ async def test_a_plain_handler_that_returns_after_its_time_limit_has_written(
     async with connect(sync) as author, connect(sync) as reader:
         view = await reader.subscribe("M")
         try:
-            assert await code_of(author.call(f"M:{method}", {"id": 1, "n": 1})) == "timeout"
+            while not began.is_set():  # a thread may take longer to start than a handler may take
+                assert await code_of(author.call(f"M:{method}", {"id": 1, "n": 1})) == "timeout"
         finally:
             goes_on.set()
         await reader.until(lambda: (1 in view) == (method == "upsert") and dict(view) == rows)

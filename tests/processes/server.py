@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import secrets
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +25,6 @@ from backsync_asgi.stores import SQLStore
 from backsync_asgi.testing import Client, Transport
 from tests.convergence.net import NetSocketLine
 from tests.forks import processes
-from tests.postgres import free_port
 
 DEADLINE = 20.0  # seconds in which a server that was started must answer
 ROWS = sa.Table("rows", sa.MetaData(), *(sa.Column(name, sa.Integer) for name in ("rev", "n")))
@@ -70,7 +72,7 @@ class Process:
     """A process that serves the app of a database, on a port that stays the same over restarts."""
 
     def __init__(self, url: str, *, listens: bool = False) -> None:
-        self._arguments = (url, free_port(), listens)
+        self._arguments = (url, lasting_port(), listens)
         self._process: Any = None
 
     def start(self) -> None:
@@ -88,6 +90,15 @@ class Process:
     def client(self) -> Client:
         """One of its clients."""
         return client_of(self._arguments[1])
+
+
+def lasting_port() -> int:
+    """A free port that no connection is given by the system while the server is away."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(20_000, 30_000)  # below those that systems give away
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 async def come_back(client: Client) -> None:
