@@ -145,7 +145,7 @@ class Context:
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
-    def end(self, failed: bool) -> None:
+    def _end(self, failed: bool) -> None:
         """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
         if self._handed is not None:
             self._handed.end(failed)
@@ -874,7 +874,7 @@ class Model:
         except Reject as error:
             raise self._hide_current(ctx, error) from None
         finally:
-            ctx.end(failed)
+            ctx._end(failed)
 
     async def _perform(self, ctx: Context, request: Request) -> str:
         method = request.method
@@ -1018,7 +1018,7 @@ class Model:
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
         body = self._announce("upsert", record)
-        ctx.end(failed=False)
+        ctx._end(failed=False)
         seen = self.show(ctx, record)
         if seen is record:
             return body
@@ -1082,7 +1082,7 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
-        ctx.end(failed=False)
+        ctx._end(failed=False)
 
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:

@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "commit of a failed handler untold",
         "models.py",
-        (("            ctx.end(failed)", "            ctx.end(False)"),),
+        (("            ctx._end(failed)", "            ctx._end(False)"),),
         examples=COMMITS,
         machine=False,
     ),
