@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -17,7 +20,7 @@ from backsync_asgi.limits import Limits
 from backsync_asgi.models import Model
 from backsync_asgi.signals import post_delete, post_save
 from backsync_asgi.soon import SOON_LIMIT
-from backsync_asgi.stores import MemoryStore
+from backsync_asgi.stores import MemoryStore, SQLStore
 from backsync_asgi.stores.base import Unsure
 from backsync_asgi.testing import Client, connect
 from tests.inprocess import fetch
@@ -107,6 +110,21 @@ async def test_a_write_that_is_committed_after_its_time_limit_is_broadcast(
         store.answers.set()
         await until_equal(reader, view, store)
         await until_equal(author, own, store)
+
+
+async def test_so_is_one_that_has_waited_too_long_for_a_lock_of_the_database(sync: Backsync, tmp_path: Path) -> None:
+    store = SQLStore(f"sqlite:///{tmp_path}/m.db")
+    sync.model("M", store=store)
+    await store.open()
+    async with connect(sync) as author, connect(sync) as reader:
+        view = await reader.subscribe("M")
+        with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert await code_of(author.upsert("M", {"id": 1, "n": 1})) == "timeout"
+            other.execute("COMMIT")
+        await reader.until(lambda: dict(view) == {1: {"id": 1, "n": 1}})
+        assert await store.get(1) == {"id": 1, "n": 1}
+    await store.close()
 
 
 async def test_who_writes_next_waits_for_the_late_write_so_that_the_order_is_kept(sync: Backsync, store: Slow) -> None:

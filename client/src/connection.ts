@@ -247,6 +247,9 @@ export class Connection {
       throw new BacksyncError("usage", `subscribe() needs a model's name, options and a sink with snapshot and changes: ${form}.`);
     }
     const { page, order, query } = options;
+    if (page === undefined ? order !== undefined : options.snapshot === false) {
+      throw new BacksyncError("usage", "subscribe() got order without page, or page without records. Give both order and page, or neither.");
+    }
     const pages = page === undefined ? null : new Pages({ page, order, query }, sink, (data, answered) => {
       this.request({ event: `${model}:read`, data }, {}, answered);
     });

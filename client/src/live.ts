@@ -63,7 +63,6 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       if (!OPTIONS.includes(name)) throw new BacksyncError("usage", `LiveCollection does not know the option "${name}". It knows ${OPTIONS.join(", ")}.`);
     }
     const { query, page, order } = options;
-    if (order !== undefined && page === undefined) throw new BacksyncError("usage", "LiveCollection got order without page. Give both, or sort alone.");
     this.#connection = connection;
     this.#model = model;
     this.#sort = options.sort ?? (page === undefined ? undefined : inOrder(order ?? []));

@@ -235,6 +235,8 @@ describe("pages", () => {
     for (const page of [0, 1001, 1.5, "10"]) assert.throws(() => new LiveCollection(connection, "Row", { page: page as number }), /from 1 to 1000/);
     assert.throws(() => new LiveCollection(connection, "Row", { page: 3, query: { $limit: 5 } }), /say order and page/);
     assert.throws(() => new LiveCollection(connection, "Row", { order: "at" }), /order without page/);
+    const sink = { snapshot() {}, changes() {} };
+    assert.throws(() => connection.subscribe("Row", { page: 3, snapshot: false }, sink), /page without records/);
   });
 });
 
