@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import secrets
 from collections import Counter, deque
@@ -78,11 +79,10 @@ class Site:
         self.clients: Counter[Hashable] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
-        self._changes = 0  # of rights
+        self._numbers = itertools.count(1)  # of rights and views: none is used again
         self._rights: dict[Hashable, int] = {}
         self._rights_of_all = 0
         self._views: dict[Hashable, int] = {}
-        self._views_counted = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -110,23 +110,20 @@ class Site:
         if number is None:
             if len(self._views) >= MAX_VIEWS:
                 self._views.clear()  # numbers are not used again: who comes back gets a snapshot
-            self._views_counted += 1
-            number = self._views[view] = self._views_counted
+            number = self._views[view] = next(self._numbers)
         return number
 
     def rights_changed(self, user: Any) -> None:
         """A user may see something else from now on."""
-        self._changes += 1
         if len(self._rights) >= MAX_RIGHTS:
             self._rights.clear()
-            self._rights_of_all = self._changes
-        self._rights[user_key(user)] = self._changes
+            self._rights_of_all = next(self._numbers)
+        self._rights[user_key(user)] = next(self._numbers)
 
     def refresh(self) -> None:
         """Everybody may see something else from now on."""
-        self._changes += 1
         self._rights.clear()
-        self._rights_of_all = self._changes
+        self._rights_of_all = next(self._numbers)
         for connection in list(self.connections):
             connection._look_anew()
 
@@ -292,7 +289,7 @@ class Connection:
         for topic, (model, query) in list(self._queries.items()):
             if name is None or model.name == name:
                 self._subscriber.hold(topic)
-                self._site.spawn(self._snapshot_again(topic, model, query, self._users))
+                self._renew(topic, model, query)
 
     # As the session sees it
 
@@ -850,20 +847,21 @@ class Connection:
         return messages.encode([seen for row in rows if (seen := model.show(ctx, row)) is not None])
 
     def _lost(self, topic: Topic) -> None:
-        model, query = self._queries[topic]
-        self._site.spawn(self._snapshot_again(topic, model, query, self._users))
+        self._renew(topic, *self._queries[topic])
 
-    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], user: int) -> None:
-        """Replace what the client has of a topic, which is held meanwhile.
+    def _renew(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
+        """Replace what the client has of a topic, which is held until then."""
+        self._site.spawn(self._snapshot_again(topic, model, query, (self._users, topic.channel)))
 
-        user: how often it had changed when that was asked; if it has again, this is for the newer one to do.
-        """
+    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], asked: object) -> None:
+        """asked: how often the user had changed, and the channel, when that was asked; if either has again, this is
+        for the newer one to do."""
         Acting.current.set(None)  # whoever has published as the client was found to be too late
         try:
             self._snapshotting = self._snapshotting or asyncio.Lock()
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
-                if user == self._users:
+                if asked == (self._users, topic.channel):
                     await self._replace(topic, model, query)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
@@ -874,9 +872,9 @@ class Connection:
     async def _replace(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
         if topic not in self._queries:
             return
-        snapshot, user = self._begin_snapshot(topic), self._users
+        snapshot, user, channel = self._begin_snapshot(topic), self._users, topic.channel
         ctx = Context(self, model, "subscribe")
-        seq = topic.channel.seq
+        seq = channel.seq
         records = "[]"
         is_over = False
         try:
@@ -888,7 +886,8 @@ class Connection:
                 logger.info("A subscription to %s ended: %s", model.name, error)
             elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
                 raise
-        if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
+        is_stale = user != self._users or channel is not topic.channel or snapshot is not self._snapshots.get(topic)
+        if topic not in self._queries or is_stale:
             return  # a newer one is under way, or nobody wants it any more
         if is_over:
             self._detach(topic)

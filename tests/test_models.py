@@ -1858,7 +1858,8 @@ async def test_calls_that_ask_for_no_order_count_until_they_are_done() -> None:
         assert {(await client.receive())["id"] for _ in asked} == set(asked)
 
 
-async def test_many_refreshes_at_once_are_one_snapshot() -> None:
+@pytest.mark.parametrize("what", ["app", "model"])
+async def test_many_refreshes_at_once_are_one_snapshot(what: str) -> None:
     sync = Backsync()
     reads: list[int] = []
     model = sync.model("Doc")
@@ -1871,7 +1872,37 @@ async def test_many_refreshes_at_once_are_one_snapshot() -> None:
     async with testing.connect(sync) as client:
         view = await client.subscribe("Doc")
         for _ in range(50):
-            sync.refresh()
+            (sync if what == "app" else model).refresh()
         await client.until(lambda: set(view) == {2})
         await client.call("$:ping")
         assert len(reads) == 2
+
+
+async def test_a_refresh_while_the_one_before_is_read_leaves_that_unsent() -> None:
+    sync = Backsync()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    reads: list[int] = []
+    model = sync.model("Doc")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        reads.append(1)
+        if len(reads) == 2:
+            begun.set()
+            await go_on.wait()
+        return [{"id": len(reads)}]
+
+    async with connect(sync) as client:
+        await client.call("Doc:subscribe")
+        for number in range(5):
+            model.publish("upsert", {"id": number})
+        await client.pushes()
+        model.refresh()
+        await asyncio.wait_for(begun.wait(), testing.DEADLINE)
+        for _ in range(5):
+            model.refresh()
+        go_on.set()
+        snapshot = await client.receive()
+        assert (snapshot["data"]["seq"], snapshot["data"]["records"]) == (0, [{"id": 3}])
+        assert await client.pushes() == []
+    assert len(reads) == 3
