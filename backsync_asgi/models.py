@@ -23,12 +23,12 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
-from .handlers import Caller, HandlerFunction, check_signature, is_async
+from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature, is_async
 from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
-from .soon import Soon
+from .soon import Line, Soon
 from .stores.base import Id, Record, Store, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
@@ -716,9 +716,24 @@ class Model:
             handler = self._handlers.get(method)
             if handler is None or method == "subscribe":
                 raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
+            return messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
         except Reject as error:
             raise self._hide_current(ctx, error) from None
+
+    async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
+        """What a handler returns, once that is done which it has said to be done soon: its result is what it said
+        last."""
+        line = Line()
+        token = Line.current.set(line)
+        try:
+            result = await self._call(handler, ctx, data)
+            if line.soon is not None:
+                with contextlib.suppress(HandlerTimeout):  # a store that hangs: what the handler has done is told
+                    await self._call.limited(line.drained())
+            return result
+        finally:
+            line.is_over = True
+            Line.current.reset(token)
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -870,7 +885,7 @@ class Model:
         if handler is None:
             assert self.store is not None
             return await self._call.limited(self.store.upsert(value))
-        return self._completed("upsert", await self._call(handler, ctx, value), data)
+        return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
@@ -886,7 +901,7 @@ class Model:
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
-            return self._completed("patch", await self._call(handler, ctx, self.loaded("patch", data)), data)
+            return self._completed("patch", await self._ask(handler, ctx, self.loaded("patch", data)), data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
@@ -904,7 +919,7 @@ class Model:
     async def _delete(self, ctx: Context, id: Id) -> None:
         handler = self._handlers.get("delete")
         if handler is not None:
-            deleted = await self._call(handler, ctx, self.loaded("delete", {"id": id})) is not False
+            deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id})) is not False
         elif self.store is not None:
             deleted = await self._call.limited(self.store.delete(id))
             if not deleted:

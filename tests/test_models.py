@@ -567,6 +567,92 @@ async def test_a_plain_handler_in_a_thread_replies_first_too(sync: Backsync, how
         assert (await author.receive())["data"] == {"id": 1}
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+@pytest.mark.parametrize("how", ["upsert_soon", "publish_soon", "publish"])
+async def test_a_result_comes_after_all_that_its_handler_has_said_before(sync: Backsync, how: str, plain: bool) -> None:
+    slow = asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            if record.get("slow"):
+                await slow.wait()
+            return await super().upsert(record)
+
+    model = sync.model("M", store=SlowStore())
+
+    def save(ctx: Context, record: Record) -> Record:
+        model.upsert_soon({"id": "other", "slow": True})
+        said = {**record, "said": 1}
+        if how == "upsert_soon":
+            model.upsert_soon(said)
+        else:
+            getattr(model, how)("upsert", said)
+        return {**record, "said": 2}
+
+    async def save_async(ctx: Context, record: Record) -> Record:
+        return save(ctx, record)
+
+    model.on("upsert")(save if plain else save_async)
+    async with connect(sync) as author, connect(sync) as other:
+        await other.call("M:subscribe")
+        asked = author.ask("M:upsert", {"id": 1})
+        assert await other.pushes() in ([], [{"event": "M:upsert", "data": {"id": 1, "said": 1}, "seq": 1}])
+        slow.set()
+        assert (await author.reply(asked))["data"] == {"id": 1, "said": 2}
+        await other.pushes()
+        seen = [it["data"]["said"] for it in other.received if it.get("data", {}).get("id") == 1]
+        assert seen in ([1, 2], [2])
+
+
+async def test_what_a_handler_says_waits_for_nothing_that_others_have_said(sync: Backsync) -> None:
+    slow = asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            if record.get("slow"):
+                await slow.wait()
+            return await super().upsert(record)
+
+    model = sync.model("M", store=SlowStore())
+
+    @model.on("upsert")
+    def save(ctx: Context, record: Record) -> Record:
+        model.publish("upsert", {**record, "said": 1})
+        return {**record, "said": 2}
+
+    async with connect(sync) as client:
+        model.upsert_soon({"id": 1, "slow": True})  # holds everything behind it, and the record's turn
+        model.upsert_soon({"id": 2})
+        await client.call("$:ping")
+        assert (await client.call("M:upsert", {"id": 3}))["said"] == 2
+        slow.set()
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+async def test_a_store_that_hangs_on_what_a_handler_has_said_does_not_hold_its_result(plain: bool) -> None:
+    sync = Backsync(limits=Limits(handler_timeout=0.05))
+
+    class HangingStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    model = sync.model("M", store=HangingStore())
+
+    def save(ctx: Context, record: Record) -> Record:
+        model.upsert_soon({"id": "other"})
+        return record
+
+    async def save_async(ctx: Context, record: Record) -> Record:
+        return save(ctx, record)
+
+    model.on("upsert")(save if plain else save_async)
+    async with connect(sync) as client:
+        await client.call("M:subscribe", {}, snapshot=False)
+        assert await client.call("M:upsert", {"id": 1}) == {"id": 1}
+        assert [it["data"] for it in await client.pushes()] == [{"id": 1}]
+
+
 async def test_writers_of_one_record_take_turns_and_others_need_not_wait(sync: Backsync) -> None:
     running: list[str] = []
     order: list[str] = []
