@@ -1944,6 +1944,42 @@ async def test_calls_that_ask_for_no_order_count_until_they_are_done() -> None:
         assert {(await client.receive())["id"] for _ in asked} == set(asked)
 
 
+@pytest.mark.parametrize("what", ["app", "model", "subscription"])
+async def test_transient_events_while_a_client_reads_anew_come_after_its_snapshot(sync: Backsync, what: str) -> None:
+    model = sync.model("Doc")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        begun.set()
+        await go_on.wait()
+        return [{"id": 1}]
+
+    async with connect(sync) as client:
+        await client.call("Doc:subscribe")
+        begun.clear()
+        go_on.clear()
+        model.publish("typing", "a")
+        if what == "subscription":
+            client.ask("Doc:subscribe")
+        else:
+            (sync if what == "app" else model).refresh()
+        model.publish("typing", "b")
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        model.publish("typing", "c")
+        model.publish("upsert", {"id": 2})
+        model.publish("typing", "d")
+        assert [it["data"] for it in await client.pushes()] in ([], ["a"], ["a", "b"])
+        go_on.set()
+        while len(client.received) < 8:  # two answers before, then a snapshot, four events and a change
+            await client.receive()
+        said = [it["data"] for it in client.received if it.get("event") == "Doc:typing"]
+        assert said == ["a", "b", "c", "d"]
+        assert [it["event"] for it in client.received][-3:] == ["Doc:typing", "Doc:upsert", "Doc:typing"]
+        assert await client.pushes() == []
+
+
 @pytest.mark.parametrize("what", ["app", "model"])
 async def test_many_refreshes_at_once_are_one_snapshot(what: str) -> None:
     sync = Backsync()
