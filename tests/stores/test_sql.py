@@ -20,13 +20,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from backsync_asgi import Reject
+from backsync_asgi import Backsync, Reject
 from backsync_asgi.stores import SQLStore
 from backsync_asgi.stores.base import parse_query
 from backsync_asgi.stores.tables import select
 from tests.postgres import PostgreSQL, postgres
 from tests.servers import ROOT
 from tests.stores.writer import write
+
+DEADLINE = 5.0
 
 Make = Callable[..., SQLStore]
 
@@ -151,6 +153,32 @@ def test_a_store_lives_in_any_event_loop_and_closes_with_it(url: str) -> None:
         return len(await store.read({}))
 
     assert [asyncio.run(use(number)) for number in range(3)] == [1, 2, 3]
+
+
+async def test_the_table_is_made_as_the_app_starts(url: str) -> None:
+    sync = Backsync()
+    sync.model("ChatMessage", store=SQLStore(url))
+    engine = create_async_engine(
+        url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
+    )
+    async with sync.lifespan(), engine.connect() as connection:
+        assert await connection.run_sync(lambda it: sa.inspect(it).get_table_names()) == ["chat_message"]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql://nobody@127.0.0.1:1/nothing"])
+async def test_a_database_that_is_not_there_is_told_as_the_app_starts(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync = Backsync()
+    sync.model("Todo", store=SQLStore(url, timeout=1.0))
+    with pytest.raises(RuntimeError, match="The store of Todo could not be opened"):
+        async with sync.lifespan():
+            pytest.fail("it has started")
+    for thread in threading.enumerate():  # aiosqlite's says goodbye to the event loop, which must be there
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, DEADLINE)
+    assert "The database of todo is not available" in caplog.text
 
 
 async def test_many_processes_may_make_the_table_at_once(make: Make) -> None:
