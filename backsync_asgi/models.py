@@ -854,7 +854,7 @@ class Model:
                 case "patch":
                     return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
                 case _:
-                    await self._delete(ctx, data["id"])
+                    await self._delete(ctx, data)
                     return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
@@ -916,12 +916,14 @@ class Model:
         changed = {field: record[field] for field in data if field in record}
         return await self._call.limited(self.store.patch(data["id"], changed, unset))
 
-    async def _delete(self, ctx: Context, id: Id) -> None:
+    async def _delete(self, ctx: Context, data: Record) -> None:
+        id, version = data["id"], self.options.version
+        named = {} if version is None or data.get(version) is None else {version: data[version]}
         handler = self._handlers.get("delete")
         if handler is not None:
-            deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id})) is not False
+            deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(self.store.delete(id))
+            deleted = await self._call.limited(self.store.delete(id, *named.values()))
             if not deleted:
                 self._note_gone(id)
         else:

@@ -81,14 +81,14 @@ class Watched:
         self._after(post_save, id=stored["id"], record=stored, created=False)
         return stored
 
-    async def delete(self, id: Id) -> bool:
+    async def delete(self, id: Id, *version: Any) -> bool:
         """As the store's; a receiver's Reject refuses it. What is not there is deleted without a signal."""
         if not is_heard(self._model, pre_delete, post_delete):
-            return await self._store.delete(id)
+            return await self._store.delete(id, *version)
         current = await self._store.get(id)
         if current is not None:
             await self._before(pre_delete, id=id, record=current)
-        deleted = await self._store.delete(id)
+        deleted = await self._store.delete(id, *version)
         if deleted:
             self._after(post_delete, id=id, record=current)
         return deleted

@@ -161,12 +161,12 @@ class Faulty(MemoryStore):
         self.faults = faults
         self.tried_at: list[float] = []
 
-    async def delete(self, id: Id) -> bool:
+    async def delete(self, id: Id, version: Any = None) -> bool:
         self.tried_at.append(asyncio.get_running_loop().time())
         if self.faults:
             self.faults -= 1
             raise Reject("unavailable", "The database is not available; try again.")
-        return await super().delete(id)
+        return await super().delete(id, version)
 
 
 @pytest.mark.parametrize("way", ["gone", "ttl"])

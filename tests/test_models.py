@@ -1737,6 +1737,31 @@ async def test_a_conflict_of_a_method_of_ones_own_hides_what_may_not_be_seen(syn
             assert "secret" not in "".join(texts)
 
 
+async def test_a_delete_that_names_another_version_is_a_conflict(sync: Backsync) -> None:
+    model = sync.model("Page", store=MemoryStore(), version="rev")
+    kept = sync.model("Kept", store=MemoryStore(), version="rev")
+    asked: list[Record] = []
+
+    @kept.on("delete")
+    async def delete(ctx: Context, data: Record) -> bool:
+        asked.append(data)
+        return await ctx.store.delete(data["id"], data.get("rev"))
+
+    async with connect(sync) as client:
+        for name in ("Page", "Kept"):
+            await client.call(f"{name}:upsert", {"id": 1})
+            stored = await client.call(f"{name}:upsert", {"id": 1})
+            error = await client.error(f"{name}:delete", {"id": 1, "rev": 1})
+            assert (error["code"], error["details"]) == ("conflict", {"current": stored})
+            assert await client.call(f"{name}:delete", {**stored, "other": True}) == {}
+            assert await client.call(f"{name}:delete", stored) == {}, "it is gone already"
+            await client.call(f"{name}:upsert", {"id": 1})
+            assert await client.call(f"{name}:delete", {"id": 1}) == {}
+    assert asked == [{"id": 1, "rev": 1}, {"id": 1, "rev": 2}, {"id": 1, "rev": 2}, {"id": 1}]
+    assert model.store is not None
+    assert await model.store.read({}) == []
+
+
 async def test_a_patch_does_not_get_round_the_limit_of_fields(sync: Backsync) -> None:
     store = MemoryStore()
     sync.model("M", store=store)

@@ -226,6 +226,27 @@ async def test_of_two_writes_of_one_version_one_wins(make: Make) -> None:
         assert won["rev"] == version + 1
 
 
+async def test_of_a_write_and_a_delete_of_one_version_one_wins(make: Make) -> None:
+    writer, deleter = make(table="race"), make(table="race")
+    for store in (writer, deleter):
+        store.bind("Race", "rev")
+    for number in range(20):
+        id = f"r{number}"
+        await writer.upsert({"id": id})
+        work = [writer.upsert({"id": id, "x": 1, "rev": 1}), deleter.delete(id, 1)]
+        written, deleted = await asyncio.gather(*work[:: 1 if number % 2 else -1], return_exceptions=True)
+        written, deleted = (written, deleted) if number % 2 else (deleted, written)
+        left = await writer.get(id)
+        if deleted is True:
+            assert left is None
+            assert isinstance(written, Reject)
+            assert (written.code, written.details) == ("conflict", {"current": None})
+        else:
+            assert left == written == {"id": id, "x": 1, "rev": 2}
+            assert isinstance(deleted, Reject)
+            assert (deleted.code, deleted.details) == ("conflict", {"current": left})
+
+
 async def test_no_patch_is_lost_and_no_record_is_added_twice(make: Make) -> None:
     stores = [make(table="race") for _ in range(4)]
     for store in stores:
