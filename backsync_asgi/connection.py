@@ -730,6 +730,10 @@ class Connection:
 
     async def _subscribe(self, model: Model, request: Request, acting: Acting) -> str:
         query = check_query(request.data)
+        async with model.subscription_turn(self, query):
+            return await self._subscribe_now(model, request, query, acting)
+
+    async def _subscribe_now(self, model: Model, request: Request, query: dict[str, Any], acting: Acting) -> str:
         topic = self._site.hub.find(model.name, model.place(query)[0])
         before = None if topic is None else self._queries.get(topic)
         try:

@@ -493,6 +493,11 @@ class Model:
         """The turn of a record's writers; a new record has no others."""
         return self._turns.turn(None if id is None else (self.name, str(id)))
 
+    def subscription_turn(self, connection: Connection, query: Mapping[str, Any]) -> AbstractAsyncContextManager[None]:
+        """A client's subscriptions to one channel come one after the other, also where it need not wait for others."""
+        asks_for_no_order = "subscribe" in self.concurrent
+        return self._turns.turn((connection.id, self.name, self.place(query)[0]) if asks_for_no_order else None)
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
         if not self.options.key or id is None or self.store is None or str(id) in self._places:

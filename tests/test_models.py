@@ -1576,6 +1576,37 @@ async def test_who_was_away_when_its_rights_changed_does_not_resume_either() -> 
         assert (mine.mode, set(mine)) == ("snapshot", {2})
 
 
+async def test_subscriptions_that_need_not_wait_for_each_other_do_not_spoil_each_others_snapshots() -> None:
+    sync = Backsync()
+    asked: list[Any] = []
+    model = sync.model("Room", key="room", store=MemoryStore())
+    seen: list[Any] = []
+
+    @model.on("subscribe", concurrent=True)
+    async def guard(ctx: Context, query: Record) -> None:
+        asked.append(query["room"])
+        await asyncio.sleep(0)
+        asked.append(query["room"])
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        seen.append(query["room"])
+        await asyncio.sleep(0)
+        return await ctx.store.read(query)
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as client:
+        asking = [client.ask("Room:subscribe", {"room": room}) for room in ("a", "b", "a", "a")]
+        for id in asking:
+            answer = await client.receive()
+            assert answer["data"]["mode"] == "snapshot", id
+        await model.upsert({"id": 2, "room": "a"})
+        assert [push["data"]["id"] for push in await client.pushes()] == [2]
+    assert {message["id"] for message in client.received[:4]} == set(asking)
+    assert sorted(seen) == ["a", "a", "a", "b"], "no snapshot was read for nothing"
+    assert asked[:4] == ["a", "b", "a", "b"], "other channels need not wait"
+
+
 async def test_a_room_that_is_forgotten_while_its_guard_decides_is_heard_all_the_same() -> None:
     sync = Backsync()
     model = sync.model("Chat", store=MemoryStore(), key="room")
