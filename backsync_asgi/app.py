@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from . import messages
 from .connection import Connection, Site
+from .gone import Gone
 from .handlers import Caller, HandlerFunction, check_signature
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
@@ -155,6 +156,7 @@ class Backsync:
         if model is None:
             model = self._site.models[name] = Model(name, self._hub, self._caller, self._soon, self._turns)
             model.on_refresh = self._site.refresh_model
+            model.gone = Gone(self._hub.horizon.records) if self._site.is_2012 else None
         model.configure(options)
         return model
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 import secrets
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from .sockjs.frames import Frame, loads
 from .sockjs.receivers import Scope
 from .sockjs.server import Settings
 from .sockjs.session import Session
+from .stores.base import Id
 
 logger = logging.getLogger("backsync")
 
@@ -129,7 +130,11 @@ class Site:
 
     def refresh_model(self, name: str) -> None:
         """The records of a model have changed unheard: its channels begin anew, and so does everybody with them."""
+        gone = self.models[name].gone
         for topic in self.hub.topics_of(name):
+            if gone is not None:  # any of those that it remembers may be
+                for change in topic.channel.since(topic.channel.floor) or []:
+                    gone.note("delete", change.body.id)
             topic.restart()
         for connection in list(self.connections):
             connection._read_anew(name)
@@ -880,10 +885,12 @@ class Connection:
         ctx = Context(self, model, "subscribe")
         seq = channel.seq
         records = "[]"
+        hidden: list[Id] = []
         is_over = False
         try:
             await self._check_guard(ctx, model, query)
             records = await self._records(ctx, topic, query)
+            hidden = [] if model.gone is None else await model.hidden(ctx, query)
         except Reject as error:
             if error.code in ("forbidden", "unauthorized"):  # not this user's any more: the client's copy goes
                 is_over = True
@@ -897,12 +904,18 @@ class Connection:
             self._detach(topic)
         else:
             self._attach(ctx, topic, query, seq)
-        self._send_snapshot(topic, self._epoch(ctx, topic), seq, records)
+        self._send_snapshot(topic, self._epoch(ctx, topic), seq, records, hidden)
 
-    def _send_snapshot(self, topic: Topic, epoch: str, seq: int, records: str) -> None:
-        if self._site.is_2012:
-            for record in loads(records):
-                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
+    def _send_snapshot(self, topic: Topic, epoch: str, seq: int, records: str, hidden: Sequence[Id] = ()) -> None:
+        """hidden: ids of records that the client may not see, for one of 2012, which cannot replace what it has."""
+        gone = self._site.models[topic.name].gone
+        if gone is not None:
+            rows = loads(records)
+            there = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
+            for id in [*hidden, *gone.without([*there, *hidden])]:
+                self._subscriber.send(messages.push(f"{topic.name}:delete", messages.encode({"id": id})))
+            for row in rows:
+                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(row)))
         else:
             snapshot = {"epoch": epoch, "seq": seq, "records": orjson.Fragment(records)}
             self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))

@@ -23,6 +23,7 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
+from .gone import Gone
 from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature, is_async
 from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
@@ -179,6 +180,7 @@ class Model:
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self.lives: Lives | None = None
+        self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
 
     def __repr__(self) -> str:
@@ -586,6 +588,8 @@ class Model:
         if place is None:
             self._publish_delete(id, body)
         else:
+            if self.gone is not None:
+                self.gone.note(method, id)
             if self.options.key:
                 self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
@@ -599,6 +603,8 @@ class Model:
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        if self.gone is not None:
+            self.gone.note("delete", id)
         if not self.options.key:
             topics = [self._hub.topic(self.name)]
         else:
@@ -789,6 +795,12 @@ class Model:
         # The store has compared whole records: what is redacted must not be told by whether it matches.
         where = parse_query(query).where
         return [seen for seen in shown if matches(dict(seen), where)]
+
+    async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
+        """The ids of the records that a query asks for and this client may not see."""
+        rows = await self._read(ctx, query) if self._visible is not None and self.readable else []
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        return [row["id"] for row in rows if is_id(row.get("id")) and self.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the store has encoded already is not decoded on the way."""
