@@ -45,12 +45,15 @@ class Soon:
     What is said in the context of a `Line` has an order of its own, and waits for nobody else's.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, within: Soon | None = None) -> None:
         self._waiting: deque[Waiting] = deque()
         self._lock = threading.Lock()
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None if within is None else within._loop
         self._thread = 0  # that it runs in
         self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = (
+            set() if within is None else within._tasks
+        )  # nobody else holds on to them
         self._scheduled = False
         self._dropped = 0
         self._lost: dict[Callable[[], None], None] = {}  # whom to tell of what was dropped
@@ -69,7 +72,7 @@ class Soon:
             if line.is_over or self._loop is None:
                 return self
             if line.soon is None:
-                line.soon = Soon(self._loop)
+                line.soon = Soon(self)
             return line.soon
 
     def _append(self, act: Callable[[], Awaitable[Any] | None], on_lost: Callable[[], None] | None) -> None:
@@ -122,6 +125,8 @@ class Soon:
     def _start_draining(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._drain())
+            self._tasks.add(self._task)
+            self._task.add_done_callback(self._tasks.discard)
 
     async def _drain(self) -> None:
         for count in itertools.count(1):
