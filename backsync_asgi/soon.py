@@ -51,9 +51,8 @@ class Soon:
         self._loop: asyncio.AbstractEventLoop | None = None if within is None else within._loop
         self._thread = 0  # that it runs in
         self._task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = (
-            set() if within is None else within._tasks
-        )  # nobody else holds on to them
+        # Those of all lines within: nobody else holds on to them.
+        self._tasks: set[asyncio.Task[None]] = set() if within is None else within._tasks
         self._scheduled = False
         self._dropped = 0
         self._lost: dict[Callable[[], None], None] = {}  # whom to tell of what was dropped
