@@ -351,17 +351,22 @@ class Audience:
             frame = self.tails[start] = self._frame(pushes, events, next(iter(self.live)))
         if frame is not None and not frame.messages:
             return []
-        if frame is None:
-            late = list(self.live)
-        else:
-            self.offered += 1
-            forms = Forms(frame)
-            # The hot path: once for each client and change.
-            late = [subscriber for subscriber, link in list(self.live.items()) if link.declines(forms[link.form])]
+        late = list(self.live) if frame is None else self._offer(frame)
         for subscriber in late:
             self.live.pop(subscriber, None)
             subscriber.behind[self] = start
         return late
+
+    def _offer(self, frame: Frame) -> list[Subscriber]:
+        """Write a frame to those who keep up. Returns those to whom it could not be written."""
+        self.offered += 1
+        forms = Forms(frame)
+        declined = set()
+        for link in list(self.live.values()):  # the hot path: once for each client and change
+            declines = link.declines
+            if declines(forms[link.form]):
+                declined.add(link)
+        return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.

@@ -20,6 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 logger = logging.getLogger("backsync.sockjs")
 
 MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
+_DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
 _EMPTY = CellType()  # a variable that its function has not set
 
 
@@ -56,14 +57,14 @@ class Writer:
         if not self.writable:
             return True
         for index, event in enumerate(events):
-            steps = self._send(event).__await__()
             try:
-                waits_for = next(steps)
-            except StopIteration:
-                continue
+                steps = self._send(event).__await__()
+                waits_for = next(steps, _DONE)
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
                 return False
+            if waits_for is _DONE:
+                continue
             self._events = list(events[index + 1 :])
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
             self.writable = False

@@ -103,7 +103,20 @@ class Timing:
                 raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
-class Session:
+class Link:
+    """The way to one client, for frames that many get: `declines` is what writes one, in the `form` that it takes.
+
+    A class of its own so that these stand first in a session's memory: they are all that a broadcast touches of it.
+    """
+
+    __slots__ = ("declines", "form")
+
+    def __init__(self) -> None:
+        self.form = "frame"
+        self.declines: Callable[[Any], object] = refuse
+
+
+class Session(Link):
     """The state of one session: new until accepted, open, then closed with a frame that stays.
 
     form, declines: the receiver's, while it has been greeted, can be written to and nothing waits; else `refuse`. So a
@@ -121,23 +134,20 @@ class Session:
         "_sent_at",
         "accepted",
         "close_frame",
-        "declines",
         "endpoint",
-        "form",
         "principal",
         "receiver",
         "timing",
     )
 
     def __init__(self, timing: Timing, principal: Hashable = None) -> None:
+        super().__init__()
         self.timing = timing
         self.principal = principal
         self.endpoint: Endpoint | None = None
         self.receiver: Receiver | None = None
         self.accepted = False
         self.close_frame: Close | None = None
-        self.form = "frame"
-        self.declines: Callable[[Any], object] = refuse
         self._greeted = False  # the open frame is written
         self._pumping = False
         # Moments are noted by the tick after them, so that writing a frame needs no clock.
