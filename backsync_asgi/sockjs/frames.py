@@ -131,7 +131,7 @@ class ObjectMessage(Message):
 class Frame:
     """One frame, encoded at most once for each transport. `messages` are those of an `a[...]` frame."""
 
-    __slots__ = ("_body", "_framed_events", "_raw", "_raw_events", "_text", "_wires", "messages")
+    __slots__ = ("_body", "_framed_events", "_raw", "_raw_events", "_stream_events", "_text", "_wires", "messages")
 
     def __init__(self, body: bytes | None = None, messages: Sequence[Message] = ()) -> None:
         self.messages = messages
@@ -141,6 +141,7 @@ class Frame:
         self._raw_events: tuple[dict[str, Any], ...] | None = None
         self._framed_events: tuple[dict[str, Any], ...] | None = None
         self._wires: dict[Callable[[bytes], bytes], bytes] = {}
+        self._stream_events: dict[Callable[[bytes], bytes], tuple[dict[str, Any]]] = {}
 
     @property
     def body(self) -> bytes:
@@ -188,6 +189,14 @@ class Frame:
         if wire is None:
             wire = self._wires[wrap] = wrap(self.body)
         return wire
+
+    def stream_events(self, wrap: Callable[[bytes], bytes]) -> tuple[dict[str, Any]]:
+        """The same as an ASGI event of a response that goes on."""
+        events = self._stream_events.get(wrap)
+        if events is None:
+            event = {"type": "http.response.body", "body": self.wire(wrap), "more_body": True}
+            events = self._stream_events[wrap] = (event,)
+        return events
 
 
 class Forms(dict[str, Any]):

@@ -181,9 +181,11 @@ class HttpReceiver:
     form = "frame"
 
     def declines(self, frame: Frame) -> bool:
-        if not self._writer.writable or self.fills(frame):
+        events = frame.stream_events(self._transport.wrap)
+        size = len(events[0]["body"])
+        if size >= self._room or not self._started or self._writer.declines(events):
             return True
-        self.write(frame, last=False)
+        self._room -= size
         return False
 
     def write(self, frame: Frame, last: bool) -> None:
