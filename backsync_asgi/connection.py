@@ -8,7 +8,7 @@ import itertools
 import logging
 import secrets
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .errors import CODES, BadMessage, EncodeError, Reject
 from .handlers import Caller, HandlerFunction, HandlerTimeout
-from .hub import Acting, Hub, Subscriber, Topic
+from .hub import Acting, Hub, Subscriber, Topic, discard
 from .limits import Bucket, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request
 from .models import NOW, BrokenOff, Context, Model, check_query
@@ -180,6 +180,7 @@ class Connection:
         "_client",
         "_drained",
         "_greetings",
+        "_offered",
         "_opened",
         "_queries",
         "_queues",
@@ -231,6 +232,7 @@ class Connection:
         self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
+        self._offered = 0  # shared frames, at the last tick
         self._since: float | None = None
         session.accept()
         if site.auth is None or site.is_2012:
@@ -298,37 +300,36 @@ class Connection:
 
     # As the session sees it
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
+    def received(self, message: str | bytes) -> None:
         try:
             request = messages.decode(message)
         except BadMessage as error:
             self._bad_message(error)
-            return None
+            return
         if not self._within_rate(request):
-            return None
+            return
         if request.model == CONTROL and request.method == "hello" and not self._opened:
             if len(self._greetings) >= MAX_WAITING_CONTROL:
                 self._fail(request, "rate_limited", "Say $:hello once.", {"retry_after": 1})
-                return None
+                return
             self._greetings.append(request)
         if self._setup is None and not self._opened:
             self._begin(self._token(request))
         if request.model == CONTROL:
             self._control(request)
-            return None
+            return
         size = len(message)
         self._waiting += 1
         self._waiting_size += size
         model = self._site.models.get(request.model)
         if model is not None and request.method in model.concurrent:
             self._add_worker(id(request), self._work_apart(request, self._user_now, size))
-            return self._backpressure()
+            return
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
             self._add_worker(request.model, self._work(request.model, queue))
         queue.append((request, self._user_now, size))
-        return self._backpressure()
 
     @property
     def _user_now(self) -> Any:
@@ -353,17 +354,17 @@ class Connection:
 
     def _worker_done(self, name: object) -> None:
         """For the end of a worker, which would otherwise cost the event loop a callback for each request."""
-        self._site.tasks.discard(self._workers.pop(name))
+        self._site.tasks.discard(self._workers[name])
+        discard(self._workers, name)
 
-    def _backpressure(self) -> Awaitable[None] | None:
+    @property
+    def behind(self) -> bool:
         limits = self._site.limits
-        if self._waiting < limits.requests and self._waiting_size < limits.requests_size:
-            return None
-        self._room = self._room or asyncio.Event()
-        return self._wait_for_room(self._room)
+        return self._waiting >= limits.requests or self._waiting_size >= limits.requests_size
 
-    async def _wait_for_room(self, room: asyncio.Event) -> None:
-        await room.wait()
+    async def caught_up(self) -> None:
+        self._room = self._room or asyncio.Event()
+        await self._room.wait()
 
     def pull(self) -> Frame | None:
         frame = self._subscriber.pull()
@@ -395,11 +396,13 @@ class Connection:
     def urgent(self) -> bool:
         return bool(self._subscriber.outbox)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> bool:
         if self._since is None:
             self._since = now
         if self._setup is None and not self._opened and now - self._since >= self._site.limits.greeting:
             self._session.close(STALE, "Say $:hello first")
+        before, self._offered = self._offered, self._subscriber.offered
+        return before != self._offered
 
     # Coming and going
 
@@ -475,7 +478,7 @@ class Connection:
             while queue:
                 await self._take_turn(*queue.popleft())
         finally:
-            del self._queues[name]
+            discard(self._queues, name)
             self._worker_done(name)
 
     async def _work_apart(self, request: Request, user: Any, size: int) -> None:
@@ -804,7 +807,7 @@ class Connection:
         if seq is None and wants_records:
             snapshot = self._begin_snapshot(topic)
             answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
-            if user != self._users or snapshot is not self._snapshots.get(topic):
+            if user != self._users or not self._end_snapshot(topic, snapshot):
                 return None
         text = messages.encode(answer)
         self._subscriber.catch_up(topic, answer["seq"])
@@ -827,6 +830,13 @@ class Connection:
         mark = self._snapshots[topic] = object()
         return mark
 
+    def _end_snapshot(self, topic: Topic, mark: object) -> bool:
+        """Whether a snapshot may be delivered: no newer one was begun, and the client is still subscribed."""
+        if mark is not self._snapshots.get(topic):
+            return False
+        discard(self._snapshots, topic)
+        return True
+
     def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
         if self.is_open:
             kind, view = ctx.model.audience_of(ctx)
@@ -835,7 +845,7 @@ class Connection:
 
     def _detach(self, topic: Topic) -> None:
         self._queries.pop(topic, None)
-        self._snapshots.pop(topic, None)
+        discard(self._snapshots, topic)
         self._subscriber.detach(topic)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
@@ -897,8 +907,8 @@ class Connection:
                 logger.info("A subscription to %s ended: %s", model.name, error)
             elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
                 raise
-        is_stale = user != self._users or channel is not topic.channel or snapshot is not self._snapshots.get(topic)
-        if topic not in self._queries or is_stale:
+        is_stale = user != self._users or channel is not topic.channel
+        if topic not in self._queries or is_stale or not self._end_snapshot(topic, snapshot):
             return  # a newer one is under way, or nobody wants it any more
         if is_over:
             self._detach(topic)

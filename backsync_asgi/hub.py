@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from . import messages
 from .channel import Channel
 from .limits import Horizon
-from .sockjs.frames import Frame, Message, batch
+from .sockjs.frames import Forms, Frame, Message, batch, refuse
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
@@ -29,8 +29,8 @@ Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON 
 class Link(Protocol):
     """The way to one client, as the hub sees it."""
 
-    def offer(self, frame: Frame) -> bool:
-        """Write a shared frame if it can go out at once."""
+    form: str  # in which it takes shared frames; see `Forms`
+    declines: Callable[[Any], object]  # writes one if it can go out at once; something true if it is not written
 
     def wake(self) -> None:
         """Something waits: pull it as soon as it can be written."""
@@ -314,15 +314,17 @@ class Topic:
 class Audience:
     """Those subscribers of a topic who see the same of it.
 
-    live: those who have been offered everything up to the topic's `flushed`; the others are behind.
+    live: those who have been offered everything up to the topic's `flushed`, with their links; the others are behind.
+    offered: frames so far.
     tails: frames of what came after a position, remembered while nothing changes.
     """
 
-    __slots__ = ("_kind", "_members", "filters", "live", "tails", "topic", "view")
+    __slots__ = ("_kind", "_members", "filters", "live", "offered", "tails", "topic", "view")
 
     def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
         self.topic = topic
-        self.live: dict[Subscriber, None] = {}
+        self.live: dict[Subscriber, Link] = {}
+        self.offered = 0
         self.tails: dict[int, Frame] = {}
         self._kind = kind
         self.view = view
@@ -352,15 +354,22 @@ class Audience:
             frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
         if frame is not None and not frame.messages:
             return []
-        late = [
-            subscriber
-            for subscriber in tuple(self.live)
-            if frame is None or subscriber.outbox or not subscriber.link.offer(frame)
-        ]
+        late = list(self.live) if frame is None else self._offer(frame)
         for subscriber in late:
             self.live.pop(subscriber, None)
             subscriber.behind[self] = start
         return late
+
+    def _offer(self, frame: Frame) -> list[Subscriber]:
+        """Write a frame to those who keep up. Returns those to whom it could not be written."""
+        self.offered += 1
+        forms = Forms(frame)
+        declined = set()
+        for link in list(self.live.values()):  # the hot path: once for each client and change
+            declines = link.declines
+            if declines(forms[link.form]):
+                declined.add(link)
+        return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.
@@ -471,9 +480,13 @@ class Subscriber:
             self.outbox_size = 0
             self._on_overflow()
             return
-        self.outbox.append(self._hub.message(text))
-        self.outbox_size += len(text)
+        self._queue(self._hub.message(text))
         self._hub.want(self)
+
+    def _queue(self, message: Message) -> None:
+        self.outbox.append(message)
+        self.outbox_size += len(message.text)
+        self.link.declines = refuse  # until this is written
 
     @property
     def is_full(self) -> bool:
@@ -518,9 +531,13 @@ class Subscriber:
         events = [] if kept is None else kept.take(seq)
         pushes = [change.body for change in changes if change.seq <= seq]
         for message in audience.frame(pushes, events, self).messages:
-            self.outbox.append(message)
-            self.outbox_size += len(message.text)
+            self._queue(message)
         self.behind[audience] = seq
+
+    @property
+    def offered(self) -> int:
+        """A number that changes as shared frames are written."""
+        return sum([audience.offered for audience in self.audiences.values() if self in audience.live])
 
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
@@ -552,7 +569,7 @@ class Subscriber:
         if left:
             self._held[topic] = left
             return
-        del self._held[topic]
+        discard(self._held, topic)
         if topic in self.audiences:
             self._hub.want(self)
 
@@ -576,13 +593,20 @@ class Subscriber:
                 self.hold(topic)
                 self._on_lost(topic)
                 continue
-            del self.behind[audience]
-            audience.live[self] = None
+            discard(self.behind, audience)
+            audience.live[self] = self.link
             if tail.messages:
                 frames.append(tail)
         if len(frames) > 1:
             return batch(message for frame in frames for message in frame.messages)
         return frames[0] if frames else None
+
+
+def discard(table: dict[Any, Any], name: object) -> None:
+    """Remove an entry, and with the last one the memory that the table has kept: most clients are idle."""
+    table.pop(name, None)
+    if not table:
+        table.clear()
 
 
 class Acting:

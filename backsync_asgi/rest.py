@@ -84,11 +84,13 @@ class Exchange:
     def fills(self, frame: Frame) -> bool:
         return False
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def declines(self, frame: Frame) -> bool:
         if not self.writable:
-            return False
+            return True
         self.write(frame, last=False)
-        return True
+        return False
 
     def write(self, frame: Frame, last: bool) -> None:
         if isinstance(frame, Close):

@@ -30,19 +30,24 @@ class FakeLink:
         self.writable = True
         self.frames: list[Frame] = []
         self.offered: list[Frame] = []
+        self.declines: Callable[[Frame], object] = self.decline
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def decline(self, frame: Frame) -> bool:
         if not self.writable:
-            return False
+            return True
         self.offered.append(frame)
         self.frames.append(frame)
-        return True
+        return False
 
     def wake(self) -> None:
         assert self.subscriber is not None
         while self.writable and (frame := self.subscriber.pull()) is not None:
             assert frame.messages, "an empty frame is not worth a write"
             self.frames.append(frame)
+        if self.writable:
+            self.declines = self.decline
 
     @property
     def messages(self) -> list[dict[str, Any]]:
