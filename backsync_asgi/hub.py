@@ -215,11 +215,11 @@ class Topic:
 
     def restart(self) -> None:
         """What has changed is not known: another epoch begins. Whoever listens is to be given a snapshot."""
+        self._flush_now()
         self.channel = Channel(secrets.token_hex(8), self._hub.horizon)
         self.flushed = 0
-        self._unflushed_size = 0
-        self._events.clear()
-        self.kept.clear()
+        for kept in self.kept.values():
+            kept.restart()
         for audience in self.audiences.values():
             audience.tails.clear()
 
@@ -278,9 +278,12 @@ class Topic:
         horizon = self._hub.horizon
         count = self.channel.seq - self.flushed + len(self._events)
         if count >= max(1, horizon.records // 2) or self._unflushed_size >= horizon.size // 2:
-            for late in self.flush():
-                late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
-            self.forget_events()
+            self._flush_now()
+
+    def _flush_now(self) -> None:
+        for late in self.flush():
+            late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
+        self.forget_events()
 
     def flush(self) -> list[Subscriber]:
         """Offer what is new to all who keep up. Returns those who could not take it and are behind from now on."""
@@ -348,7 +351,7 @@ class Audience:
             return []
         frame = None
         if pushes is not None:
-            frame = self.tails[start] = self._frame(pushes, events, next(iter(self.live)))
+            frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
         if frame is not None and not frame.messages:
             return []
         late = list(self.live) if frame is None else self._offer(frame)
@@ -380,14 +383,14 @@ class Audience:
             changes = channel.since(seq)
             if changes is None:
                 return None
-            frame = self._frame([change.body for change in changes], events, subscriber)
+            frame = self.frame([change.body for change in changes], events, subscriber)
             if not self.filters and not events:
                 if len(self.tails) >= MAX_TAILS:
                     self.tails.clear()
                 self.tails[seq] = frame
         return frame
 
-    def _frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
+    def frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
         """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
@@ -411,6 +414,17 @@ class Kept:
         self._size += len(message.text)
         self.events.append((seq, message))
         return self._size <= MAX_KEPT
+
+    def take(self, seq: int) -> list[tuple[int, Message]]:
+        """The events up to a position, which need not be kept any more."""
+        taken = [event for event in self.events if event[0] <= seq]
+        self.events = self.events[len(taken) :]
+        self._size -= sum(len(message.text) for _, message in taken)
+        return taken
+
+    def restart(self) -> None:
+        """Positions begin anew; what is kept was before the first one."""
+        self.events = [(0, message) for _, message in self.events]
 
 
 class Subscriber:
@@ -480,7 +494,10 @@ class Subscriber:
         return self.outbox_size > self._limit
 
     def attach(self, topic: Topic, seq: int, kind: Hashable = None, view: View = as_it_is) -> None:
-        """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`."""
+        """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`.
+
+        Who was a member already and kept up, or did until a request of its own, gets the transient events meanwhile.
+        """
         audience = topic.audience(kind, view)
         old = self.audiences.get(topic)
         if old is not audience:
@@ -488,8 +505,9 @@ class Subscriber:
             if old is not None:
                 self._leave(old)
             self.audiences[topic] = audience
-        audience.live.pop(self, None)
-        topic.kept.pop(self, None)
+        if self in audience.live:
+            del audience.live[self]
+            topic.keep_events(self)
         self.behind[audience] = seq
         self._hub.want(self)
 
@@ -509,9 +527,11 @@ class Subscriber:
         changes = topic.channel.since(position)
         if changes is None:
             return  # it is beyond the horizon, and will be told
-        for change in changes:
-            if change.seq <= seq:
-                self._queue(audience.view(change.body, self))
+        kept = topic.kept.get(self)
+        events = [] if kept is None else kept.take(seq)
+        pushes = [change.body for change in changes if change.seq <= seq]
+        for message in audience.frame(pushes, events, self).messages:
+            self._queue(message)
         self.behind[audience] = seq
 
     @property

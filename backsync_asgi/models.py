@@ -23,12 +23,13 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
-from .handlers import Caller, HandlerFunction, check_signature, is_async
+from .gone import Gone
+from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature, is_async
 from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
-from .soon import Soon
+from .soon import Line, Soon
 from .stores.base import Id, Record, Store, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
@@ -179,6 +180,7 @@ class Model:
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self.lives: Lives | None = None
+        self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
 
     def __repr__(self) -> str:
@@ -493,6 +495,11 @@ class Model:
         """The turn of a record's writers; a new record has no others."""
         return self._turns.turn(None if id is None else (self.name, str(id)))
 
+    def subscription_turn(self, connection: Connection, query: Mapping[str, Any]) -> AbstractAsyncContextManager[None]:
+        """A client's subscriptions to one channel come one after the other, also where it need not wait for others."""
+        asks_for_no_order = "subscribe" in self.concurrent
+        return self._turns.turn((connection.id, self.name, self.place(query)[0]) if asks_for_no_order else None)
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
         if not self.options.key or id is None or self.store is None or str(id) in self._places:
@@ -581,6 +588,8 @@ class Model:
         if place is None:
             self._publish_delete(id, body)
         else:
+            if self.gone is not None:
+                self.gone.note(method, id)
             if self.options.key:
                 self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
@@ -594,6 +603,8 @@ class Model:
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        if self.gone is not None:
+            self.gone.note("delete", id)
         if not self.options.key:
             topics = [self._hub.topic(self.name)]
         else:
@@ -716,9 +727,24 @@ class Model:
             handler = self._handlers.get(method)
             if handler is None or method == "subscribe":
                 raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
+            return messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
         except Reject as error:
             raise self._hide_current(ctx, error) from None
+
+    async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
+        """What a handler returns, once that is done which it has said to be done soon: its result is what it said
+        last."""
+        line = Line()
+        token = Line.current.set(line)
+        try:
+            result = await self._call(handler, ctx, data)
+            if line.soon is not None:
+                with contextlib.suppress(HandlerTimeout):  # a store that hangs: what the handler has done is told
+                    await self._call.limited(line.drained())
+            return result
+        finally:
+            line.is_over = True
+            Line.current.reset(token)
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -769,6 +795,12 @@ class Model:
         # The store has compared whole records: what is redacted must not be told by whether it matches.
         where = parse_query(query).where
         return [seen for seen in shown if matches(dict(seen), where)]
+
+    async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
+        """The ids of the records that a query asks for and this client may not see."""
+        rows = await self._read(ctx, query) if self._visible is not None and self.readable else []
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        return [row["id"] for row in rows if is_id(row.get("id")) and self.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the store has encoded already is not decoded on the way."""
@@ -839,7 +871,7 @@ class Model:
                 case "patch":
                     return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
                 case _:
-                    await self._delete(ctx, data["id"])
+                    await self._delete(ctx, data)
                     return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
@@ -870,7 +902,7 @@ class Model:
         if handler is None:
             assert self.store is not None
             return await self._call.limited(self.store.upsert(value))
-        return self._completed("upsert", await self._call(handler, ctx, value), data)
+        return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
@@ -886,7 +918,7 @@ class Model:
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
-            return self._completed("patch", await self._call(handler, ctx, self.loaded("patch", data)), data)
+            return self._completed("patch", await self._ask(handler, ctx, self.loaded("patch", data)), data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
@@ -901,12 +933,14 @@ class Model:
         changed = {field: record[field] for field in data if field in record}
         return await self._call.limited(self.store.patch(data["id"], changed, unset))
 
-    async def _delete(self, ctx: Context, id: Id) -> None:
+    async def _delete(self, ctx: Context, data: Record) -> None:
+        id, version = data["id"], self.options.version
+        named = {} if version is None or data.get(version) is None else {version: data[version]}
         handler = self._handlers.get("delete")
         if handler is not None:
-            deleted = await self._call(handler, ctx, self.loaded("delete", {"id": id})) is not False
+            deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(self.store.delete(id))
+            deleted = await self._call.limited(self.store.delete(id, *named.values()))
             if not deleted:
                 self._note_gone(id)
         else:

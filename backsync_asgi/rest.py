@@ -250,9 +250,7 @@ class Call:
 
     async def _write(self, model: str, id: str | None, query: Mapping[str, Any]) -> None:
         if self._method == "DELETE":
-            if b"if-match" in self._headers:
-                raise Reject("invalid", "If-Match is for PUT and PATCH; a delete names no version.")
-            await self._ask(model, "delete", {"id": id})
+            await self._ask_if_match(model, "delete", {"id": id})
             await self._respond(204)
             return
         record = await self._record()
@@ -262,21 +260,27 @@ class Call:
             elif str(record["id"]) != id:
                 got = messages.shorten(record["id"])
                 raise Reject("invalid", f"The record's id is {got}, the URL's {messages.shorten(id)}.")
-        conditional = self._expect_version(model, record)
         unset = query.get("$unset")
         unset = unset.split(",") if isinstance(unset, str) else unset
-        try:
-            text = await self._ask(model, WRITES[self._method], record, {} if unset is None else {"unset": unset})
-        except Reject as error:
-            if error.code == "conflict" and conditional:
-                raise Refusal(412, error.code, error.message, error.details) from None
-            raise
+        more = None if unset is None else {"unset": unset}
+        text = await self._ask_if_match(model, WRITES[self._method], record, more)
         stored = loads(text)
         headers = self._etag(model, stored)
         if id is None:
             path = self._scope["path"].rstrip("/")
             headers.append((b"location", f"{quote(path)}/{quote(str(stored['id']), safe='')}".encode()))
         await self._respond(201 if id is None else 200, text, headers)
+
+    async def _ask_if_match(
+        self, model: str, method: str, record: dict[str, Any], more: Mapping[str, Any] | None = None
+    ) -> str:
+        conditional = self._expect_version(model, record)
+        try:
+            return await self._ask(model, method, record, more)
+        except Reject as error:
+            if error.code == "conflict" and conditional:
+                raise Refusal(412, error.code, error.message, error.details) from None
+            raise
 
     async def _id_as_stored(self, model: str, id: str) -> str | int:
         """The id that a URL names: of a record that is there, as it is there, since 5 and "5" are one id."""

@@ -20,6 +20,7 @@ from .base import (
     Query,
     Record,
     arrange,
+    check_version,
     encode_record,
     matches,
     merge,
@@ -107,10 +108,14 @@ class MemoryStore:
             raise missing(id)
         return self._keep(merge(row.copy(), fields, unset, self.version))
 
-    async def delete(self, id: Id) -> bool:
-        """Remove the record. False: there was none."""
-        if self._rows.pop(str(id), None) is None:
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        """Remove the record, if it has that version. False: there was none. Raises Reject("conflict")."""
+        row = self._rows.get(str(id))
+        if row is None:
             return False
+        if version is not None and self.version is not None:
+            check_version(version, row.copy(), self.version)
+        del self._rows[str(id)]
         self._ids = None
         return True
 
