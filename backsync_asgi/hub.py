@@ -290,11 +290,13 @@ class Topic:
         self.dirty = False
         start, self.flushed = self.flushed, self.channel.seq
         self._unflushed_size = 0
-        changes = self.channel.since(start) if self.audiences else []
-        pushes = None if changes is None else [change.body for change in changes]
         late: list[Subscriber] = []
-        for audience in list(self.audiences.values()):
-            late += audience.offer(start, pushes, self._events)
+        listening = [audience for audience in self.audiences.values() if audience.live]
+        if listening:
+            changes = self.channel.since(start)
+            pushes = None if changes is None else [change.body for change in changes]
+            for audience in listening:
+                late += audience.offer(start, pushes, self._events)
         return late
 
     def keep_events(self, subscriber: Subscriber) -> None:
@@ -347,8 +349,6 @@ class Audience:
 
         pushes: None if the horizon has passed `start`.
         """
-        if not self.live:
-            return []
         frame = None
         if pushes is not None:
             frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
@@ -394,7 +394,7 @@ class Audience:
         """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
-            return batch(view(push, member) for push in pushes)
+            return batch([view(push, member) for push in pushes])
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
@@ -575,10 +575,10 @@ class Subscriber:
 
     def pull(self) -> Frame | None:
         """All that waits, as one frame: replies first, then the tail of each topic that the subscriber is behind on."""
-        frames: list[Frame] = []
+        waiting: list[Message] = []
+        tails: list[Frame] = []
         if self.outbox:
-            frames.append(batch(self.outbox))
-            self.outbox = []
+            waiting, self.outbox = self.outbox, []
             self.outbox_size = 0
         for audience in list(self.behind) if self.behind else ():
             topic = audience.topic
@@ -596,10 +596,12 @@ class Subscriber:
             discard(self.behind, audience)
             audience.live[self] = self.link
             if tail.messages:
-                frames.append(tail)
-        if len(frames) > 1:
-            return batch(message for frame in frames for message in frame.messages)
-        return frames[0] if frames else None
+                tails.append(tail)
+        if len(tails) == 1 and not waiting:
+            return tails[0]  # which others may share
+        for tail in tails:
+            waiting += tail.messages
+        return batch(waiting) if waiting else None
 
 
 def discard(table: dict[Any, Any], name: object) -> None:

@@ -500,11 +500,16 @@ class Model:
         asks_for_no_order = "subscribe" in self.concurrent
         return self._turns.turn((connection.id, self.name, self.place(query)[0]) if asks_for_no_order else None)
 
+    def _seeks_place(self, id: Id | None) -> bool:
+        """Whether a record may be somewhere of which only the store knows."""
+        return bool(self.options.key) and id is not None and str(id) not in self._places and self.store is not None
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
-        if not self.options.key or id is None or self.store is None or str(id) in self._places:
+        store = self.store
+        if id is None or store is None or not self._seeks_place(id):
             return
-        current = await self.store.get(id)
+        current = await store.get(id)
         if current is not None:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
@@ -571,7 +576,7 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body, self.store is not None))
+        self._soon.run(self._prepare_change(method, data, body, self.options.store is not None))
         return body
 
     def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
@@ -597,8 +602,9 @@ class Model:
             version = data.get(self.options.version) if self.options.version is not None else None
             version = version if type(version) is int else None
             self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
-        if self.store is not None:
-            for evicted in self.store.take_evicted():
+        store = self.options.store
+        if store is not None:
+            for evicted in store.take_evicted():
                 self._note_gone(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
@@ -863,8 +869,8 @@ class Model:
         async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
-            if self.options.key and self.store is not None:
-                await self._call.limited(self._find_place(data.get("id")))
+            if self._seeks_place(ctx.id):
+                await self._call.limited(self._find_place(ctx.id))
             match method:
                 case "upsert":
                     return self._finish(ctx, await self._upsert(ctx, data))
@@ -875,7 +881,7 @@ class Model:
                     return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
-        if not isinstance(record, Mapping) or not is_id(record.get("id")):
+        if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
@@ -890,18 +896,20 @@ class Model:
         self, ctx: Context, data: Record, stored: Mapping[str, Any] | None = None, unset: Sequence[str] = ()
     ) -> Any:
         """stored: the record that a patch changes by `data` and `unset`."""
-        handler = self._handlers.get("upsert")
-        if handler is None and self.store is None:
+        handler, store = self._handlers.get("upsert"), self.store
+        if handler is None and store is None:
             raise Reject("unknown_method", f"{self.name} has neither an upsert handler nor a store.")
         schema = self._schemas.get("upsert") or self._schema
-        value: Any = data if stored is None else _merged(stored, data, unset)
-        check_record(value)
+        value: Any = data
+        if stored is not None:
+            value = _merged(stored, data, unset)
+            check_record(value)
         if schema is not None:
             typed = schema.load(data, stored, unset)
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
-            assert self.store is not None
-            return await self._call.limited(self.store.upsert(value))
+            assert store is not None
+            return await self._call.limited(store.upsert(value))
         return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:

@@ -16,8 +16,9 @@ from .errors import Reject
 
 
 class _Turn:
-    """A record's lock, or that of the tasks which share one holder's turn. users: who holds it or waits for it.
+    """A record's turn, or that of the tasks which share one holder's. users: who holds it or waits for it.
 
+    lock: made for the first one who has to wait, which is rare.
     within: the turn that is shared. is_over: the holder whose turn was shared has left. after: then called once the
     last user has left, too.
     """
@@ -26,7 +27,7 @@ class _Turn:
 
     def __init__(self, within: _Turn | None = None) -> None:
         self.within = within
-        self.lock = asyncio.Lock()
+        self.lock: asyncio.Lock | None = None
         self.users = 0
         self.is_over = False
         self.after: Callable[[], None] | None = None
@@ -72,13 +73,15 @@ class Turns:
 
     def give_back(self, record: Hashable, turn: _Turn) -> None:
         """It is the next one's turn."""
-        turn.lock.release()
+        if turn.lock is not None:
+            turn.lock.release()
         self._leave(record, turn)
 
     def _leave(self, record: Hashable, turn: _Turn) -> None:
         turn.users -= 1
         if turn.users:
             return
+        turn.lock = None
         if turn.after is not None:
             turn.after()
         elif self._turns.get(record) is turn:
@@ -86,10 +89,12 @@ class Turns:
 
     async def _wait(self, turn: _Turn, held: Mapping[Hashable, _Turn]) -> None:
         if turn.users == 1:
-            await turn.lock.acquire()
             return
         if held and self._would_wait_for_itself(turn, _kept(held)):  # who holds nothing keeps nobody waiting
             raise Reject("unavailable", "Two requests write each other's records and wait for each other. Try again.")
+        if turn.lock is None:
+            turn.lock = asyncio.Lock()
+            await turn.lock.acquire()  # at once, for who has the turn
         me = object()
         self._waits[me] = held, turn
         try:
