@@ -56,7 +56,8 @@ class Writer:
         """Send the events if none waits. True: they are not sent."""
         if not self.writable:
             return True
-        for index, event in enumerate(events):
+        ahead = iter(events)
+        for event in ahead:
             try:
                 steps = self._send(event).__await__()
                 waits_for = next(steps, _DONE)
@@ -65,7 +66,7 @@ class Writer:
                 return False
             if waits_for is _DONE:
                 continue
-            self._events = list(events[index + 1 :])
+            self._events = list(ahead)
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
             self.writable = False
             return False
