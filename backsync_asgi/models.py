@@ -877,7 +877,7 @@ class Model:
                 case "patch":
                     return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
                 case _:
-                    await self._delete(ctx, data)
+                    await self._delete(ctx, data["id"], request.message.get("version"))
                     return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
@@ -941,9 +941,11 @@ class Model:
         changed = {field: record[field] for field in data if field in record}
         return await self._call.limited(self.store.patch(data["id"], changed, unset))
 
-    async def _delete(self, ctx: Context, data: Record) -> None:
-        id, version = data["id"], self.options.version
-        named = {} if version is None or data.get(version) is None else {version: data[version]}
+    async def _delete(self, ctx: Context, id: Id, expected: Any) -> None:
+        """expected: the version that the message names for it to be deleted only as that. A record that it sends along
+        is none, since clients send whole records that they have long had."""
+        version = self.options.version
+        named = {} if version is None or expected is None else {version: expected}
         handler = self._handlers.get("delete")
         if handler is not None:
             deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False

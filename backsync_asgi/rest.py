@@ -250,10 +250,14 @@ class Call:
 
     async def _write(self, model: str, id: str | None, query: Mapping[str, Any]) -> None:
         if self._method == "DELETE":
-            await self._ask_if_match(model, "delete", {"id": id})
+            expected = self._expected_version(model)
+            await self._ask_if_match(model, "delete", {"id": id}, None if expected is None else {"version": expected})
             await self._respond(204)
             return
         record = await self._record()
+        expected = self._expected_version(model)
+        if expected is not None:
+            record[str(self._site.models[model].options.version)] = expected
         if id is not None:
             if record.get("id") is None:
                 record["id"] = await self._id_as_stored(model, id)
@@ -274,11 +278,10 @@ class Call:
     async def _ask_if_match(
         self, model: str, method: str, record: dict[str, Any], more: Mapping[str, Any] | None = None
     ) -> str:
-        conditional = self._expect_version(model, record)
         try:
             return await self._ask(model, method, record, more)
         except Reject as error:
-            if error.code == "conflict" and conditional:
+            if error.code == "conflict" and b"if-match" in self._headers:
                 raise Refusal(412, error.code, error.message, error.details) from None
             raise
 
@@ -294,15 +297,14 @@ class Call:
                 return stored
         return id
 
-    def _expect_version(self, model: str, record: dict[str, Any]) -> bool:
+    def _expected_version(self, model: str) -> int | None:
         expected = self._headers.get(b"if-match")
         if expected is None:
-            return False
+            return None
         version, found = self._site.models[model].options.version, _ETAG.fullmatch(expected.decode("latin-1").strip())
         if version is None or found is None:
             raise Reject("invalid", f"Got If-Match: {messages.shorten(expected)}, expected the ETag of one version.")
-        record[version] = int(found[1])
-        return True
+        return int(found[1])
 
     def _etag(self, model: str, record: Any) -> Headers:
         version = self._site.models[model].options.version

@@ -93,5 +93,5 @@ class Retries(Generic[Outcome]):
 
 def digest(request: Request) -> int:
     """What tells one request of a client from its others: its event and everything that it says. 64 bits."""
-    said = [request.event, request.data, request.message.get("unset")]
+    said = [request.event, request.data, request.message.get("unset"), request.message.get("version")]
     return hash(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))

@@ -1788,12 +1788,12 @@ async def test_a_delete_that_names_another_version_is_a_conflict(sync: Backsync)
         for name in ("Page", "Kept"):
             await client.call(f"{name}:upsert", {"id": 1})
             stored = await client.call(f"{name}:upsert", {"id": 1})
-            error = await client.error(f"{name}:delete", {"id": 1, "rev": 1})
+            error = await client.error(f"{name}:delete", {"id": 1}, version=1)
             assert (error["code"], error["details"]) == ("conflict", {"current": stored})
-            assert await client.call(f"{name}:delete", {**stored, "other": True}) == {}
-            assert await client.call(f"{name}:delete", stored) == {}, "it is gone already"
+            assert await client.call(f"{name}:delete", {"id": 1, "other": True}, version=2) == {}
+            assert await client.call(f"{name}:delete", {"id": 1}, version=2) == {}, "it is gone already"
             await client.call(f"{name}:upsert", {"id": 1})
-            assert await client.call(f"{name}:delete", {"id": 1}) == {}
+            assert await client.call(f"{name}:delete", {"id": 1, "rev": 7}) == {}, "only its id counts"
     assert asked == [{"id": 1, "rev": 1}, {"id": 1, "rev": 2}, {"id": 1, "rev": 2}, {"id": 1}]
     assert model.store is not None
     assert await model.store.read({}) == []
