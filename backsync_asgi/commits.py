@@ -53,14 +53,14 @@ class Handed:
         """As the store's."""
         return await self._commit(id, lambda: self._store.patch(id, fields, unset), self._note)
 
-    async def delete(self, id: Id) -> bool:
+    async def delete(self, id: Id, *version: Any) -> bool:
         """As the store's."""
 
         def note(deleted: bool) -> None:
             if deleted:
                 self._note({"id": id})
 
-        return await self._commit(id, lambda: self._store.delete(id), note)
+        return await self._commit(id, lambda: self._store.delete(id, *version), note)
 
     def _note(self, record: Mapping[str, Any]) -> None:
         if self._written is None:

@@ -48,8 +48,8 @@ class Slow(MemoryStore):
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         return await self._late(await super().patch(id, fields, unset))
 
-    async def delete(self, id: Id) -> bool:
-        return await self._late(await super().delete(id))
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        return await self._late(await super().delete(id, version))
 
     async def _late(self, result: Result) -> Result:
         self.committed.set()
@@ -454,8 +454,8 @@ class Unsteady(MemoryStore):
         await super().upsert(record)
         raise Unsure("unavailable", "The connection was lost.")
 
-    async def delete(self, id: Id) -> bool:
-        await super().delete(id)
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        await super().delete(id, version)
         raise Unsure("unavailable", "The connection was lost.")
 
     async def get(self, id: Id) -> Record | None:
