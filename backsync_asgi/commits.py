@@ -33,10 +33,16 @@ class Commit(Protocol):
 
 class Handed:
     """A model's store as a handler has it. What is written is told of by what the handler returns; where it does not
-    come to that, or by tasks that outlive it, `tell` is called with the id of each record."""
+    come to that, or by tasks that outlive it, `tell` is called with the id of each record.
 
-    def __init__(self, store: Store, commit: Commit, tell: Callable[[Id], None]) -> None:
+    is_instant: the store never waits once it has begun to write.
+    """
+
+    __slots__ = ("_commit", "_is_instant", "_store", "_tell", "_written")
+
+    def __init__(self, store: Store, commit: Commit, tell: Callable[[Id], None], is_instant: bool) -> None:
         self._store = store
+        self._is_instant = is_instant
         self._commit = commit
         self._tell = tell
         self._written: dict[str, Id] | None = {}
@@ -46,6 +52,10 @@ class Handed:
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """As the store's."""
+        if self._is_instant:  # the usual write, in memory: what `commit` does then, without its cost
+            stored = await self._store.upsert(record)
+            self._note(stored)
+            return stored
         record = record_of(record)
         return await self._commit(record.get("id"), lambda: self._store.upsert(record), self._note)
 

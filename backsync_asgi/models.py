@@ -492,13 +492,18 @@ class Model:
         """The store for one request's handler. Raises AttributeError where there is none."""
         if self.store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
-        return Handed(self.store, self._commit, self._doubts.add)
+        return Handed(self.store, self._commit, self._doubts.add, self._is_instant)
+
+    @property
+    def _is_instant(self) -> bool:
+        """Whether the store never waits once it has begun to write, so that nobody can come in between."""
+        return type(self.options.store) is MemoryStore
 
     async def _commit(
         self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
     ) -> Result:
         """What a write of the store returns, once `told` of it: nobody who goes away can come between the two."""
-        if type(self.options.store) is MemoryStore:  # it never waits once it has begun
+        if self._is_instant:
             result = await write()
             told(result)
             return result
@@ -640,7 +645,7 @@ class Model:
     @property
     def _may_be_shared(self) -> bool:
         """Whether other processes may write the records, and versions tell which state is the newer one."""
-        return self.options.version is not None and type(self.options.store) is not MemoryStore
+        return self.options.version is not None and not self._is_instant
 
     def _being_written(self) -> set[str]:
         return {key[1] for key in self._turns.taken() if isinstance(key, tuple) and key[0] == self.name}
@@ -725,7 +730,7 @@ class Model:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
         act = self._prepare_change(method, data, body, self.options.store is not None, is_present)
-        self._soon.run(act, self._on_lost(method))
+        self._soon.run(act, self._changes_lost)
         return body
 
     def _prepare_change(
@@ -883,26 +888,23 @@ class Model:
 
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
-        failed = True
+        method, failed = request.method, True
         try:
-            text = await self._perform(ctx, request)
+            if method == "read":
+                text = await self.read_text(ctx, check_query(request.data))
+            elif method in _STATE_METHODS:
+                text = await self._write_all(ctx, request)
+            else:
+                handler = self._handlers.get(method)
+                if handler is None or method == "subscribe":
+                    raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
+                text = messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
             failed = False
             return text
         except Reject as error:
             raise self._hide_current(ctx, error) from None
         finally:
             ctx._end(failed)
-
-    async def _perform(self, ctx: Context, request: Request) -> str:
-        method = request.method
-        if method == "read":
-            return await self.read_text(ctx, check_query(request.data))
-        if method in _STATE_METHODS:
-            return await self._write_all(ctx, request)
-        handler = self._handlers.get(method)
-        if handler is None or method == "subscribe":
-            raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-        return messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
 
     async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
         """What a handler returns, once that is done which it has said to be done soon: its result is what it said
@@ -1078,7 +1080,8 @@ class Model:
             typed = schema.load(data, stored, unset)
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
-            return await self._call.limited(ctx.store.upsert(value))
+            own = store if store is not None and self._is_instant else ctx.store
+            return await self._call.limited(own.upsert(value))
         return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
