@@ -7,16 +7,14 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Delete, Enum, Insert, LargeBinary, Table, Update, event, false, inspect, select
+from sqlalchemy import Column, Delete, Insert, LargeBinary, Table, Update, event, inspect, select
 from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -25,10 +23,14 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
-from backsync_asgi.errors import Reject
-from backsync_asgi.models import Context, Model
+from backsync_asgi.models import Model
+from backsync_asgi.stores.base import CHUNK, Query, matches
+from backsync_asgi.stores.sql import explained
+from backsync_asgi.stores.tables import Fields
+from backsync_asgi.stores.tables import select as select_rows
 
 from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
@@ -83,13 +85,15 @@ class Source:
     def is_flat(self) -> bool:
         return self.columns is not None
 
-    def select(self) -> Any:
+    def selected(self) -> list[Any]:
         if self.columns is None:
-            return select(self.entity)
-        return select(self.id, *[getattr(self.entity, name) for name in self.columns])
+            return [self.entity]
+        return [self.id, *(getattr(self.entity, name) for name in self.columns)]
 
     def rows(self, result: Any) -> Iterable[Any]:
-        return result.scalars() if self.columns is None else result  # type: ignore[no-any-return]
+        if self.columns is not None:
+            return result  # type: ignore[no-any-return]
+        return result.unique().scalars()  # type: ignore[no-any-return] # of a joined collection there are several rows
 
     def id_of(self, found: Any) -> Id:
         return plain(getattr(found, self._id) if self.columns is None else found[0])  # type: ignore[no-any-return]
@@ -118,8 +122,8 @@ class LiveMapping:
         self._id = mapper.get_property_by_column(self._key).key
         self._is_default = fields is None
         self._fields = check_fields(model, mapper, fields, self._id, to_record is not None)
-        self._filters: dict[str, ColumnElement[Any]] = {"id": self._key}  # what is not shown is not to be probed
-        self._filters |= {name: mapper.columns[name] for name in self._fields if name in mapper.column_attrs}
+        shown = ("id", *(name for name in self._fields if name in mapper.column_attrs))
+        self._filters = tuple(dict.fromkeys(shown))  # what a query may name
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
@@ -130,9 +134,10 @@ class LiveMapping:
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
-        self._engine = engine_of(session)
+        self._sessions = None if session is None else sessions_of(model, session)
+        self._engine = engine_of(self._sessions)
         if session is not None and not model.readable:
-            model.on("read")(self._reader(session))
+            model.read_from(TableReader(self._rows))
         self._listen()
 
     def close(self) -> None:
@@ -309,7 +314,7 @@ class LiveMapping:
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
             executor = conn if table.is_flat else session
             for some in batched(keys, AT_ONCE):
-                for found in table.rows(executor.execute(table.select().where(table.id.in_(some)))):
+                for found in table.rows(executor.execute(select(*table.selected()).where(table.id.in_(some)))):
                     id = table.id_of(found)
                     id = ids.get(str(id), id)
                     try:
@@ -430,60 +435,35 @@ class LiveMapping:
 
     # Reading
 
-    def _reader(self, factory: Any) -> Callable[..., Any]:
-        if isinstance(factory, Engine):
-            factory = sessionmaker(factory)
-        elif isinstance(factory, AsyncEngine):
-            factory = async_sessionmaker(factory)
-        if isinstance(factory, async_sessionmaker):
+    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        assert self._sessions is not None
+        with self._explained():
+            if not isinstance(self._sessions, async_sessionmaker):
+                yield await self._model.in_thread(lambda: self._made_in_thread(query, make))
+                return
+            async with self._sessions() as session:
+                records = await session.run_sync(self._records, query)
+                while some := await session.run_sync(lambda _: [make(record) for record in islice(records, CHUNK)]):
+                    yield some
 
-            async def read_async(ctx: Context, query: dict[str, Any]) -> Any:
-                async with factory() as session:
-                    return await session.run_sync(self._answer, query)
+    def _made_in_thread(self, query: Query, make: Callable[[Record], Made]) -> list[Made]:
+        assert self._sessions is not None
+        with self._sessions() as session:
+            return [make(record) for record in self._records(session, query)]
 
-            return read_async
-        if not callable(factory):
-            raise TypeError(
-                f"live({self._model.name}) got session={factory!r}, expected a sessionmaker, async_sessionmaker, "
-                "Engine or AsyncEngine."
-            )
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._model.name, "The database cannot answer this query.")
 
-        def read(ctx: Context, query: dict[str, Any]) -> Any:
-            with factory() as session:
-                return self._answer(session, query)
-
-        return read
-
-    def _answer(self, session: Session, query: Mapping[str, Any]) -> Any:
-        """The records that a query asks for; for an id alone that record, or None."""
+    def _records(self, session: Session, query: Query) -> Iterator[Record]:
+        """The records that a query asks for, read from the database as they are taken."""
+        selection = selection_of(self._model, query, self._filters)
         table = self._table()
-        rows = [self._record(table, found) for found in table.rows(session.execute(self._select(table, query)))]
-        if set(query) != {"id"}:
-            return rows
-        return rows[0] if rows else None
-
-    def _select(self, table: Source, query: Mapping[str, Any]) -> Any:
-        """The statement of a query: rows whose columns equal the query's values, ordered by primary key."""
-        statement = table.select().order_by(table.id)
-        for name, value in query.items():
-            column = self._filters.get(name)
-            if column is None:
-                expected = ", ".join(self._filters)
-                raise Reject(
-                    "invalid",
-                    f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
-                    [{"field": name, "message": "not a field to read by"}],
-                )
-            attribute = table.id if name == "id" else getattr(table.entity, name)
-            try:
-                value = typed(name, column, value)
-            except Reject:
-                if name != "id":
-                    raise
-                statement = statement.where(false())  # no record has such an id
-            else:
-                statement = statement.where(attribute.is_(None) if value is None else attribute == value)
-        return statement
+        fields = {name: table.id if name == "id" else getattr(table.entity, name) for name in self._filters}
+        statement, rest = select_rows(Fields(fields, table.selected()), selection)
+        options = {"yield_per": CHUNK} if table.is_flat else {}  # objects may have collections, which need all rows
+        found = table.rows(session.execute(statement, execution_options=options))
+        records = (self._record(table, row) for row in found)
+        return islice((record for record in records if matches(record, rest)), selection.limit)
 
 
 # Looking at mapped classes and statements
@@ -501,9 +481,23 @@ def key_column(model: Model, mapper: Mapper[Any]) -> ColumnElement[Any]:
     return mapper.primary_key[0]
 
 
-def engine_of(factory: Any) -> Engine | None:
+def sessions_of(model: Model, session: Any) -> Callable[[], Any]:
+    """A session factory. Raises TypeError for what is neither that nor an engine."""
+    if isinstance(session, AsyncEngine):
+        return async_sessionmaker(session)
+    if isinstance(session, Engine):
+        return sessionmaker(session)
+    if not callable(session):
+        raise TypeError(
+            f"live({model.name}) got session={session!r}, expected a sessionmaker, async_sessionmaker, "
+            "Engine or AsyncEngine."
+        )
+    return session  # type: ignore[no-any-return]
+
+
+def engine_of(sessions: Callable[[], Any] | None) -> Engine | None:
     """The engine of a session factory, if it has just one."""
-    bind = factory.kw.get("bind") if isinstance(factory, (sessionmaker, async_sessionmaker)) else factory
+    bind = sessions.kw.get("bind") if isinstance(sessions, (sessionmaker, async_sessionmaker)) else None
     if isinstance(bind, AsyncEngine):
         return bind.sync_engine
     return bind if isinstance(bind, Engine) else None
@@ -575,28 +569,3 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
-
-
-def typed(name: str, column: ColumnElement[Any], value: Any) -> Any:
-    """A value of a query as the column takes it: from JSON to a date, an enum, a UUID. Raises Reject("invalid")."""
-    if value is None:
-        return None
-    try:
-        kind = column.type.python_type
-    except NotImplementedError:
-        return value
-    try:
-        if isinstance(column.type, Enum) and column.type.enum_class is not None:
-            return column.type.enum_class(value)
-        if kind in (datetime.datetime, datetime.date, datetime.time):
-            return kind.fromisoformat(value)
-        if kind in (int, float) and isinstance(value, bool):
-            raise ValueError(value)
-        if kind in (int, str, float, uuid.UUID, decimal.Decimal) and isinstance(value, (int, str, float)):
-            return value if isinstance(value, kind) else kind(value if kind is int else str(value))
-        if isinstance(value, kind):
-            return value
-    except (TypeError, ValueError, decimal.InvalidOperation):
-        pass
-    fault = {"field": name, "message": f"expected {kind.__name__}"}
-    raise Reject("invalid", f"{name} got {value!r}, expected {kind.__name__}.", [fault])

@@ -774,6 +774,8 @@ async def test_queries_filter_by_columns(sync: Backsync, sessions: Any) -> None:
             assert await ids("Message", {"text": "b"}) == [2]
             assert await ids("Message", {"text": None}) == [3]
             assert await ids("Message", {"count": 7, "text": "a"}) == [1]
+            assert await ids("Message", {"count": "7"}) == [], "values of different kinds are different, as in stores"
+            assert await ids("Member", {"color": "green"}) == []
             assert await ids("Member", {"color": "blue", "born": "2012-01-02"}) == [
                 str(uuid.UUID(int=n)) for n in (1, 2)
             ]
@@ -783,8 +785,8 @@ async def test_queries_filter_by_columns(sync: Backsync, sessions: Any) -> None:
                 ("Message", {"id": 9}, "not_found"),
                 ("Message", {"id": "x"}, "not_found"),
                 ("Message", {"nothing": 1}, "invalid"),
-                ("Message", {"count": "seven"}, "invalid"),
-                ("Member", {"color": "green"}, "invalid"),
+                ("Message", {"$order": "nothing"}, "invalid"),
+                ("Message", {"$order": "count", "$after": {"count": "seven", "id": 1}}, "invalid"),
             ):
                 with pytest.raises(Reject) as refused:
                     await ann.read(model, query)
