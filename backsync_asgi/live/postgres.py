@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +21,12 @@ from typing import Any, Self
 import orjson
 
 from backsync_asgi.errors import Reject
-from backsync_asgi.models import Context, Model
+from backsync_asgi.messages import is_id, shorten
+from backsync_asgi.models import Model
+from backsync_asgi.stores.base import CHUNK, Query, Selection, invalid
 
 from .feed import Feed, Id, Record, check_secrets
+from .reading import Made, TableReader, selection_of
 
 try:
     import asyncpg
@@ -38,6 +42,9 @@ FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds between attempts to connect again
 ALIVE_EVERY, ALIVE_WITHIN = 15.0, 10.0  # seconds: a connection that is cut off without a word is found by asking
 CLOSE_WITHIN = 5.0  # seconds that running reads have
 READERS = 4  # connections that answer clients' reads
+INTEGERS = ("smallint", "integer", "bigint")
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as JSON has it
+NUMBERS = (*INTEGERS, "real", "double precision", "numeric")
 LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 # Of a key that is too long for a record's id nobody hears; of a fault nobody who writes should: all is compared then.
@@ -79,7 +86,8 @@ TRIGGERS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the database describes it. name, schema, key: quoted, as SQL takes them; columns: name to type."""
+    """A table as the database describes it. name, schema, key: quoted, as SQL takes them; columns: name to type, as
+    casts take it; required: those that are never NULL."""
 
     oid: int
     name: str
@@ -87,6 +95,7 @@ class Table:
     key: str
     key_column: str
     columns: Mapping[str, str]
+    required: frozenset[str]
 
     @property
     def channel(self) -> str:
@@ -99,7 +108,7 @@ class Table:
 
     def id_of(self, key: str) -> Id:
         """A key, given as text, as the record's `id`."""
-        return int(key) if self.key_type in ("smallint", "integer", "bigint") else key
+        return int(key) if self.key_type in INTEGERS else key
 
 
 async def describe(connection: Any, name: str) -> Table:
@@ -118,8 +127,8 @@ async def describe(connection: Any, name: str) -> Table:
         raise TypeError(f"listen got table={name!r}, which is no table: triggers need one.")
     columns = await connection.fetch(
         """
-        SELECT a.attname AS name, quote_ident(a.attname) AS quoted, format_type(a.atttypid, a.atttypmod) AS type,
-               coalesce(a.attnum = ANY(i.indkey), false) AS is_key
+        SELECT a.attname AS name, quote_ident(a.attname) AS quoted, format_type(a.atttypid, -1) AS type,
+               a.attnotnull AS is_required, coalesce(a.attnum = ANY(i.indkey), false) AS is_key
         FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
         WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
@@ -130,7 +139,8 @@ async def describe(connection: Any, name: str) -> Table:
         got = ", ".join(column["name"] for column in keys) or "missing"
         raise TypeError(f"listen got table={name!r}, whose primary key is {got}; a record has one id, of one column.")
     types = {column["name"]: column["type"] for column in columns}
-    return Table(row["oid"], row["name"], row["schema"], keys[0]["quoted"], keys[0]["name"], types)
+    required = frozenset(column["name"] for column in columns if column["is_required"])
+    return Table(row["oid"], row["name"], row["schema"], keys[0]["quoted"], keys[0]["name"], types, required)
 
 
 async def install(connection: Any, table: Table) -> None:
@@ -208,7 +218,7 @@ class Listener:
         self._first: Any = None  # the connection that the task begins with
         self._task: asyncio.Task[None] | None = None
         if not model.readable:
-            model.on("read")(self._read)
+            model.read_from(TableReader(self._rows, self._texts if to_record is None else None))
 
     async def __aenter__(self) -> Self:
         connection = await self._connect()  # a mistake in a name or password shows here
@@ -346,59 +356,65 @@ class Listener:
             self._feed.end(self._feed.begin(), changes)
 
     def _select(self, table: Table) -> str:
-        """The statement that reads rows as JSON, without a condition."""
-        columns = "t.*" if self._chosen is None else ", ".join(f"t.{quoted(name)}" for name in self._chosen)
-        row = f"(SELECT to_jsonb(r) FROM (SELECT {columns}) r)::text"
+        """The statement that reads rows as JSON, without a condition; whole records where there is no `to_record`."""
+        names = ["*"] if self._chosen is None else [quoted(name) for name in self._chosen if name != "id"]
+        columns, row = [f"t.{name}" for name in names], "to_json(r)"
+        if self._to_record is None and (self._chosen is not None or table.key_column != "id"):
+            columns.insert(0, f"t.{table.key}{'' if table.key_type in INTEGERS else '::text'} AS id")
+        elif self._to_record is None and table.key_type not in (*INTEGERS, "text", "uuid", "character varying"):
+            row = f"to_jsonb(r) || jsonb_build_object('id', t.{table.key}::text)"
+        row = f"(SELECT {row} FROM (SELECT {', '.join(columns)}) r)::text"
         return f"SELECT t.{table.key}::text AS key, t.xmin::text::int8 AS version, {row} AS row FROM {table.name} t"
 
     def _record(self, table: Table, row: Any) -> Record:
-        id = table.id_of(row["key"])
-        fields = orjson.loads(row["row"])
-        return {**(fields if self._to_record is None else self._to_record(fields)), "id": id}
+        fields: Record = orjson.loads(row["row"])
+        return fields if self._to_record is None else {**self._to_record(fields), "id": table.id_of(row["key"])}
 
     # Reading
 
-    async def _read(self, ctx: Context, query: dict[str, Any]) -> Any:
+    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        async with contextlib.aclosing(self._fetched(query)) as chunks:
+            async for table, rows in chunks:
+                yield [make(self._record(table, row)) for row in rows]
+
+    async def _texts(self, query: Query) -> AsyncGenerator[list[str], None]:
+        async with contextlib.aclosing(self._fetched(query)) as chunks:
+            async for _, rows in chunks:
+                yield [row["row"] for row in rows]
+
+    async def _fetched(self, query: Query) -> AsyncGenerator[tuple[Table, list[Any]], None]:
         table = self._table
         if table is None or self._pool is None:
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.")
-        conditions: list[str] = []
-        values: list[str] = []
-        for name, value in query.items():
-            column, allowed = table.key_column if name == "id" else name, self._filters(table)
-            if column not in allowed or isinstance(value, (dict, list)):
-                raise Reject(
-                    "invalid",
-                    f"{self._model.name} cannot be read by {name!r}, only by values of {', '.join(allowed)}.",
-                    [{"field": name, "message": "not a field to read by"}],
-                )
-            if value is None:
-                conditions.append(f"t.{quoted(column)} IS NULL")
-            else:
-                values.append(value if isinstance(value, str) else orjson.dumps(value).decode())
-                conditions.append(f"t.{quoted(column)} = CAST(${len(values)}::text AS {table.columns[column]})")
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        selection = selection_of(self._model, query, self._filters(table))
+        rest, values = conditions_of(table, selection)
+        statement = self._select(table) + rest
         try:
-            rows = await self._pool.fetch(f"{self._select(table)}{where} ORDER BY t.{table.key}", *values)
-        except asyncpg.DataError as error:
-            if set(query) == {"id"}:
-                return None  # no record has such an id
-            raise Reject("invalid", f"{self._model.name} cannot be read so: {error}") from None
+            if selection.limit is not None or "id" in selection.where:
+                yield table, await self._pool.fetch(statement, *values)
+                return
+            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                cursor = await connection.cursor(statement, *values)
+                while rows := await cursor.fetch(CHUNK):
+                    yield table, rows
+        except asyncpg.DataError as error:  # a value that its column cannot hold is in none of the rows
+            if selection.after is not None or not selection.where:
+                raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
+        except asyncpg.UndefinedFunctionError as error:  # as points have no order
+            raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
         except LOST as error:
             logger.warning("%s could not be read: %r", self._model.name, error)
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.") from None
-        records = [self._record(table, row) for row in rows]
-        if set(query) != {"id"}:
-            return records
-        return records[0] if records else None
 
     def _filters(self, table: Table) -> list[str]:
-        """The columns that reads may name: what is not shown is not to be probed."""
+        """What a query may name."""
         if self._chosen is not None:
-            return [table.key_column, *(name for name in self._chosen if name != table.key_column)]
-        if self._to_record is not None:
-            return [table.key_column, *(name for name in self._model.options.key if name in table.columns)]
-        return list(table.columns)
+            names: Iterable[str] = self._chosen
+        elif self._to_record is not None:
+            names = (name for name in self._model.options.key if name in table.columns)
+        else:
+            names = table.columns
+        return list(dict.fromkeys(("id", *names)))
 
 
 def check_columns(model: Model, table: Table, fields: Sequence[str] | None, has_to_record: bool) -> None:
@@ -416,3 +432,84 @@ def check_columns(model: Model, table: Table, fields: Sequence[str] | None, has_
 def quoted(name: str) -> str:
     """A name as SQL takes it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+# How values compare: in the database, as what their text is to it
+
+
+def conditions_of(table: Table, selection: Selection) -> tuple[str, list[str]]:
+    """What follows the statement that reads rows, and its parameters. Raises Reject("invalid")."""
+    values: list[str] = []
+
+    def parameter(text: str, type: str) -> str:
+        values.append(text)
+        return f"CAST(${len(values)}::text AS {type})"
+
+    where = []
+    for name, value in selection.where.items():
+        column, type = column_of(table, name)
+        if isinstance(value, (list, dict)) or type in ("json", "jsonb"):
+            text = orjson.dumps(value).decode()
+            condition = f"coalesce(to_jsonb({column}), 'null') = {parameter(text, 'jsonb')}"
+        elif value is None:
+            condition = f"{column} IS NULL"
+        else:
+            known = text_of(table, name, value)
+            condition = "false" if known is None else f"{column} = {parameter(known, type)}"
+        where.append(condition)
+    places: list[tuple[str, bool, str | None]] = []  # what to order by, whether it descends, the value to be beyond
+    for name, descending in selection.places:
+        column, type = column_of(table, name)
+        if type in ("json", "jsonb") or type.endswith("[]"):
+            raise invalid("$order", f"names {name}, which is not a field that has an order")
+        is_optional = name != "id" and name not in table.required
+        if type == "numeric":  # which clients have as a number of 64 bits, and give back so
+            column, type = f"{column}::float8", "float8"
+        value = None if selection.after is None else selection.after[name]
+        bound = None
+        if selection.after is not None and not (value is None and is_optional):
+            known = text_of(table, name, value)
+            if known is None:
+                raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it")
+            bound = parameter(known, type)
+        if is_optional:
+            places.append((f"({column} IS NOT NULL)", descending, str(value is not None)))
+        places.append((column, descending, bound))
+    if selection.after is not None:
+        where.append(beyond([place for place in places if place[2] is not None]))
+    order = ", ".join(f"{place} DESC" if descending else place for place, descending, _ in places)
+    limit = "" if selection.limit is None else f" LIMIT {selection.limit}"
+    return f"{' WHERE ' if where else ''}{' AND '.join(where)} ORDER BY {order}{limit}", values
+
+
+def column_of(table: Table, name: str) -> tuple[str, str]:
+    """A field's column and its type."""
+    name = table.key_column if name == "id" else name
+    return f"t.{quoted(name)}", table.columns[name]
+
+
+def text_of(table: Table, name: str, value: Any) -> str | None:
+    """A value of a field as text that can be cast to its type; None for what no row has, as a text for a number."""
+    if name == "id":
+        text = str(value)
+        return text if is_id(value) and (table.key_type not in INTEGERS or INTEGER.fullmatch(text)) else None
+    type = table.columns[name]
+    if type == "boolean":
+        return str(value) if isinstance(value, bool) else None
+    if type not in NUMBERS:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def beyond(places: Sequence[tuple[str, bool, str | None]]) -> str:
+    """The condition that a row comes after a place in the order."""
+    directions = {descending for _, descending, _ in places}
+    if len(directions) == 1:  # as a row value, which finds its place in an index
+        left, right = (", ".join(str(place[index]) for place in places) for index in (0, 2))
+        return f"({left}) {'<' if True in directions else '>'} ({right})"
+    condition = "false"
+    for place, descending, bound in reversed(places):
+        condition = f"({place} {'<' if descending else '>'} {bound} OR ({place} = {bound} AND {condition}))"
+    return condition

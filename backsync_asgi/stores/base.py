@@ -97,6 +97,11 @@ class Selection:
         """The direction in which ids are compared."""
         return bool(self.order) and self.order[-1][1]
 
+    @property
+    def places(self) -> Sequence[tuple[str, bool]]:
+        """The order down to the id, which no two records have in common."""
+        return self.order if "id" in dict(self.order) else (*self.order, ("id", self.descending))
+
 
 def parse_query(query: Query) -> Selection:
     """A query as it comes from the wire or the program, taken apart.
@@ -273,7 +278,7 @@ class _Descending:
 
 def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
     """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at."""
-    order = [*selection.order, ("id", selection.descending)]
+    order = selection.places
     turned = {descending for _, descending in order} == {True}  # all descend: the plain keys, from the other end
     mixed = not turned and any(descending for _, descending in order)
 

@@ -78,9 +78,7 @@ def select(layout: Selectable, selection: Selection) -> tuple[sa.Select[Any], di
             statement = statement.where(condition)
     if not selection.order:
         return statement.order_by(layout.order), rest
-    order = list(selection.order)
-    if "id" not in dict(order):
-        order.append(("id", selection.descending))
+    order = selection.places
     places = [(place, descending) for field, descending in order for place in layout.place(field)]
     statement = statement.order_by(*(place.desc() if descending else place for place, descending in places))
     if selection.after is not None:
@@ -286,7 +284,7 @@ class Fields:
             return sa.false()
         if field == "id":
             key = self.key(value)
-            return sa.false() if key is None else self.id == key
+            return sa.false() if key is None else self.id == _parameter(column, key)
         if isinstance(column.type, sa.JSON):
             return None
         if value is None:
@@ -297,7 +295,7 @@ class Fields:
             return sa.false()
         if not equal(_from_column(column, converted), value) and not isinstance(value, str):
             return sa.false()
-        same: Condition = column == converted
+        same: Condition = column == _parameter(column, converted)
         return same
 
     def place(self, field: str) -> list[sa.ColumnElement[Any]]:
@@ -310,10 +308,10 @@ class Fields:
             key = self.key(value)
             if key is None:
                 raise invalid("$after", f"has the id {shorten(value)}, which no record can have")
-            return [sa.literal(key, column.type)]
+            return [_parameter(column, key)]
         if value is None and not _is_nullable(column):
             raise invalid("$after", f"has no {shorten(field)}, by which the records are ordered")
-        bound = None if value is None else sa.literal(_to_column(field, column, value), column.type)
+        bound = None if value is None else _parameter(column, _to_column(field, column, value))
         return [sa.literal(int(value is not None)), bound] if _is_nullable(column) else [bound]
 
     def _ordered(self, field: str) -> Any:
@@ -379,6 +377,11 @@ class Columns(Fields):
 
 def _is_nullable(column: Any) -> bool:
     return getattr(column, "nullable", True) is not False  # an expression may be NULL
+
+
+def _parameter(column: Any, value: Any) -> Any:
+    """A value to compare a column with. Of integers it may be a larger one than fits in."""
+    return sa.literal(value, sa.BigInteger() if isinstance(column.type, sa.Integer) else column.type)
 
 
 def _python_type(column: Any) -> type[Any]:

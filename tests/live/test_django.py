@@ -313,11 +313,14 @@ async def test_queries_filter_by_columns(sync: Backsync) -> None:
         async with connect(sync) as ann:
             assert [note["text"] for note in await ann.read("Note")] == ["a", "b"]
             assert [note["text"] for note in await ann.read("Note", {"count": 3})] == ["b"]
+            for nothing in ({"count": "3"}, {"count": "many"}, {"count": 3.5}, {"text": 3}, {"id": "01", "count": 0}):
+                assert await ann.read("Note", nothing) == [], nothing
             assert (await ann.read("Note", {"id": "1"}))["text"] == "a"
             for query, code in (
                 ({"id": 9}, "not_found"),
                 ({"id": "x"}, "not_found"),
-                ({"count": "many"}, "invalid"),
+                ({"count": "many", "$order": "-folder_id"}, "invalid"),
+                ({"$order": "count", "$after": {"count": "many", "id": 1}}, "invalid"),
                 ({"folder_id": 1}, "invalid"),
                 ({"folder__name": "f"}, "invalid"),
             ):

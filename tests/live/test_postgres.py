@@ -143,6 +143,10 @@ async def test_a_subscriber_starts_with_the_table_and_follows_it(
             ({"done": True}, [1]),
             ({"text": "c"}, [2]),
             ({"text": None}, []),
+            ({"done": "true"}, []),
+            ({"at": "once"}, []),
+            ({"text": ["a"]}, []),
+            ({"id": "01", "text": "a"}, []),
         ]
         for query, ids in [*queries, ({"id": 1, "done": True}, [1])]:
             assert [row["id"] for row in await ann.read("Message", query)] == ids
@@ -150,9 +154,11 @@ async def test_a_subscriber_starts_with_the_table_and_follows_it(
         for query, code in (
             ({"id": 7}, "not_found"),
             ({"id": "x"}, "not_found"),
-            ({"done": "perhaps"}, "invalid"),
             ({"nothing": 1}, "invalid"),
-            ({"text": ["a"]}, "invalid"),
+            ({"$order": "nothing"}, "invalid"),
+            ({"$after": {"id": "x"}}, "invalid"),
+            ({"$order": "done", "$after": {"done": "perhaps", "id": 1}}, "invalid"),
+            ({"$order": "at", "$after": {"at": "once", "id": 1}}, "invalid"),
         ):
             with pytest.raises(Reject) as refused:
                 await ann.read("Message", query)

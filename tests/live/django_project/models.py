@@ -37,6 +37,16 @@ class Ticket(models.Model):  # type: ignore[misc]
     day = models.DateField(null=True)
 
 
+class Sample(models.Model):  # type: ignore[misc]
+    id = models.IntegerField(primary_key=True)
+    word = models.CharField(max_length=20, null=True)
+    size = models.FloatField(null=True)
+    count = models.IntegerField()
+    done = models.BooleanField(null=True)
+    at = models.DateTimeField(null=True)
+    price = models.DecimalField(max_digits=8, decimal_places=2, null=True)
+
+
 class Blob(models.Model):  # type: ignore[misc]
     content = models.BinaryField()
 
