@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -198,10 +198,7 @@ class Model:
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
-        self.options = Options(**options)
-        self._schema = self._schema_of(self.options.schema or dict)
-        for method, annotation in self._annotations.items():  # of handlers that were there before the options
-            self._set_schema(method, annotation)
+        self._set_options(Options(**options))
         if self.options.ephemeral:
             self.lives = Lives(self.name, self.options.grace, self.options.ttl, self._delete_if)
         store = self.options.store
@@ -209,6 +206,20 @@ class Model:
             if store.version not in (None, self.options.version):
                 raise ValueError(f"The store of {self.name} counts {store.version!r} already: a store is one model's.")
             store.bind(self.name, self.options.version)
+
+    def infer(self, *, version: str) -> None:
+        """Count versions in that field, as what the records are read from does; no other option can be given after it.
+
+        For a model whose options name none.
+        """
+        self._configured = True
+        self._set_options(replace(self.options, version=version))
+
+    def _set_options(self, options: Options) -> None:
+        self.options = options
+        self._schema = self._schema_of(options.schema or dict)
+        for method, annotation in self._annotations.items():  # of handlers that were there before the options
+            self._set_schema(method, annotation)
 
     @property
     def store(self) -> Store | None:

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapper, Session, object_mapper, object_session, sessionmaker, with_polymorphic
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
@@ -134,8 +134,13 @@ class LiveMapping:
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
+        counted = version_of(mapper)
+        if version is None and counted is not None and counted in self._fields:
+            model.infer(version=counted)
         self._sessions = None if session is None else sessions_of(model, session)
         self._engine = engine_of(self._sessions)
+        if self._engine is not None:
+            check_pool(model, self._engine)
         if session is not None and not model.readable:
             model.read_from(TableReader(self._rows))
         self._listen()
@@ -163,7 +168,7 @@ class LiveMapping:
             self._listeners.append((target, name, function))
 
         for name in ("after_insert", "after_update", "after_delete"):
-            on(self._mapped, name, getattr(self, f"_{name}"), propagate=True)
+            on(Mapper, name, getattr(self, f"_{name}"))
         for name in ("after_begin", "before_flush", "after_flush", "after_soft_rollback", "before_commit"):
             on(Session, name, getattr(self, f"_{name}"))
         on(Session, "after_commit", self._after_commit)
@@ -179,19 +184,45 @@ class LiveMapping:
     # The unit of work
 
     def _after_insert(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
-        self._note(conn, mapper.primary_key_from_instance(target))
+        if self._is_about(mapper, conn):
+            self._note(conn, mapper.primary_key_from_instance(target))
 
     def _after_update(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
         session = object_session(target)
-        if session is not None and session.is_modified(target):
+        if session is not None and self._is_about(mapper, conn) and session.is_modified(target):
             before = inspect(target).identity
             if before is not None:
                 self._note(conn, before)
             self._note(conn, mapper.primary_key_from_instance(target))
 
     def _after_delete(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
-        identity = inspect(target).identity
-        self._note(conn, mapper.primary_key_from_instance(target) if identity is None else identity)
+        if self._is_about(mapper, conn):
+            identity = inspect(target).identity
+            self._note(conn, mapper.primary_key_from_instance(target) if identity is None else identity)
+
+    def _is_about(self, mapper: Mapper[Any], conn: Connection) -> bool:
+        """Whether objects of a class are rows of ours: of the mapped class, or of another that has its table, too."""
+        if mapper.isa(self._mapper):
+            return True
+        if mapper.base_mapper is self._mapper.base_mapper:
+            return False  # other rows, as of a parent
+        shared = [table for table in mapper.tables if isinstance(table, Table) and self._is_home(table, conn)]
+        if any(list(mapper.primary_key) == list(table.primary_key.columns) for table in shared):
+            return True
+        if shared and self._bulk != "ignore":
+            raise self._refusal(
+                f"objects of {mapper.class_.__name__}, which lie in its table and have another primary key",
+                f"Write them as {self._mapped.__name__}",
+            )
+        return False
+
+    def _is_home(self, table: Any, conn: Connection) -> bool:
+        """Whether it is a table of the class, or the same one of the database as other metadata describe it."""
+        tables = self._mapper_tables()
+        if table in tables:
+            return True
+        names = {each.fullname for each in tables if isinstance(each, Table)}
+        return self._engine is not None and self._may_be_home(conn.engine) and getattr(table, "fullname", "") in names
 
     def _note(self, conn: Connection, keys: Iterable[Any]) -> None:
         if isinstance(conn.get_transaction(), TwoPhaseTransaction):
@@ -363,7 +394,7 @@ class LiveMapping:
 
     def _is_ours(self, conn: Connection, statement: Any, options: Mapping[str, Any]) -> bool:
         """Whether it writes a table of the class, by itself and not as a step of the unit of work."""
-        if not isinstance(statement, (Insert, Update, Delete)) or statement.table not in self._mapper_tables():
+        if not isinstance(statement, (Insert, Update, Delete)) or not self._is_home(statement.table, conn):
             return False
         return not self._is_flush(conn, options) and options.get(OPTION) != "ignore"
 
@@ -457,6 +488,8 @@ class LiveMapping:
     def _records(self, session: Session, query: Query) -> Iterator[Record]:
         """The records that a query asks for, read from the database as they are taken."""
         selection = selection_of(self._model, query, self._filters)
+        if self._engine is None:  # its factory was bound later, or chooses
+            check_pool(self._model, session.get_bind(self._mapper).engine)
         table = self._table()
         fields = {name: table.id if name == "id" else getattr(table.entity, name) for name in self._filters}
         statement, rest = select_rows(Fields(fields, table.selected()), selection)
@@ -503,6 +536,26 @@ def engine_of(sessions: Callable[[], Any] | None) -> Engine | None:
     return bind if isinstance(bind, Engine) else None
 
 
+def check_pool(model: Model, engine: Engine) -> None:
+    """Raises ValueError for an engine whose sessions would get into each other's way where clients read."""
+    is_in_memory = engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+    if isinstance(engine.pool, StaticPool):
+        message = (
+            f"live({model.name}) got sessions of {engine.url!r}, which have one connection for all (StaticPool), "
+            "expected one for each: a client that reads would roll back what others have not yet committed. "
+            f"Give the engine {'a file, as sqlite:///app.db has' if is_in_memory else 'another pool'}; or leave out "
+            "session=, and clients begin with what they hear."
+        )
+        if engine.dialect.is_async:
+            raise ValueError(message)
+        logger.warning("%s", message)  # as tests do it, where one thing happens after the other
+    elif isinstance(engine.pool, SingletonThreadPool) and is_in_memory:
+        raise ValueError(
+            f"live({model.name}) got sessions of {engine.url!r}, where each thread has a database of its own, and "
+            "clients read in other threads than yours. Use a file, such as sqlite:///app.db."
+        )
+
+
 def check_fields(
     model: Model, mapper: Mapper[Any], fields: Sequence[str] | None, id: str, has_to_record: bool
 ) -> Sequence[str]:
@@ -525,6 +578,14 @@ def check_fields(
         raise ValueError(f"live({model.name}): {name}.id is not its primary key, {id} is. Give to_record= or fields=.")
     check_secrets(model, name, chosen)
     return chosen
+
+
+def version_of(mapper: Mapper[Any]) -> str | None:
+    """The attribute in which the mapper itself counts versions up from 1; None where it does not, or in another way."""
+    column = mapper.version_id_col
+    if column is None or getattr(mapper.version_id_generator, "__module__", None) != Mapper.__module__:
+        return None
+    return mapper.get_property_by_column(column).key
 
 
 def default_fields(mapper: Mapper[Any]) -> list[str]:

@@ -21,12 +21,14 @@ from sqlalchemy import (
     ForeignKey,
     LargeBinary,
     PrimaryKeyConstraint,
+    Table,
     bindparam,
     create_engine,
     delete,
     event,
     func,
     insert,
+    join,
     select,
     text,
     update,
@@ -34,8 +36,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
-from sqlalchemy.pool import Pool
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    column_property,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
+from sqlalchemy.pool import Pool, StaticPool
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import UnseenWrite, live
@@ -87,6 +97,24 @@ class Page(Base):
     __mapper_args__ = {"version_id_col": rev}  # noqa: RUF012 - as SQLAlchemy wants it
 
 
+class Stamped(Base):
+    """With versions that are no numbers."""
+
+    __tablename__ = "stamped"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stamp: Mapped[str] = mapped_column()
+    __mapper_args__ = {"version_id_col": stamp, "version_id_generator": lambda version: uuid.uuid4().hex}  # noqa: RUF012
+
+
+class Kept(Base):
+    """With versions that the database makes."""
+
+    __tablename__ = "kept"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rev: Mapped[int] = mapped_column(server_default="1")
+    __mapper_args__ = {"version_id_col": rev, "version_id_generator": False}  # noqa: RUF012
+
+
 class Animal(Base):
     __tablename__ = "animal"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -124,6 +152,20 @@ class Post(Base):
     thread_id: Mapped[int] = mapped_column(ForeignKey("thread.id"))
     body: Mapped[str]
     thread: Mapped[Thread] = relationship(back_populates="posts")
+
+
+class Album(Base):
+    """Loaded with what it has, by a join."""
+
+    __tablename__ = "album"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    songs: Mapped[list[Song]] = relationship(lazy="joined")
+
+
+class Song(Base):
+    __tablename__ = "song"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    album_id: Mapped[int] = mapped_column(ForeignKey("album.id"))
 
 
 class Grade(Base):
@@ -743,24 +785,22 @@ async def sessions(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     engine.dispose()
 
 
+async def in_session(sessions: Any, work: Work) -> None:
+    session = sessions()
+    if isinstance(session, AsyncSession):
+        async with session:
+            await session.run_sync(work)
+    else:
+        with session:
+            await asyncio.to_thread(work, session)
+
+
 async def test_a_subscriber_gets_what_the_database_has_and_then_what_changes(sync: Backsync, sessions: Any) -> None:
     with made_live(sync, "Message", Message, session=sessions):
         async with connect(sync) as ann:
             seen = await ann.subscribe("Message")
             assert seen.keys() == {1, 2, 3}
-            session = sessions()
-            if isinstance(session, AsyncSession):
-                async with session:
-                    session.add(Message(id=4, text="d"))
-                    await session.commit()
-            else:
-
-                def write() -> None:
-                    with session:
-                        session.add(Message(id=4, text="d"))
-                        session.commit()
-
-                await asyncio.to_thread(write)
+            await in_session(sessions, commit(Message(id=4, text="d")))
             await ann.until(lambda: seen.get(4) == {"id": 4, "text": "d", "count": 7})
 
 
@@ -798,6 +838,24 @@ async def test_what_is_not_among_the_fields_cannot_be_probed(sync: Backsync, ses
         async with connect(sync) as eve:
             with pytest.raises(Reject, match="only by id, email"):
                 await eve.read("Member", {"nick": "secret"})
+
+
+async def test_objects_may_be_loaded_with_what_they_have(sync: Backsync, sessions: Any) -> None:
+    def write(session: Session) -> None:
+        session.add_all([Album(id=id, songs=[Song(), Song()]) for id in (1, 2, 3)])
+        session.commit()
+
+    def to_record(album: Album) -> dict[str, Any]:
+        return {"songs": len(album.songs)}
+
+    with made_live(sync, "Album", Album, session=sessions, to_record=to_record):
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Album")
+            await in_session(sessions, write)
+            await ann.until(lambda: seen == {id: {"id": id, "songs": 2} for id in (1, 2, 3)})
+            assert [row["id"] for row in await ann.read("Album", {"$limit": 2, "$after": {"id": 1}})] == [2, 3]
+            with pytest.raises(Reject, match="cannot be read by .songs., only by id"):
+                await ann.read("Album", {"$order": "songs"})
 
 
 async def test_nothing_is_written_from_the_wire(sync: Backsync, sessions: Any) -> None:
@@ -843,6 +901,112 @@ async def test_a_writer_gets_its_reply_before_its_own_change(sync: Backsync, tmp
     assert ['"said"' in text for text in texts] == [True, False]
 
 
+# ── Other classes, other models ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Headline(Base):
+    """The table of Message, with fewer columns."""
+
+    __table__ = Table("message", Base.metadata, extend_existing=True)
+    __mapper_args__ = {"include_properties": ["id", "text"]}  # noqa: RUF012
+
+
+class Reflected(DeclarativeBase):
+    """Classes of metadata of their own, as reflection makes them."""
+
+
+class Letter(Reflected):
+    __tablename__ = "message"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str | None]
+
+
+class Pair(Base):
+    """Rows of two tables."""
+
+    __table__ = join(Post.__table__, Thread.__table__)
+    id = column_property(Post.__table__.c.id)
+    thread_id = column_property(Post.__table__.c.thread_id, Thread.__table__.c.id)
+
+
+@pytest.fixture
+def two_models(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{tmp_path}/live.sqlite")
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize("other", [Headline, Letter])
+def test_a_class_hears_what_is_written_by_another_of_its_table(
+    two_models: Engine, sync: Backsync, monkeypatch: pytest.MonkeyPatch, other: Any
+) -> None:
+    heard = Heard(sync, monkeypatch, "Message")
+    with made_live(sync, "Message", Message, session=two_models), Session(two_models) as session:
+        row = other(id=1, text="a")
+        session.add(row)
+        session.commit()
+        row.text = "b"
+        session.commit()
+        assert heard.take() == [("upsert", {"id": 1, "text": text, "count": count}) for text, count in LETTERS[other]]
+        session.execute(update(other).values(text="c"))
+        session.commit()
+        assert [data["text"] for _, data in heard.take()] == ["c"]
+        session.delete(row)
+        session.commit()
+        assert heard.take() == [("delete", {"id": 1})]
+
+
+LETTERS: dict[Any, Any] = {Headline: [("a", 7), ("b", 8)], Letter: [("a", 7), ("b", 7)]}  # which has no `onupdate`
+
+
+def test_objects_that_are_rows_of_another_kind_are_refused(two_models: Engine, sync: Backsync) -> None:
+    with made_live(sync, "Thread", Thread), Session(two_models) as session:
+        session.add(Pair(id=1, thread_id=2, body="a", title="b"))
+        with pytest.raises(UnseenWrite, match=r"objects of Pair, which lie in its table.*Write them as Thread"):
+            session.commit()
+    with made_live(sync, "Thread", Thread, bulk="ignore"), Session(two_models) as session:
+        session.add(Pair(id=1, thread_id=2, body="a", title="b"))
+        session.commit()
+
+
+def test_parents_and_siblings_of_a_class_are_other_rows(
+    two_models: Engine, sync: Backsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(sync, monkeypatch, "Fish")
+    with made_live(sync, "Fish", Fish), Session(two_models) as session:
+        session.add_all([Animal(id=1, name="Ann"), Dog(id=2, name="Rex"), Fish(id=3, name="Wanda", depth=5)])
+        session.commit()
+    assert heard.ids() == [("upsert", 3)]
+
+
+def test_two_models_of_one_table_hear_the_same(
+    two_models: Engine, sync: Backsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(sync, monkeypatch, "Message", "Headline")
+    with made_live(sync, "Message", Message), made_live(sync, "Headline", Headline), Session(two_models) as session:
+        session.add(Message(id=1, text="a"))
+        session.commit()
+        session.add(Headline(id=2, text="b"))
+        session.commit()
+    shown = [data for _, data in heard.take()]
+    assert sorted(map(len, shown)) == [2, 2, 3, 3]
+    assert sorted(data["id"] for data in shown) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("mapped", "version"), [(Page, "rev"), (Message, None), (Stamped, None), (Kept, None)])
+def test_versions_that_the_mapper_counts_are_the_models(sync: Backsync, mapped: type[Any], version: str | None) -> None:
+    with made_live(sync, "It", mapped):
+        assert sync.model("It").options.version == version
+    if version is not None:
+        assert sync.model("It", version=version).options.version == version
+
+
+def test_versions_that_are_not_shown_are_not_the_models(sync: Backsync) -> None:
+    with made_live(sync, "Page", Page, fields=["title"]):
+        assert sync.model("Page").options.version is None
+
+
 # ── What cannot be live ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -863,6 +1027,34 @@ def test_what_cannot_be_live_says_why(
 ) -> None:
     with pytest.raises(error, match=message):
         live(sync.model("X"), mapped, **options)
+
+
+def test_sessions_that_have_one_connection_for_all_are_refused(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_async_engine("sqlite+aiosqlite://")
+    for session in (engine, async_sessionmaker(engine)):
+        with pytest.raises(ValueError, match=r"one connection for all \(StaticPool\).*Give the engine a file"):
+            live(sync.model("Message"), Message, session=session)
+    assert sync.model("Message").reader is None
+    with pytest.raises(ValueError, match="each thread has a database of its own"):
+        live(sync.model("Message"), Message, session=create_engine("sqlite://"))
+    with made_live(sync, "Message", Message, session=create_engine("sqlite://", poolclass=StaticPool)):
+        assert "would roll back what others have not yet committed" in caplog.text, "a test may do it"
+
+
+async def test_sessions_that_are_bound_later_are_looked_at_when_clients_read(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = async_sessionmaker()
+    with made_live(sync, "Message", Message, session=sessions):
+        engine = create_async_engine("sqlite+aiosqlite://")
+        sessions.configure(bind=engine)
+        async with connect(sync) as ann:
+            with pytest.raises(Reject, match="handler_error"):
+                await ann.read("Message")
+    await engine.dispose()
+    assert "which have one connection for all" in caplog.text
 
 
 def test_a_photo_is_live_without_its_pixels(sync: Backsync) -> None:
