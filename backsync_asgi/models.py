@@ -247,6 +247,10 @@ class Model:
             raise ValueError(f"{self.name}.read_from got {reader!r}, but reads from {self.reader!r}: one is enough.")
         self._reader = reader
 
+    def soon(self, act: Callable[[], None]) -> None:
+        """Call the function on the event loop: at once where this is it, else soon."""
+        self._soon.run(act)
+
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """What the function returns or raises, called in one of the threads of plain handlers."""
         return await self._call.in_thread(work)
@@ -451,7 +455,7 @@ class Model:
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
-            self._soon.put(act, self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None)
+            self._soon.put(act, self.changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None)
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
@@ -466,7 +470,8 @@ class Model:
         """
         self._soon.run(lambda: self.on_refresh(self.name))
 
-    def _changes_lost(self) -> None:
+    def changes_lost(self) -> None:
+        """Changes that have happened could not be told: have everybody read anew, where there is anything to read."""
         if self.readable:
             self.refresh()
 

@@ -105,7 +105,7 @@ class LiveModel:
                 self._connected(connection=connection)
 
     def close(self) -> None:
-        """Broadcast no more. What was registered for `read` stays."""
+        """Broadcast no more. The model goes on reading from the table."""
         for sender in self._senders:
             post_save.disconnect(self._written, sender)
             post_delete.disconnect(self._written, sender)

@@ -7,6 +7,7 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -34,6 +35,8 @@ from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
+AGAIN_AFTER = (0.0, 1.0, 5.0, 20.0)  # seconds to wait before rows in doubt are read, each time that it fails
+AGAIN_WITHIN = 30.0  # seconds that reading them may take
 AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 
@@ -62,6 +65,7 @@ class Journal:
         self.unit: Unit | None = None  # of the session whose transaction it is
         self.levels: list[Keys] = [{}]
         self.ticket: int | None = None  # set between the order to COMMIT and its outcome
+        self.keys: Keys = {}  # whose rows were read then
         self.changes: dict[Id, Record | None] = {}
 
     def take_keys(self) -> Keys:
@@ -131,6 +135,7 @@ class LiveMapping:
             {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
         )
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()  # that read again
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
@@ -146,7 +151,9 @@ class LiveMapping:
         self._listen()
 
     def close(self) -> None:
-        """Broadcast no more. What was registered for `read` stays."""
+        """Broadcast no more. The model goes on reading from the table."""
+        for task in self._tasks:
+            task.cancel()
         for target, name, function in self._listeners:
             event.remove(target, name, function)
         self._listeners.clear()
@@ -299,7 +306,7 @@ class LiveMapping:
         except BaseException:
             self._feed.drop(ticket)
             raise
-        journal.ticket = ticket
+        journal.ticket, journal.keys = ticket, keys
 
     def _rollback(self, conn: Connection) -> None:
         if not conn.invalidated:  # else its notes are gone with it, and it could not even be asked for them
@@ -310,14 +317,53 @@ class LiveMapping:
         if conn is None or conn.closed or conn.invalidated:
             return
         journal: Journal | None = conn.info.get(self)
-        if journal is not None and journal.ticket is not None:  # the COMMIT has failed
-            if context.is_disconnect:
-                logger.warning(
-                    "The connection was lost in a COMMIT: whether %s has changed is not known: %s",
-                    self._model.name,
-                    ", ".join(repr(id) for id in islice(journal.changes, 20)),
-                )
+        if journal is None or journal.ticket is None:
+            return
+        if context.is_disconnect or context.sqlalchemy_exception is None:  # else the database itself has said no
+            del conn.info[self]
+            self._doubt(journal)
+        else:
             self._forget(conn.info)
+
+    def _doubt(self, journal: Journal) -> None:
+        """The connection was lost in the very COMMIT: whether it has happened nobody knows, but the rows tell."""
+        assert journal.ticket is not None
+        logger.warning(
+            "The connection was lost in a COMMIT, which may have changed these of %s: %s. They are read again.",
+            self._model.name,
+            ", ".join(repr(id) for id in islice(journal.changes, 20)),
+        )
+        if self._sessions is None:
+            self._feed.drop(journal.ticket)
+            self._model.changes_lost()
+        else:
+            self._model.soon(lambda: self._start_reading(journal))
+
+    def _start_reading(self, journal: Journal) -> None:
+        task = asyncio.get_running_loop().create_task(self._read_again(journal))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_again(self, journal: Journal) -> None:
+        """Broadcast what the rows hold by now, by the ticket of the COMMIT in doubt: later writers have later ones."""
+        assert journal.ticket is not None
+
+        def work(session: Session) -> dict[Id, Record | None]:
+            conn = session.connection(bind_arguments={"mapper": self._mapper})
+            return self._read(conn, journal.keys, lock=True)
+
+        for delay in AGAIN_AFTER:
+            await asyncio.sleep(delay)
+            try:
+                async with asyncio.timeout(AGAIN_WITHIN):
+                    changes = await self._in_session(work)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the clients read for themselves then
+                logger.warning("%s could not be read again: %r", self._model.name, error)
+            else:
+                self._feed.end(journal.ticket, changes)
+                return
+        self._feed.drop(journal.ticket)
+        self._model.changes_lost()
 
     def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
         self._finish(connection_record.info)
@@ -335,17 +381,23 @@ class LiveMapping:
 
     # Records
 
-    def _read(self, conn: Connection, keys: Keys) -> dict[Id, Record | None]:
-        """What the rows of these keys hold, None where there is none, in the order of the keys."""
+    def _read(self, conn: Connection, keys: Keys, *, lock: bool = False) -> dict[Id, Record | None]:
+        """What the rows of these keys hold, None where there is none, in the order of the keys.
+
+        lock: wait for others that are about to change them, where the database can.
+        """
         changes: dict[Id, Record | None] = {}
         ids: dict[str, Id] = {}  # as text, since who names a key by hand may write "1" for 1
         for key in keys:
             changes[ids.setdefault(str(plain(key)), plain(key))] = None
         table = self._table()
+        statement = select(*table.selected())
+        if lock:
+            statement = statement.with_for_update(read=True, of=self._key.table)
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
             executor = conn if table.is_flat else session
             for some in batched(keys, AT_ONCE):
-                for found in table.rows(executor.execute(select(*table.selected()).where(table.id.in_(some)))):
+                for found in table.rows(executor.execute(statement.where(table.id.in_(some)))):
                     id = table.id_of(found)
                     id = ids.get(str(id), id)
                     try:
@@ -467,20 +519,29 @@ class LiveMapping:
     # Reading
 
     async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
-        assert self._sessions is not None
         with self._explained():
             if not isinstance(self._sessions, async_sessionmaker):
-                yield await self._model.in_thread(lambda: self._made_in_thread(query, make))
+                yield await self._in_session(lambda session: [*map(make, self._records(session, query))])
                 return
             async with self._sessions() as session:
                 records = await session.run_sync(self._records, query)
                 while some := await session.run_sync(lambda _: [make(record) for record in islice(records, CHUNK)]):
                     yield some
 
-    def _made_in_thread(self, query: Query, make: Callable[[Record], Made]) -> list[Made]:
-        assert self._sessions is not None
-        with self._sessions() as session:
-            return [make(record) for record in self._records(session, query)]
+    async def _in_session(self, work: Callable[[Session], Made]) -> Made:
+        """What the function returns, called with a session where that may wait: in a thread or a greenlet."""
+        sessions = self._sessions
+        assert sessions is not None
+        if isinstance(sessions, async_sessionmaker):
+            async with sessions() as session:
+                made: Made = await session.run_sync(work)
+                return made
+
+        def in_thread() -> Made:
+            with sessions() as session:
+                return work(session)
+
+        return await self._model.in_thread(in_thread)
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._model.name, "The database cannot answer this query.")

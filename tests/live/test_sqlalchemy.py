@@ -34,7 +34,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -723,6 +723,133 @@ def test_a_commit_that_fails_is_not_broadcast(heard: Heard, tmp_path: Path) -> N
         session.commit()
     engine.dispose()
     assert heard.ids() == [("upsert", 2)]
+
+
+async def test_a_commit_in_which_the_backend_ends_is_read_again(
+    postgresql: PostgreSQL, sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_async_engine(postgresql.url.replace("postgresql:", "postgresql+asyncpg:"))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+        for statement in (
+            "CREATE OR REPLACE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$",
+            "CREATE CONSTRAINT TRIGGER die AFTER INSERT OR UPDATE ON message DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW WHEN (NEW.text = 'die') EXECUTE FUNCTION die()",
+        ):
+            await connection.execute(text(statement))
+    sessions = async_sessionmaker(engine)
+    with made_live(sync, "Message", Message, session=sessions):
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Message")
+            await in_session(sessions, commit(Message(id=1, text="a")))
+            sync.model("Message").publish("upsert", {"id": 1, "text": "what the lost commit was about"})
+            await ann.until(lambda: seen.get(1, {}).get("text") == "what the lost commit was about")
+            async with sessions() as session:
+                (await session.get_one(Message, 1)).text = "die"
+                session.add(Message(id=2, text="die"))
+                with pytest.raises(DBAPIError):
+                    await session.commit()
+            await ann.until(lambda: seen == {1: {"id": 1, "text": "a", "count": 7}})
+    await engine.dispose()
+    assert "may have changed these of Message: 2, 1" in caplog.text
+
+
+def lose_next_commit(engine: Engine) -> None:
+    """The next COMMIT is carried out, but its author does not hear of it."""
+    dialect: Any = engine.dialect
+
+    def do_commit(connection: Any) -> None:
+        del dialect.do_commit
+        dialect.do_commit(connection)
+        raise ConnectionResetError("cut off")
+
+    dialect.do_commit = do_commit
+
+
+def executing(statement: Any) -> Work:
+    def work(session: Session) -> None:
+        session.execute(statement)
+        session.commit()
+
+    return work
+
+
+def engine_of(sessions: Any) -> Engine:
+    bind = sessions.kw["bind"]
+    engine: Engine = bind if isinstance(bind, Engine) else bind.sync_engine
+    return engine
+
+
+async def test_a_commit_of_which_nobody_knows_is_read_again_and_later_ones_win(
+    sync: Backsync, sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made_live(sync, "Message", Message, session=sessions) as feed:
+        texts: list[str] = []
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Message")
+            lose_next_commit(engine_of(sessions))
+            with pytest.raises(ConnectionResetError):
+                await in_session(sessions, executing(update(Message)))
+            await ann.until(lambda: seen[1]["count"] == 8)  # by `onupdate`
+            has_read, go_on = asyncio.Event(), asyncio.Event()
+            read = feed._in_session
+
+            async def hold_up(work: Any) -> Any:
+                changes = await read(work)
+                has_read.set()
+                await go_on.wait()
+                return changes
+
+            monkeypatch.setattr(feed, "_in_session", hold_up)
+            lose_next_commit(engine_of(sessions))
+            with pytest.raises(ConnectionResetError):
+                await in_session(sessions, commit(Message(id=4, text="lost")))
+            await has_read.wait()
+            ann.on_text = texts.append
+            await in_session(sessions, executing(update(Message).where(Message.id == 4).values(text="later")))
+            go_on.set()
+            await in_session(sessions, commit(Message(id=5)))
+            await ann.until(lambda: 5 in seen and not feed._tasks)
+            assert seen[4]["text"] == "later"
+            assert not [text for text in texts if "lost" in text]
+
+
+async def test_where_rows_in_doubt_cannot_be_read_everybody_reads_anew(
+    sync: Backsync, sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backsync_asgi.live.sqlalchemy.AGAIN_AFTER", (0.0, 0.0))
+    with made_live(sync, "Message", Message, session=sessions) as feed:
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Message")
+            monkeypatch.setattr(feed, "_in_session", fail)
+            lose_next_commit(engine_of(sessions))
+            with pytest.raises(ConnectionResetError):
+                await in_session(sessions, commit(Message(id=4, text="lost")))
+            if isinstance(sessions, sessionmaker):
+                monkeypatch.undo()  # by which clients read, too
+            await ann.until(lambda: 4 in seen)
+
+
+async def fail(*_: Any) -> None:
+    raise OSError("planted")
+
+
+async def test_where_no_session_is_known_everybody_reads_anew(sync: Backsync, sessions: Any) -> None:
+    @sync.model("Message").on("read")
+    async def read(ctx: Any, query: Any) -> list[dict[str, Any]]:
+        found: list[int] = []
+        await in_session(sessions, lambda session: found.extend(session.scalars(select(Message.id))))
+        return [{"id": id} for id in found]
+
+    with made_live(sync, "Message", Message):
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Message")
+            lose_next_commit(engine_of(sessions))
+            with pytest.raises(ConnectionResetError):
+                await in_session(sessions, commit(Message(id=4, text="lost")))
+            await ann.until(lambda: seen.keys() == {1, 2, 3, 4})
 
 
 async def test_a_record_that_cannot_be_made_or_sent_does_not_stop_the_others(
