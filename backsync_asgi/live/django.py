@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 from django.apps import apps
 from django.conf import settings
@@ -42,7 +42,7 @@ from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, Query, equal, invalid, matches
 
-from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
 from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
@@ -61,10 +61,11 @@ BULK_CREATE: CodeType = models.QuerySet.bulk_create.__code__
 
 
 class Batch:
-    """The rows that one transaction has broadcast so far. It lives as long as Django keeps the transaction's hooks."""
+    """The rows of one transaction. It lives as long as Django keeps the transaction's hooks."""
 
     def __init__(self) -> None:
-        self.done: set[Any] = set()
+        self.noted: list[Callable[[], Iterable[Any]]] = []  # until it is committed
+        self.done: set[Any] = set()  # that were broadcast
 
 
 class LiveModel:
@@ -86,6 +87,7 @@ class LiveModel:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._again = Again(model)
         self._writes = write_pattern([mapped._meta.db_table])
         self._batches: WeakKeyDictionary[Any, ref[Batch]] = WeakKeyDictionary()  # by connection
         self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
@@ -93,7 +95,12 @@ class LiveModel:
         if not model.readable:
             model.read_from(TableReader(self._rows))
         # For these only: a model whose deletions are listened to is deleted row by row.
-        self._senders = [each for each in apps.get_models() if issubclass(each, mapped._meta.concrete_model)]
+        table = mapped._meta.db_table
+        self._senders = [
+            each
+            for each in apps.get_models()
+            if issubclass(each, mapped._meta.concrete_model) or each._meta.db_table == table
+        ]
         for sender in self._senders:
             post_save.connect(self._written, sender, weak=False)
             post_delete.connect(self._written, sender, weak=False)
@@ -109,6 +116,7 @@ class LiveModel:
         for sender in self._senders:
             post_save.disconnect(self._written, sender)
             post_delete.disconnect(self._written, sender)
+        self._again.close()
         m2m_changed.disconnect(self._related)
         connection_created.disconnect(self._connected)
         self._bulk = "ignore"  # connections of other threads still ask
@@ -159,17 +167,50 @@ class LiveModel:
         if batch is None:
             batch = Batch()
             self._batches[connection] = ref(batch)
+            finalize(batch, self._dropped, batch.noted, connection, using).atexit = False
+        batch.noted.append(keys)
         transaction.on_commit(lambda: self._committed(batch, keys(), using), using, robust=True)
 
     def _committed(self, batch: Batch, keys: Iterable[Any], using: str) -> None:
         """Read rows and broadcast them. A commit after this reads them later, and takes a later ticket."""
         self._batches.pop(connections[using], None)  # what is written from now on is another transaction's
+        batch.noted.clear()
         wanted = [key for key in dict.fromkeys(keys) if key not in batch.done]
         batch.done.update(wanted)
         for start in range(0, len(wanted), AT_ONCE):
             self._broadcast(wanted[start : start + AT_ONCE], using)
 
+    def _dropped(self, noted: list[Callable[[], Iterable[Any]]], connection: Any, using: str) -> None:
+        """The hooks of a transaction are gone without having been called. It was rolled back, unless the connection was
+        lost: then, if it was in the very COMMIT, nobody knows whether that has happened, but the rows tell."""
+        if noted and connection.errors_occurred:
+            keys = [key for keys in noted for key in keys() if key is not None]
+            logger.warning(
+                "A connection was lost in a transaction that has perhaps changed these of %s: %s. They are read again.",
+                self._model.name,
+                ", ".join(map(repr, keys[:20])),
+            )
+            self._read_again(keys, using)
+
+    def _read_again(self, keys: list[Any], using: str) -> None:
+        def work() -> None:
+            close_old_connections()
+            try:
+                for start in range(0, len(keys), AT_ONCE):
+                    self._publish(keys[start : start + AT_ONCE], using)
+            finally:
+                close_old_connections()
+
+        self._again.read(lambda: self._model.in_thread(work))
+
     def _broadcast(self, keys: list[Any], using: str) -> None:
+        try:
+            self._publish(keys, using)
+        except Exception:
+            logger.exception("Changes of %s are committed but cannot be read yet: %r", self._model.name, keys[:20])
+            self._read_again(keys, using)
+
+    def _publish(self, keys: list[Any], using: str) -> None:
         ticket = self._feed.begin()
         try:
             changes: dict[Id, Record | None] = {plain(key): None for key in keys}
@@ -180,11 +221,10 @@ class LiveModel:
                 except Exception:
                     logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
                     changes.pop(id, None)
-        except Exception:
+        except BaseException:
             self._feed.drop(ticket)
-            logger.exception("Changes of %s are committed but cannot be read: %r", self._model.name, keys[:20])
-        else:
-            self._feed.end(ticket, changes)
+            raise
+        self._feed.end(ticket, changes)
 
     def _record(self, found: Any) -> Record:
         id = plain(found.pk)

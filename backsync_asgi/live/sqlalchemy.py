@@ -7,7 +7,6 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -30,13 +29,11 @@ from backsync_asgi.stores.sql import explained
 from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
 
-from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
 from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
-AGAIN_AFTER = (0.0, 1.0, 5.0, 20.0)  # seconds to wait before rows in doubt are read, each time that it fails
-AGAIN_WITHIN = 30.0  # seconds that reading them may take
 AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 
@@ -131,11 +128,11 @@ class LiveMapping:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._again = Again(model)
         self._writes = write_pattern(
             {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
         )
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()  # that read again
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
@@ -152,8 +149,7 @@ class LiveMapping:
 
     def close(self) -> None:
         """Broadcast no more. The model goes on reading from the table."""
-        for task in self._tasks:
-            task.cancel()
+        self._again.close()
         for target, name, function in self._listeners:
             event.remove(target, name, function)
         self._listeners.clear()
@@ -328,42 +324,26 @@ class LiveMapping:
     def _doubt(self, journal: Journal) -> None:
         """The connection was lost in the very COMMIT: whether it has happened nobody knows, but the rows tell."""
         assert journal.ticket is not None
+        ticket = journal.ticket
         logger.warning(
             "The connection was lost in a COMMIT, which may have changed these of %s: %s. They are read again.",
             self._model.name,
             ", ".join(repr(id) for id in islice(journal.changes, 20)),
         )
         if self._sessions is None:
-            self._feed.drop(journal.ticket)
+            self._feed.drop(ticket)
             self._model.changes_lost()
         else:
-            self._model.soon(lambda: self._start_reading(journal))
+            self._again.read(lambda: self._read_again(ticket, journal.keys), lambda: self._feed.drop(ticket))
 
-    def _start_reading(self, journal: Journal) -> None:
-        task = asyncio.get_running_loop().create_task(self._read_again(journal))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _read_again(self, journal: Journal) -> None:
+    async def _read_again(self, ticket: int, keys: Keys) -> None:
         """Broadcast what the rows hold by now, by the ticket of the COMMIT in doubt: later writers have later ones."""
-        assert journal.ticket is not None
 
         def work(session: Session) -> dict[Id, Record | None]:
             conn = session.connection(bind_arguments={"mapper": self._mapper})
-            return self._read(conn, journal.keys, lock=True)
+            return self._read(conn, keys, lock=True)
 
-        for delay in AGAIN_AFTER:
-            await asyncio.sleep(delay)
-            try:
-                async with asyncio.timeout(AGAIN_WITHIN):
-                    changes = await self._in_session(work)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the clients read for themselves then
-                logger.warning("%s could not be read again: %r", self._model.name, error)
-            else:
-                self._feed.end(journal.ticket, changes)
-                return
-        self._feed.drop(journal.ticket)
-        self._model.changes_lost()
+        self._feed.end(ticket, await self._in_session(work))
 
     def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
         self._finish(connection_record.info)

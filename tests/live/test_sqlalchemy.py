@@ -811,7 +811,7 @@ async def test_a_commit_of_which_nobody_knows_is_read_again_and_later_ones_win(
             await in_session(sessions, executing(update(Message).where(Message.id == 4).values(text="later")))
             go_on.set()
             await in_session(sessions, commit(Message(id=5)))
-            await ann.until(lambda: 5 in seen and not feed._tasks)
+            await ann.until(lambda: 5 in seen and not feed._again._tasks)
             assert seen[4]["text"] == "later"
             assert not [text for text in texts if "lost" in text]
 
@@ -819,7 +819,7 @@ async def test_a_commit_of_which_nobody_knows_is_read_again_and_later_ones_win(
 async def test_where_rows_in_doubt_cannot_be_read_everybody_reads_anew(
     sync: Backsync, sessions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backsync_asgi.live.sqlalchemy.AGAIN_AFTER", (0.0, 0.0))
+    monkeypatch.setattr("backsync_asgi.live.feed.AGAIN_AFTER", (0.0, 0.0))
     with made_live(sync, "Message", Message, session=sessions) as feed:
         async with connect(sync) as ann:
             seen = await ann.subscribe("Message")

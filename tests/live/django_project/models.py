@@ -8,6 +8,16 @@ from typing import Any
 from django.db import models
 
 
+class Label(models.Model):  # type: ignore[misc]
+    """The table of Tag once more, as somebody has it who has reflected it."""
+
+    name = models.CharField(max_length=20)
+
+    class Meta:  # noqa: D106 - Django's name
+        managed = False
+        db_table = "django_project_tag"
+
+
 class Tag(models.Model):  # type: ignore[misc]
     name = models.CharField(max_length=20)
 
