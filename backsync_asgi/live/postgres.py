@@ -39,7 +39,7 @@ MAX_ID = 128  # characters of a record's id
 AT_ONCE = 500  # rows read by one statement
 ALL = "*"  # a notification that tells no keys: everything may have changed
 FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds between attempts to connect again, doubled each time, with chance
-ALIVE_EVERY, ALIVE_WITHIN = 15.0, 10.0  # seconds: a connection that is cut off without a word is found by asking
+CHECK_EVERY, CHECK_WITHIN = 15.0, 10.0  # seconds: what goes without a word, connection or trigger, is found by asking
 CLOSE_WITHIN = 5.0  # seconds that running reads have
 READERS = 4  # connections that answer clients' reads
 INTEGERS = ("smallint", "integer", "bigint")
@@ -82,6 +82,10 @@ TRIGGERS = {
     "backsync_delete": "AFTER DELETE ON {table} REFERENCING OLD TABLE AS old_rows",
     "backsync_truncate": "AFTER TRUNCATE ON {table}",
 }
+
+
+class Altered(Exception):
+    """The table is not the one any more that the listener has prepared for."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,24 @@ async def describe(connection: Any, name: str) -> Table:
     return Table(row["oid"], row["name"], row["schema"], keys[0]["quoted"], keys[0]["name"], types, required)
 
 
+async def arguments_of(connection: Any, table: Table) -> str:
+    """What the triggers call their function with, as SQL writes it."""
+    statement = "SELECT quote_literal($1::text) || ', ' || quote_literal($2::text)"
+    arguments: str = await connection.fetchval(statement, table.channel, table.key_column)
+    return arguments
+
+
+async def missing(connection: Any, table: Table) -> set[str]:
+    """The names of the triggers that the table lacks, or has but for another key, or disabled."""
+    there = await connection.fetch(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = $1::int8::oid AND NOT tgisinternal AND tgenabled <> 'D' "
+        "AND position($2 IN pg_get_triggerdef(oid)) > 0",
+        table.oid,
+        f"backsync_notify({await arguments_of(connection, table)})",
+    )
+    return TRIGGERS.keys() - {row["tgname"] for row in there}
+
+
 async def install(connection: Any, table: Table) -> None:
     """See to it that the table has its triggers; locks it only if something is missing."""
     async with connection.transaction():
@@ -154,18 +176,8 @@ async def install(connection: Any, table: Table) -> None:
                 f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
                 f"SET search_path = pg_catalog AS $backsync${FUNCTION}$backsync$"
             )
-        arguments = ", ".join(
-            await connection.fetchval(
-                "SELECT ARRAY[quote_literal($1::text), quote_literal($2::text)]", table.channel, table.key_column
-            )
-        )
-        there = await connection.fetch(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = $1::int8::oid AND NOT tgisinternal AND tgenabled <> 'D' "
-            "AND position($2 IN pg_get_triggerdef(oid)) > 0",
-            table.oid,
-            f"backsync_notify({arguments})",
-        )
-        for name in TRIGGERS.keys() - {row["tgname"] for row in there}:
+        arguments = await arguments_of(connection, table)
+        for name in await missing(connection, table):
             await connection.execute(f"DROP TRIGGER IF EXISTS {name} ON {table.name}")
             await connection.execute(
                 f"CREATE TRIGGER {name} {TRIGGERS[name].format(table=table.name)} "
@@ -252,17 +264,23 @@ class Listener:
     async def _run(self) -> None:
         """Serve one connection after the other; ends only by being cancelled."""
         connection, self._first = self._first, None
-        attempt = 0
+        attempt, is_altered = 0, False
         while True:
             try:
                 if connection is None:
                     connection = await self._connect()
                     await self._prepare(connection)
                     logger.info("The listener of %s is back.", self._name)
+                    if is_altered:  # the same rows may be other records
+                        self._model.changes_lost()
+                        is_altered = False
                 attempt = 0
                 await self._serve(connection)
             except LOST as error:
                 logger.warning("The listener of %s has lost its connection: %r", self._name, error)
+            except Altered as error:
+                logger.warning("The listener of %s starts again: %s", self._name, error)
+                is_altered = True
             except Exception:
                 logger.exception("The listener of %s failed and starts again.", self._name)
             finally:
@@ -275,7 +293,7 @@ class Listener:
 
     async def _connect(self) -> Any:
         settings = {"application_name": f"backsync {self._model.name}"}  # as pg_stat_activity shows it
-        return await asyncpg.connect(self._dsn, statement_cache_size=0, timeout=ALIVE_WITHIN, server_settings=settings)
+        return await asyncpg.connect(self._dsn, statement_cache_size=0, timeout=CHECK_WITHIN, server_settings=settings)
 
     async def _prepare(self, connection: Any) -> None:
         """Listen, then learn what there is and broadcast what has changed since the last time."""
@@ -283,6 +301,11 @@ class Listener:
         check_columns(self._model, table, self._chosen, self._to_record is not None)
         if self._install:
             await install(connection, table)
+        elif lacking := await missing(connection, table):
+            raise ValueError(
+                f"listen({self._model.name}) got install=False, but {table.name} lacks {', '.join(sorted(lacking))}. "
+                "Let its owner call backsync_asgi.live.postgres.install, or leave out install=False."
+            )
         self._table = table
         self._lost = False
         connection.add_termination_listener(self._on_lost)
@@ -292,12 +315,16 @@ class Listener:
 
     async def _serve(self, connection: Any) -> None:
         assert self._table is not None
+        now = asyncio.get_running_loop().time
+        check_at = now() + CHECK_EVERY
         while True:
-            try:
-                async with asyncio.timeout(ALIVE_EVERY):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(check_at):
                     await self._news.wait()
-            except TimeoutError:
-                await connection.execute("SELECT 1", timeout=ALIVE_WITHIN)
+            if now() >= check_at:
+                async with asyncio.timeout(CHECK_WITHIN):
+                    await self._check(connection, self._table)
+                check_at = now() + CHECK_EVERY
             self._news.clear()
             noted, self._noted = self._noted, {}
             if self._lost:
@@ -306,6 +333,12 @@ class Listener:
                 del noted[ALL]
                 await self._compare(connection, self._table)
             await self._broadcast(connection, self._table, noted)
+
+    async def _check(self, connection: Any, table: Table) -> None:
+        """Raises Altered where the table is not what it was: a migration may have made it anew, without triggers."""
+        now = await describe(connection, self._name)
+        if now != table or await missing(connection, table):
+            raise Altered(f"{table.name} was made anew or altered")
 
     def _on_lost(self, connection: Any) -> None:
         self._lost = True

@@ -256,6 +256,70 @@ async def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(
     assert await triggers(postgresql) == []
 
 
+@pytest.fixture
+def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsync_asgi.live.postgres.CHECK_EVERY", 0.05)
+
+
+@pytest.mark.usefixtures("checked_often")
+async def test_a_table_that_is_made_anew_is_followed(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a'), (2, 'b')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute(
+            "BEGIN; DROP TABLE message; CREATE TABLE message (id int PRIMARY KEY, text text, color text);"
+            "INSERT INTO message VALUES (2, 'c', 'red'); COMMIT"
+        )
+        await ann.until(lambda: seen == {2: {"id": 2, "text": "c", "color": "red"}})
+        await execute("INSERT INTO message VALUES (3)")  # by triggers again
+        await ann.until(lambda: 3 in seen)
+        assert await ann.read("Message", {"color": "red"}) == [{"id": 2, "text": "c", "color": "red"}]
+    assert "public.message was made anew or altered" in caplog.text
+
+
+@pytest.mark.usefixtures("checked_often")
+@pytest.mark.parametrize(
+    "statement", ["ALTER TABLE message DISABLE TRIGGER ALL", "DROP TRIGGER backsync_update ON message"]
+)
+async def test_triggers_that_are_gone_are_made_again(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, statement: str
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute(f"BEGIN; {statement}; UPDATE message SET text = 'unheard'; COMMIT")
+        await ann.until(lambda: seen[1]["text"] == "unheard")
+        assert len(await triggers(postgresql)) == 4
+        await execute("UPDATE message SET text = 'heard'")
+        await ann.until(lambda: seen[1]["text"] == "heard")
+
+
+@pytest.mark.usefixtures("checked_often")
+async def test_a_column_that_is_added_reaches_everybody(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute("ALTER TABLE message ADD COLUMN color text DEFAULT 'red'")
+        await ann.until(lambda: seen == {1: {**message(1, "a"), "color": "red"}})
+        await execute("UPDATE message SET text = 'b'")
+        await ann.until(lambda: seen[1]["text"] == "b")
+
+
+@pytest.mark.usefixtures("execute")
+async def test_triggers_that_somebody_else_has_to_install_must_be_there(sync: Backsync, postgresql: PostgreSQL) -> None:
+    with pytest.raises(ValueError, match=r"install=False, but public\.message lacks backsync_delete, backsync_insert"):
+        async with listen(sync.model("Message"), postgresql.url, table="message", install=False):
+            pytest.fail("it is live")
+    async with listen(sync.model("Message"), postgresql.url, table="message"):
+        pass
+    async with listen(sync.model("Message"), postgresql.url, table="message", install=False):
+        pass
+
+
 async def test_a_column_that_is_renamed_or_added_does_not_stop_those_who_write(
     sync: Backsync, postgresql: PostgreSQL, execute: Execute, seen: Seen
 ) -> None:
