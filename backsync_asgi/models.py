@@ -29,7 +29,7 @@ from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
 from .soon import Soon
-from .stores.base import Id, Reader, Record, Store, matches, parse_query
+from .stores.base import Id, Reader, Record, Store, equal, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
 
@@ -799,12 +799,17 @@ class Model:
                 raise TypeError(
                     f"The read handler of {self.name} returned {messages.shorten(row)} as a row, expected a dict."
                 )
-        shown = [seen for row in rows if (seen := self.show(ctx, row)) is not None]
+        shown = [(row, dict(seen)) for row in rows if (seen := self.show(ctx, row)) is not None]
         if "read" in self._handlers:
-            return shown
-        # The reader has compared whole records: what is redacted must not be told by whether it matches.
-        where = parse_query(query).where
-        return [seen for seen in shown if matches(dict(seen), where)]
+            return [seen for _, seen in shown]
+        # The reader has compared whole records: what is redacted must not be told by whether it matches, or by where
+        # it stands.
+        asked = parse_query(query)
+        return [
+            seen
+            for row, seen in shown
+            if matches(seen, asked.where) and all(equal(seen.get(it), row.get(it)) for it, _ in asked.order)
+        ]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""

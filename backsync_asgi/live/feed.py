@@ -112,7 +112,10 @@ class Again:
         self._model.soon(start)
 
     def close(self) -> None:
-        """Read no more."""
+        """Read no more. Safe in any thread."""
+        self._model.soon(self._cancel)
+
+    def _cancel(self) -> None:
         for task in self._tasks:
             task.cancel()
 

@@ -133,6 +133,7 @@ class LiveMapping:
             {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
         )
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._strangers: WeakSet[Mapper[Any]] = WeakSet()  # mappers of other tables, or other rows
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
@@ -207,9 +208,13 @@ class LiveMapping:
         """Whether objects of a class are rows of ours: of the mapped class, or of another that has its table, too."""
         if mapper.isa(self._mapper):
             return True
-        if mapper.base_mapper is self._mapper.base_mapper:
-            return False  # other rows, as of a parent
-        shared = [table for table in mapper.tables if isinstance(table, Table) and self._is_home(table, conn)]
+        if mapper in self._strangers:
+            return False
+        named = [table for table in mapper.tables if isinstance(table, Table) and self._has_name(table)]
+        if not named or mapper.base_mapper is self._mapper.base_mapper:  # as a parent, whose rows are others
+            self._strangers.add(mapper)
+            return False
+        shared = [table for table in named if self._is_home(table, conn)]
         if any(list(mapper.primary_key) == list(table.primary_key.columns) for table in shared):
             return True
         if shared and self._bulk != "ignore":
@@ -221,11 +226,12 @@ class LiveMapping:
 
     def _is_home(self, table: Any, conn: Connection) -> bool:
         """Whether it is a table of the class, or the same one of the database as other metadata describe it."""
-        tables = self._mapper_tables()
-        if table in tables:
+        if table in self._mapper_tables():
             return True
-        names = {each.fullname for each in tables if isinstance(each, Table)}
-        return self._engine is not None and self._may_be_home(conn.engine) and getattr(table, "fullname", "") in names
+        return self._engine is not None and self._may_be_home(conn.engine) and self._has_name(table)
+
+    def _has_name(self, table: Any) -> bool:
+        return any(str(table) == str(each) for each in self._mapper_tables())
 
     def _note(self, conn: Connection, keys: Iterable[Any]) -> None:
         if isinstance(conn.get_transaction(), TwoPhaseTransaction):
