@@ -24,7 +24,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, Query, matches
+from backsync_asgi.stores.base import Query, matches
 from backsync_asgi.stores.sql import explained
 from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
@@ -34,6 +34,7 @@ from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
+CHUNK = 2_000  # rows of a large result that are held at a time; each chunk costs two trips to PostgreSQL
 AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 
@@ -540,7 +541,8 @@ class LiveMapping:
         table = self._table()
         fields = {name: table.id if name == "id" else getattr(table.entity, name) for name in self._filters}
         statement, rest = select_rows(Fields(fields, table.selected()), selection)
-        options = {"yield_per": CHUNK} if table.is_flat else {}  # objects may have collections, which need all rows
+        # Objects may have collections, which need all rows.
+        options = {"yield_per": CHUNK} if table.is_flat and selection.limit is None else {}
         found = table.rows(session.execute(statement, execution_options=options))
         records = (self._record(table, row) for row in found)
         return islice((record for record in records if matches(record, rest)), selection.limit)
