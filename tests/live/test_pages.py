@@ -14,7 +14,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import DateTime, Engine, Numeric, create_engine, delete, insert, text, update
+from sqlalchemy import JSON, DateTime, Engine, Numeric, create_engine, delete, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
@@ -47,10 +47,11 @@ class Sample(Base):
     done: Mapped[bool | None]
     at: Mapped[datetime.datetime | None] = mapped_column(DateTime(timezone=True))
     price: Mapped[decimal.Decimal | None] = mapped_column(Numeric(8, 2))
+    tags: Mapped[Any] = mapped_column(JSON(none_as_null=True), nullable=True)
 
 
 FIELDS = ("id", "word", "size", "count", "done", "at", "price")
-EMPTY: Row = dict.fromkeys(FIELDS)
+EMPTY: Row = dict.fromkeys((*FIELDS, "tags"))
 
 
 @dataclass
@@ -270,6 +271,28 @@ async def test_a_value_that_a_field_cannot_have_is_found_nowhere(table: Table, v
     await table.fill([{**EMPTY, "id": 1, "count": 1, "word": "w", "done": True}])
     assert await table.ids({"count": value}) == []
     assert await table.ids({"count": 1.0, "done": True}) == [1]
+
+
+async def test_values_in_json_are_compared_as_they_are_and_have_no_order(table: Table) -> None:
+    tags: list[Any] = [["a"], {"a": 1, "b": [True]}, "a", 1, None, ["a", "b"], ["a"]]
+    await table.fill([{**EMPTY, "id": id, "count": 1, "tags": it} for id, it in enumerate(tags)])
+    assert await table.ids({"tags": ["a"]}) == [0, 6]
+    assert await table.ids({"tags": ["a"], "$limit": 1}) == [0]
+    assert await table.ids({"tags": ["a"], "$after": {"id": 0}, "$limit": 1}) == [6]
+    assert await table.ids({"tags": {"b": [True], "a": 1.0}}) == [1]
+    assert await table.ids({"tags": {"b": [1], "a": 1}}) == []
+    assert await table.ids({"tags": "a"}) == [2]
+    assert await table.ids({"tags": None}) == [4]
+    with pytest.raises(Reject, match="which is not a field that has an order"):
+        await table.read({"$order": "tags"})
+
+
+async def test_a_page_begins_after_a_record_that_is_no_more(table: Table) -> None:
+    await table.fill([{**EMPTY, "id": id, "count": id // 4} for id in range(12)])
+    first = await table.read({"$order": ["-count", "id"], "$limit": 5})
+    assert [row["id"] for row in first] == [8, 9, 10, 11, 4]
+    await table.change(4, None)
+    assert await table.ids({"$order": ["-count", "id"], "$limit": 5, "$after": first[-1]}) == [5, 6, 7, 0, 1]
 
 
 # ── A client that opens a table page by page ─────────────────────────────────────────────────────────────────────────

@@ -165,6 +165,56 @@ async def test_a_subscriber_starts_with_the_table_and_follows_it(
             assert refused.value.code == code, query
 
 
+async def test_pages_go_by_every_type_that_has_an_order(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute
+) -> None:
+    await execute(
+        """
+        DROP TABLE IF EXISTS every; DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+        CREATE TABLE every (key uuid PRIMARY KEY, small smallint NOT NULL, big bigint, real real, exact numeric,
+            rounded numeric(6, 2), word varchar(3), padded char(5), mood mood, day date, "At" timestamp, span interval,
+            bytes bytea, net inet, spans int4range, flag bool, json json, jsonb jsonb, list int[], point point);
+        INSERT INTO every SELECT gen_random_uuid(), n % 3, n * 10000000000 % 7, n / 7.0,
+            1.0000000000000000001 * (n % 4), n % 5 / 3.0, chr(97 + n % 4), 'p' || n % 2,
+            (ARRAY['sad', 'ok', 'happy'])[1 + n % 3]::mood, '2012-01-01',
+            timestamp '2012-01-01' + n % 4 * interval '1.000001 s', n * interval '1 day 1.5 s',
+            decode(lpad(to_hex(n), 2, '0'), 'hex'), ('10.0.0.' || n % 5)::inet, int4range(n % 4, 10), n % 2 = 0,
+            '{}', '{}', ARRAY[n], point(n, n) FROM generate_series(1, 12) n;
+        INSERT INTO every (key, small) VALUES (gen_random_uuid(), 1), (gen_random_uuid(), 2);
+        """
+    )
+    connection = await asyncpg.connect(postgresql.url)
+    without_order = {"json", "jsonb", "list", "point"}
+    async with listen(sync.model("Every"), postgresql.url, table="every"), connect(sync) as ann:
+        row = (await ann.read("Every"))[0]
+        assert row["id"] == row["key"]
+        for field in [*row.keys() - without_order]:
+            column = "key" if field == "id" else f'"{field}"'
+            for sign, direction, nulls in (("", "ASC", "FIRST"), ("-", "DESC", "LAST")):
+                query = {"$order": sign + field, "$limit": 3}
+                expected = f"SELECT key::text FROM every ORDER BY {column} {direction} NULLS {nulls}, key {direction}"
+                found = page = await ann.read("Every", query)
+                while page := await ann.read("Every", {**query, "$after": page[-1]}):
+                    found += page
+                    assert len(found) <= 14, query
+                rows = await connection.fetch(expected)
+                if field == "exact":  # equal as a browser has it
+                    assert sorted(row["id"] for row in found) == sorted(row["key"] for row in rows)
+                else:
+                    assert [row["id"] for row in found] == [row["key"] for row in rows], query
+            value = found[0][field]
+            same = await ann.read("Every", {field: value, "$limit": 20})
+            assert found[0] in same or field == "exact", (field, value)
+        for field in without_order:
+            with pytest.raises(Reject, match="invalid"):
+                await ann.read("Every", {"$order": field})
+        assert len(await ann.read("Every", {"list": [3]})) == 1
+        assert await ann.read("Every", {"word": "abcd"}) == [], "a cast would cut it"
+        with pytest.raises(Reject, match="invalid"):
+            await ann.read("Every", {"point": "(1,1)"})
+    await connection.close()
+
+
 DIFFICULT = 'app."Order ""é"""'
 
 

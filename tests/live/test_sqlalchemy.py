@@ -756,14 +756,14 @@ async def test_a_commit_in_which_the_backend_ends_is_read_again(
     assert "may have changed these of Message: 2, 1" in caplog.text
 
 
-def lose_next_commit(engine: Engine) -> None:
+def lose_next_commit(engine: Engine, error: BaseException | None = None) -> None:
     """The next COMMIT is carried out, but its author does not hear of it."""
     dialect: Any = engine.dialect
 
     def do_commit(connection: Any) -> None:
         del dialect.do_commit
         dialect.do_commit(connection)
-        raise ConnectionResetError("cut off")
+        raise error or ConnectionResetError("cut off")
 
     dialect.do_commit = do_commit
 
@@ -814,6 +814,20 @@ async def test_a_commit_of_which_nobody_knows_is_read_again_and_later_ones_win(
             await ann.until(lambda: 5 in seen and not feed._again._tasks)
             assert seen[4]["text"] == "later"
             assert not [text for text in texts if "lost" in text]
+
+
+async def test_a_commit_that_is_cancelled_is_read_again(sync: Backsync, tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/live.sqlite")
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    with made_live(sync, "Message", Message, session=engine):
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Message")
+            lose_next_commit(engine.sync_engine, asyncio.CancelledError())
+            with pytest.raises(asyncio.CancelledError):
+                await in_session(async_sessionmaker(engine), commit(Message(id=1, text="a")))
+            await ann.until(lambda: 1 in seen)
+    await engine.dispose()
 
 
 async def test_where_rows_in_doubt_cannot_be_read_everybody_reads_anew(
@@ -958,6 +972,54 @@ async def test_queries_filter_by_columns(sync: Backsync, sessions: Any) -> None:
                 with pytest.raises(Reject) as refused:
                     await ann.read(model, query)
                 assert refused.value.code == code, query
+
+
+async def test_pages_go_by_every_kind_of_column(sync: Backsync, sessions: Any) -> None:
+    def write(session: Session) -> None:
+        for number in range(9):
+            session.add(
+                Member(
+                    email=f"m{number % 4}.{number}",
+                    color=list(Color)[number % 2],
+                    paid=decimal.Decimal(number % 3) / 4,
+                    born=datetime.date(2012, 1, 1 + number % 2),
+                )
+            )
+        session.commit()
+
+    await in_session(sessions, write)
+    with made_live(sync, "Member", Member, session=sessions):
+        async with connect(sync) as ann:
+            for field in ("id", "member_id", "email", "nick", "color", "paid", "born"):
+                for query in ({"$order": field}, {"$order": [f"-{field}", "email"]}):
+                    whole = await ann.read("Member", query)
+                    found = page = await ann.read("Member", {**query, "$limit": 2})
+                    while page := await ann.read("Member", {**query, "$limit": 2, "$after": page[-1]}):
+                        found += page
+                    assert found == whole, query
+                    assert len(whole) == 11
+
+
+async def test_pages_of_a_room_hold_its_records_only(sync: Backsync, sessions: Any) -> None:
+    sync.model("Message", key="text")
+    await in_session(sessions, executing(insert(Message).values([{"text": "a"}, {"text": "b"}, {"text": "a"}])))
+    with made_live(sync, "Message", Message, session=sessions):
+        async with connect(sync) as ann:
+            query = {"text": "a", "$order": "-id", "$limit": 2}
+            seen = await ann.subscribe("Message", query)
+            assert list(seen) == [6, 4]
+            assert [row["id"] for row in await ann.read("Message", {**query, "$after": seen[4]})] == [1]
+            await in_session(sessions, executing(update(Message).where(Message.id == 6).values(text="b")))
+            await ann.until(lambda: list(seen) == [4])
+
+
+async def test_a_database_that_is_not_there_is_unavailable(sync: Backsync) -> None:
+    engine = create_async_engine("postgresql+asyncpg://tests@127.0.0.1:1/postgres")
+    with made_live(sync, "Message", Message, session=engine):
+        async with connect(sync) as ann:
+            with pytest.raises(Reject, match="unavailable"):
+                await ann.read("Message")
+    await engine.dispose()
 
 
 async def test_what_is_not_among_the_fields_cannot_be_probed(sync: Backsync, sessions: Any) -> None:

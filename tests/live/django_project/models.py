@@ -55,6 +55,7 @@ class Sample(models.Model):  # type: ignore[misc]
     done = models.BooleanField(null=True)
     at = models.DateTimeField(null=True)
     price = models.DecimalField(max_digits=8, decimal_places=2, null=True)
+    tags = models.JSONField(null=True)
 
 
 class Blob(models.Model):  # type: ignore[misc]
