@@ -336,7 +336,10 @@ class Listener:
 
     async def _check(self, connection: Any, table: Table) -> None:
         """Raises Altered where the table is not what it was: a migration may have made it anew, without triggers."""
-        now = await describe(connection, self._name)
+        try:
+            now = await describe(connection, self._name)
+        except (TypeError, ValueError) as error:
+            raise Altered(str(error)) from None
         if now != table or await missing(connection, table):
             raise Altered(f"{table.name} was made anew or altered")
 

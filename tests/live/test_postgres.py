@@ -330,6 +330,24 @@ async def test_a_table_that_is_made_anew_is_followed(
 
 
 @pytest.mark.usefixtures("checked_often")
+async def test_a_table_that_is_gone_for_a_while_is_followed_as_it_is_back(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a'), (2, 'b')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute("ALTER TABLE message RENAME TO letter")
+        await ann.until(lambda: "which the database has not" in caplog.text)
+        with pytest.raises(Reject, match="unavailable"):
+            await ann.read("Message")
+        await execute("DELETE FROM letter WHERE id = 1; ALTER TABLE letter ADD COLUMN color text DEFAULT 'red'")
+        await execute("ALTER TABLE letter RENAME TO message")
+        await ann.until(lambda: seen == {2: {**message(2, "b"), "color": "red"}}, within=DEADLINE)
+        await execute("UPDATE message SET text = 'c'")
+        await ann.until(lambda: seen[2]["text"] == "c")
+
+
+@pytest.mark.usefixtures("checked_often")
 @pytest.mark.parametrize(
     "statement", ["ALTER TABLE message DISABLE TRIGGER ALL", "DROP TRIGGER backsync_update ON message"]
 )
