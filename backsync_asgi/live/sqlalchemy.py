@@ -138,13 +138,13 @@ class LiveMapping:
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
-        counted = version_of(mapper)
-        if version is None and counted is not None and counted in self._fields:
-            model.infer(version=counted)
         self._sessions = None if session is None else sessions_of(model, session)
         self._engine = engine_of(self._sessions)
         if self._engine is not None:
             check_pool(model, self._engine)
+        counted = version_of(mapper)
+        if version is None and counted is not None and counted in self._fields:
+            model.infer(version=counted)
         if session is not None and not model.readable:
             model.read_from(TableReader(self._rows))
         self._listen()
