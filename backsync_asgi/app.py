@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from . import messages
 from .connection import Connection, Site
+from .gone import Gone
 from .handlers import Caller, HandlerFunction, check_signature
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
@@ -155,6 +156,7 @@ class Backsync:
         if model is None:
             model = self._site.models[name] = Model(name, self._hub, self._caller, self._soon, self._turns)
             model.on_refresh = self._site.refresh_model
+            model.gone = Gone(self._hub.horizon.records) if self._site.is_2012 else None
         model.configure(options)
         return model
 
@@ -214,15 +216,34 @@ class Backsync:
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """For the host app: `Starlette(lifespan=sync.lifespan)`. Without it Backsync starts at its first request."""
+        """For the host app: `Starlette(lifespan=sync.lifespan)`. Without it Backsync starts at its first request.
+
+        Opens the stores that have an `open`, and closes them at the end. Raises RuntimeError for one that cannot be
+        opened: a wrong URL is found before the first client comes.
+        """
         self._start()
         if self._server.draining:
             self._server.start()  # it has run before
-        try:
-            yield
-        finally:
-            self._server.drain()
-            self._caller.shutdown()
+        async with AsyncExitStack() as stores:
+            try:
+                await self._open_stores(stores)
+                yield
+            finally:
+                self._server.drain()
+                self._caller.shutdown()
+
+    async def _open_stores(self, stack: AsyncExitStack) -> None:
+        """Open each store once, also one of several models; what is opened is closed with the stack."""
+        stores = {id(model.options.store): (model.name, model.options.store) for model in self._site.models.values()}
+        for name, store in stores.values():
+            opens, closes = getattr(store, "open", None), getattr(store, "close", None)
+            if closes is not None:
+                stack.push_async_callback(closes)
+            try:
+                if opens is not None:
+                    await opens()
+            except Exception as error:
+                raise RuntimeError(f"The store of {name} could not be opened: {error}") from error
 
     # ASGI
 
@@ -248,9 +269,16 @@ class Backsync:
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        async with self.lifespan():
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
+        started = False
+        try:
+            async with self.lifespan():
+                started = True
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            kind = "shutdown" if started else "startup"
+            await send({"type": f"lifespan.{kind}.failed", "message": str(error)})
+            raise
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve_client(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .limits import Horizon
 
 Body = TypeVar("Body")
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[Body]):
+class Change(NamedTuple, Generic[Body]):
     """The last change of one record: its position, its encoded message and when it came (monotonic seconds)."""
 
     seq: int

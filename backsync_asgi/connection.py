@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
 import secrets
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .errors import CODES, BadMessage, EncodeError, Reject
 from .handlers import Caller, HandlerFunction, HandlerTimeout
-from .hub import Acting, Hub, Subscriber, Topic
+from .hub import Acting, Hub, Subscriber, Topic, discard
 from .limits import Bucket, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request
 from .models import NOW, BrokenOff, Context, Model, check_query
@@ -26,6 +27,7 @@ from .sockjs.frames import Frame, loads
 from .sockjs.receivers import Scope
 from .sockjs.server import Settings
 from .sockjs.session import Session
+from .stores.base import Id
 
 logger = logging.getLogger("backsync")
 
@@ -78,11 +80,10 @@ class Site:
         self.clients: Counter[Hashable] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
-        self._changes = 0  # of rights
+        self._numbers = itertools.count(1)  # of rights and views: none is used again
         self._rights: dict[Hashable, int] = {}
         self._rights_of_all = 0
         self._views: dict[Hashable, int] = {}
-        self._views_counted = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -110,29 +111,30 @@ class Site:
         if number is None:
             if len(self._views) >= MAX_VIEWS:
                 self._views.clear()  # numbers are not used again: who comes back gets a snapshot
-            self._views_counted += 1
-            number = self._views[view] = self._views_counted
+            number = self._views[view] = next(self._numbers)
         return number
 
     def rights_changed(self, user: Any) -> None:
         """A user may see something else from now on."""
-        self._changes += 1
         if len(self._rights) >= MAX_RIGHTS:
             self._rights.clear()
-            self._rights_of_all = self._changes
-        self._rights[user_key(user)] = self._changes
+            self._rights_of_all = next(self._numbers)
+        self._rights[user_key(user)] = next(self._numbers)
 
     def refresh(self) -> None:
         """Everybody may see something else from now on."""
-        self._changes += 1
         self._rights.clear()
-        self._rights_of_all = self._changes
+        self._rights_of_all = next(self._numbers)
         for connection in list(self.connections):
             connection._look_anew()
 
     def refresh_model(self, name: str) -> None:
         """The records of a model have changed unheard: its channels begin anew, and so does everybody with them."""
+        gone = self.models[name].gone
         for topic in self.hub.topics_of(name):
+            if gone is not None:  # any of those that it remembers may be
+                for change in topic.channel.since(topic.channel.floor) or []:
+                    gone.note("delete", change.body.id)
             topic.restart()
         for connection in list(self.connections):
             connection._read_anew(name)
@@ -178,6 +180,7 @@ class Connection:
         "_client",
         "_drained",
         "_greetings",
+        "_offered",
         "_opened",
         "_queries",
         "_queues",
@@ -229,6 +232,7 @@ class Connection:
         self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
+        self._offered = 0  # shared frames, at the last tick
         self._since: float | None = None
         session.accept()
         if site.auth is None or site.is_2012:
@@ -292,41 +296,40 @@ class Connection:
         for topic, (model, query) in list(self._queries.items()):
             if name is None or model.name == name:
                 self._subscriber.hold(topic)
-                self._site.spawn(self._snapshot_again(topic, model, query, self._users))
+                self._renew(topic, model, query)
 
     # As the session sees it
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
+    def received(self, message: str | bytes) -> None:
         try:
             request = messages.decode(message)
         except BadMessage as error:
             self._bad_message(error)
-            return None
+            return
         if not self._within_rate(request):
-            return None
+            return
         if request.model == CONTROL and request.method == "hello" and not self._opened:
             if len(self._greetings) >= MAX_WAITING_CONTROL:
                 self._fail(request, "rate_limited", "Say $:hello once.", {"retry_after": 1})
-                return None
+                return
             self._greetings.append(request)
         if self._setup is None and not self._opened:
             self._begin(self._token(request))
         if request.model == CONTROL:
             self._control(request)
-            return None
+            return
         size = len(message)
         self._waiting += 1
         self._waiting_size += size
         model = self._site.models.get(request.model)
         if model is not None and request.method in model.concurrent:
             self._add_worker(id(request), self._work_apart(request, self._user_now, size))
-            return self._backpressure()
+            return
         queue = self._queues.get(request.model)
         if queue is None:
             queue = self._queues[request.model] = deque()
             self._add_worker(request.model, self._work(request.model, queue))
         queue.append((request, self._user_now, size))
-        return self._backpressure()
 
     @property
     def _user_now(self) -> Any:
@@ -351,17 +354,17 @@ class Connection:
 
     def _worker_done(self, name: object) -> None:
         """For the end of a worker, which would otherwise cost the event loop a callback for each request."""
-        self._site.tasks.discard(self._workers.pop(name))
+        self._site.tasks.discard(self._workers[name])
+        discard(self._workers, name)
 
-    def _backpressure(self) -> Awaitable[None] | None:
+    @property
+    def behind(self) -> bool:
         limits = self._site.limits
-        if self._waiting < limits.requests and self._waiting_size < limits.requests_size:
-            return None
-        self._room = self._room or asyncio.Event()
-        return self._wait_for_room(self._room)
+        return self._waiting >= limits.requests or self._waiting_size >= limits.requests_size
 
-    async def _wait_for_room(self, room: asyncio.Event) -> None:
-        await room.wait()
+    async def caught_up(self) -> None:
+        self._room = self._room or asyncio.Event()
+        await self._room.wait()
 
     def pull(self) -> Frame | None:
         frame = self._subscriber.pull()
@@ -393,11 +396,13 @@ class Connection:
     def urgent(self) -> bool:
         return bool(self._subscriber.outbox)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> bool:
         if self._since is None:
             self._since = now
         if self._setup is None and not self._opened and now - self._since >= self._site.limits.greeting:
             self._session.close(STALE, "Say $:hello first")
+        before, self._offered = self._offered, self._subscriber.offered
+        return before != self._offered
 
     # Coming and going
 
@@ -473,7 +478,7 @@ class Connection:
             while queue:
                 await self._take_turn(*queue.popleft())
         finally:
-            del self._queues[name]
+            discard(self._queues, name)
             self._worker_done(name)
 
     async def _work_apart(self, request: Request, user: Any, size: int) -> None:
@@ -733,6 +738,10 @@ class Connection:
 
     async def _subscribe(self, model: Model, request: Request, acting: Acting) -> str:
         query = check_query(request.data)
+        async with model.subscription_turn(self, query):
+            return await self._subscribe_now(model, request, query, acting)
+
+    async def _subscribe_now(self, model: Model, request: Request, query: dict[str, Any], acting: Acting) -> str:
         topic = self._site.hub.find(model.name, model.place(query)[0])
         before = None if topic is None else self._queries.get(topic)
         try:
@@ -798,7 +807,7 @@ class Connection:
         if seq is None and wants_records:
             snapshot = self._begin_snapshot(topic)
             answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
-            if user != self._users or snapshot is not self._snapshots.get(topic):
+            if user != self._users or not self._end_snapshot(topic, snapshot):
                 return None
         text = messages.encode(answer)
         self._subscriber.catch_up(topic, answer["seq"])
@@ -821,6 +830,13 @@ class Connection:
         mark = self._snapshots[topic] = object()
         return mark
 
+    def _end_snapshot(self, topic: Topic, mark: object) -> bool:
+        """Whether a snapshot may be delivered: no newer one was begun, and the client is still subscribed."""
+        if mark is not self._snapshots.get(topic):
+            return False
+        discard(self._snapshots, topic)
+        return True
+
     def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
         if self.is_open:
             kind, view = ctx.model.audience_of(ctx)
@@ -829,7 +845,7 @@ class Connection:
 
     def _detach(self, topic: Topic) -> None:
         self._queries.pop(topic, None)
-        self._snapshots.pop(topic, None)
+        discard(self._snapshots, topic)
         self._subscriber.detach(topic)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
@@ -850,20 +866,21 @@ class Connection:
         return messages.encode([seen for row in rows if (seen := model.show(ctx, row)) is not None])
 
     def _lost(self, topic: Topic) -> None:
-        model, query = self._queries[topic]
-        self._site.spawn(self._snapshot_again(topic, model, query, self._users))
+        self._renew(topic, *self._queries[topic])
 
-    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], user: int) -> None:
-        """Replace what the client has of a topic, which is held meanwhile.
+    def _renew(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
+        """Replace what the client has of a topic, which is held until then."""
+        self._site.spawn(self._snapshot_again(topic, model, query, (self._users, topic.channel)))
 
-        user: how often it had changed when that was asked; if it has again, this is for the newer one to do.
-        """
+    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], asked: object) -> None:
+        """asked: how often the user had changed, and the channel, when that was asked; if either has again, this is
+        for the newer one to do."""
         Acting.current.set(None)  # whoever has published as the client was found to be too late
         try:
             self._snapshotting = self._snapshotting or asyncio.Lock()
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
-                if user == self._users:
+                if asked == (self._users, topic.channel):
                     await self._replace(topic, model, query)
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
@@ -874,32 +891,41 @@ class Connection:
     async def _replace(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
         if topic not in self._queries:
             return
-        snapshot, user = self._begin_snapshot(topic), self._users
+        snapshot, user, channel = self._begin_snapshot(topic), self._users, topic.channel
         ctx = Context(self, model, "subscribe")
-        seq = topic.channel.seq
+        seq = channel.seq
         records = "[]"
+        hidden: list[Id] = []
         is_over = False
         try:
             await self._check_guard(ctx, model, query)
             records = await self._records(ctx, topic, query)
+            hidden = [] if model.gone is None else await model.hidden(ctx, query)
         except Reject as error:
             if error.code in ("forbidden", "unauthorized"):  # not this user's any more: the client's copy goes
                 is_over = True
                 logger.info("A subscription to %s ended: %s", model.name, error)
             elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
                 raise
-        if topic not in self._queries or user != self._users or snapshot is not self._snapshots.get(topic):
+        is_stale = user != self._users or channel is not topic.channel
+        if topic not in self._queries or is_stale or not self._end_snapshot(topic, snapshot):
             return  # a newer one is under way, or nobody wants it any more
         if is_over:
             self._detach(topic)
         else:
             self._attach(ctx, topic, query, seq)
-        self._send_snapshot(topic, self._epoch(ctx, topic), seq, records)
+        self._send_snapshot(topic, self._epoch(ctx, topic), seq, records, hidden)
 
-    def _send_snapshot(self, topic: Topic, epoch: str, seq: int, records: str) -> None:
-        if self._site.is_2012:
-            for record in loads(records):
-                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(record)))
+    def _send_snapshot(self, topic: Topic, epoch: str, seq: int, records: str, hidden: Sequence[Id] = ()) -> None:
+        """hidden: ids of records that the client may not see, for one of 2012, which cannot replace what it has."""
+        gone = self._site.models[topic.name].gone
+        if gone is not None:
+            rows = loads(records)
+            there = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
+            for id in [*hidden, *gone.without([*there, *hidden])]:
+                self._subscriber.send(messages.push(f"{topic.name}:delete", messages.encode({"id": id})))
+            for row in rows:
+                self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(row)))
         else:
             snapshot = {"epoch": epoch, "seq": seq, "records": orjson.Fragment(records)}
             self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))

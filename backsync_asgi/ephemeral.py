@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Protocol
 
@@ -14,6 +14,12 @@ from .hub import Acting
 from .stores.base import Id
 
 logger = logging.getLogger("backsync")
+
+RETRY, RETRY_MAX = 1.0, 60.0  # seconds until a delete that has failed is tried again, doubled each time
+MAX_FAILED = 10_000  # deletes that wait to be tried again, per model; then the oldest are given up
+
+# A record that is to go, and whether it still is as it is its turn.
+Due = tuple[Id, Callable[[], bool]]
 
 
 class Owner(Protocol):
@@ -33,7 +39,7 @@ class Lives:
     and lives by its ttl alone.
 
     name: the model's. grace, ttl: seconds. delete: removes a record and tells everybody, if it is still due when it is
-    the record's turn: a write that was under way may have renewed it.
+    the record's turn: a write that was under way may have renewed it. What it fails at is tried again.
     """
 
     def __init__(
@@ -49,6 +55,9 @@ class Lives:
         self._leaves: dict[Hashable, asyncio.TimerHandle] = {}  # the last leave of a client that owns records
         self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
         self._timer: asyncio.TimerHandle | None = None
+        self._failed: deque[Due] = deque(maxlen=MAX_FAILED)
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._retry_delay = RETRY
         self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self, connection: Owner, id: Id | None) -> None:
@@ -155,14 +164,41 @@ class Lives:
         self._set_timer()
 
     def _delete(self, ids: list[Id], is_due: Callable[[str], bool]) -> None:
-        task = asyncio.get_running_loop().create_task(self._delete_all(ids, is_due))
+        self._start([(id, functools.partial(is_due, str(id))) for id in ids])
+
+    def _start(self, due: list[Due]) -> None:
+        task = asyncio.get_running_loop().create_task(self._delete_all(due))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _delete_all(self, ids: list[Id], is_due: Callable[[str], bool]) -> None:
+    async def _delete_all(self, due: list[Due]) -> None:
         Acting.current.set(None)
-        for id in ids:
+        failed: list[Due] = []
+        error: Exception | None = None
+        for id, is_due in due:
             try:
-                await self._delete_record(id, functools.partial(is_due, str(id)))
-            except Exception:
-                logger.exception("An ephemeral record of %s could not be deleted.", self._name)
+                await self._delete_record(id, is_due)
+            except Exception as caught:  # noqa: BLE001 - whatever a store raises, the others' turn comes
+                failed.append((id, is_due))
+                error = caught
+        if not failed:
+            if not self._failed:
+                self._retry_delay = RETRY
+            return
+        self._failed.extend(failed)
+        logger.error(
+            "%d ephemeral records of %s could not be deleted; that is tried again (for %d at most).",
+            len(failed),
+            self._name,
+            MAX_FAILED,
+            exc_info=error,
+        )
+        if self._retry_timer is None:
+            self._retry_timer = asyncio.get_running_loop().call_later(self._retry_delay, self._retry)
+            self._retry_delay = min(2 * self._retry_delay, RETRY_MAX)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        due = list(self._failed)
+        self._failed.clear()
+        self._start(due)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from . import messages
 from .channel import Channel
 from .limits import Horizon
-from .sockjs.frames import Frame, Message, batch
+from .sockjs.frames import Forms, Frame, Message, batch, refuse
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
@@ -29,8 +29,8 @@ Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON 
 class Link(Protocol):
     """The way to one client, as the hub sees it."""
 
-    def offer(self, frame: Frame) -> bool:
-        """Write a shared frame if it can go out at once."""
+    form: str  # in which it takes shared frames; see `Forms`
+    declines: Callable[[Any], object]  # writes one if it can go out at once; something true if it is not written
 
     def wake(self) -> None:
         """Something waits: pull it as soon as it can be written."""
@@ -215,11 +215,11 @@ class Topic:
 
     def restart(self) -> None:
         """What has changed is not known: another epoch begins. Whoever listens is to be given a snapshot."""
+        self._flush_now()
         self.channel = Channel(secrets.token_hex(8), self._hub.horizon)
         self.flushed = 0
-        self._unflushed_size = 0
-        self._events.clear()
-        self.kept.clear()
+        for kept in self.kept.values():
+            kept.restart()
         for audience in self.audiences.values():
             audience.tails.clear()
 
@@ -278,20 +278,25 @@ class Topic:
         horizon = self._hub.horizon
         count = self.channel.seq - self.flushed + len(self._events)
         if count >= max(1, horizon.records // 2) or self._unflushed_size >= horizon.size // 2:
-            for late in self.flush():
-                late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
-            self.forget_events()
+            self._flush_now()
+
+    def _flush_now(self) -> None:
+        for late in self.flush():
+            late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
+        self.forget_events()
 
     def flush(self) -> list[Subscriber]:
         """Offer what is new to all who keep up. Returns those who could not take it and are behind from now on."""
         self.dirty = False
         start, self.flushed = self.flushed, self.channel.seq
         self._unflushed_size = 0
-        changes = self.channel.since(start) if self.audiences else []
-        pushes = None if changes is None else [change.body for change in changes]
         late: list[Subscriber] = []
-        for audience in list(self.audiences.values()):
-            late += audience.offer(start, pushes, self._events)
+        listening = [audience for audience in self.audiences.values() if audience.live]
+        if listening:
+            changes = self.channel.since(start)
+            pushes = None if changes is None else [change.body for change in changes]
+            for audience in listening:
+                late += audience.offer(start, pushes, self._events)
         return late
 
     def keep_events(self, subscriber: Subscriber) -> None:
@@ -311,15 +316,17 @@ class Topic:
 class Audience:
     """Those subscribers of a topic who see the same of it.
 
-    live: those who have been offered everything up to the topic's `flushed`; the others are behind.
+    live: those who have been offered everything up to the topic's `flushed`, with their links; the others are behind.
+    offered: frames so far.
     tails: frames of what came after a position, remembered while nothing changes.
     """
 
-    __slots__ = ("_kind", "_members", "filters", "live", "tails", "topic", "view")
+    __slots__ = ("_kind", "_members", "filters", "live", "offered", "tails", "topic", "view")
 
     def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
         self.topic = topic
-        self.live: dict[Subscriber, None] = {}
+        self.live: dict[Subscriber, Link] = {}
+        self.offered = 0
         self.tails: dict[int, Frame] = {}
         self._kind = kind
         self.view = view
@@ -342,22 +349,27 @@ class Audience:
 
         pushes: None if the horizon has passed `start`.
         """
-        if not self.live:
-            return []
         frame = None
         if pushes is not None:
-            frame = self.tails[start] = self._frame(pushes, events, next(iter(self.live)))
+            frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
         if frame is not None and not frame.messages:
             return []
-        late = [
-            subscriber
-            for subscriber in tuple(self.live)
-            if frame is None or subscriber.outbox or not subscriber.link.offer(frame)
-        ]
+        late = list(self.live) if frame is None else self._offer(frame)
         for subscriber in late:
             self.live.pop(subscriber, None)
             subscriber.behind[self] = start
         return late
+
+    def _offer(self, frame: Frame) -> list[Subscriber]:
+        """Write a frame to those who keep up. Returns those to whom it could not be written."""
+        self.offered += 1
+        forms = Forms(frame)
+        declined = set()
+        for link in list(self.live.values()):  # the hot path: once for each client and change
+            declines = link.declines
+            if declines(forms[link.form]):
+                declined.add(link)
+        return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.
@@ -371,18 +383,18 @@ class Audience:
             changes = channel.since(seq)
             if changes is None:
                 return None
-            frame = self._frame([change.body for change in changes], events, subscriber)
+            frame = self.frame([change.body for change in changes], events, subscriber)
             if not self.filters and not events:
                 if len(self.tails) >= MAX_TAILS:
                     self.tails.clear()
                 self.tails[seq] = frame
         return frame
 
-    def _frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
+    def frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
         """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
-            return batch(view(push, member) for push in pushes)
+            return batch([view(push, member) for push in pushes])
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
@@ -402,6 +414,17 @@ class Kept:
         self._size += len(message.text)
         self.events.append((seq, message))
         return self._size <= MAX_KEPT
+
+    def take(self, seq: int) -> list[tuple[int, Message]]:
+        """The events up to a position, which need not be kept any more."""
+        taken = [event for event in self.events if event[0] <= seq]
+        self.events = self.events[len(taken) :]
+        self._size -= sum(len(message.text) for _, message in taken)
+        return taken
+
+    def restart(self) -> None:
+        """Positions begin anew; what is kept was before the first one."""
+        self.events = [(0, message) for _, message in self.events]
 
 
 class Subscriber:
@@ -457,9 +480,13 @@ class Subscriber:
             self.outbox_size = 0
             self._on_overflow()
             return
-        self.outbox.append(self._hub.message(text))
-        self.outbox_size += len(text)
+        self._queue(self._hub.message(text))
         self._hub.want(self)
+
+    def _queue(self, message: Message) -> None:
+        self.outbox.append(message)
+        self.outbox_size += len(message.text)
+        self.link.declines = refuse  # until this is written
 
     @property
     def is_full(self) -> bool:
@@ -467,7 +494,10 @@ class Subscriber:
         return self.outbox_size > self._limit
 
     def attach(self, topic: Topic, seq: int, kind: Hashable = None, view: View = as_it_is) -> None:
-        """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`."""
+        """Listen to a topic from after a position, as a member of the audience of that kind; see `Topic.audience`.
+
+        Who was a member already and kept up, or did until a request of its own, gets the transient events meanwhile.
+        """
         audience = topic.audience(kind, view)
         old = self.audiences.get(topic)
         if old is not audience:
@@ -475,8 +505,9 @@ class Subscriber:
             if old is not None:
                 self._leave(old)
             self.audiences[topic] = audience
-        audience.live.pop(self, None)
-        topic.kept.pop(self, None)
+        if self in audience.live:
+            del audience.live[self]
+            topic.keep_events(self)
         self.behind[audience] = seq
         self._hub.want(self)
 
@@ -496,12 +527,17 @@ class Subscriber:
         changes = topic.channel.since(position)
         if changes is None:
             return  # it is beyond the horizon, and will be told
-        for change in changes:
-            if change.seq <= seq:
-                message = audience.view(change.body, self)
-                self.outbox.append(message)
-                self.outbox_size += len(message.text)
+        kept = topic.kept.get(self)
+        events = [] if kept is None else kept.take(seq)
+        pushes = [change.body for change in changes if change.seq <= seq]
+        for message in audience.frame(pushes, events, self).messages:
+            self._queue(message)
         self.behind[audience] = seq
+
+    @property
+    def offered(self) -> int:
+        """A number that changes as shared frames are written."""
+        return sum([audience.offered for audience in self.audiences.values() if self in audience.live])
 
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
@@ -533,16 +569,16 @@ class Subscriber:
         if left:
             self._held[topic] = left
             return
-        del self._held[topic]
+        discard(self._held, topic)
         if topic in self.audiences:
             self._hub.want(self)
 
     def pull(self) -> Frame | None:
         """All that waits, as one frame: replies first, then the tail of each topic that the subscriber is behind on."""
-        frames: list[Frame] = []
+        waiting: list[Message] = []
+        tails: list[Frame] = []
         if self.outbox:
-            frames.append(batch(self.outbox))
-            self.outbox = []
+            waiting, self.outbox = self.outbox, []
             self.outbox_size = 0
         for audience in list(self.behind) if self.behind else ():
             topic = audience.topic
@@ -557,13 +593,22 @@ class Subscriber:
                 self.hold(topic)
                 self._on_lost(topic)
                 continue
-            del self.behind[audience]
-            audience.live[self] = None
+            discard(self.behind, audience)
+            audience.live[self] = self.link
             if tail.messages:
-                frames.append(tail)
-        if len(frames) > 1:
-            return batch(message for frame in frames for message in frame.messages)
-        return frames[0] if frames else None
+                tails.append(tail)
+        if len(tails) == 1 and not waiting:
+            return tails[0]  # which others may share
+        for tail in tails:
+            waiting += tail.messages
+        return batch(waiting) if waiting else None
+
+
+def discard(table: dict[Any, Any], name: object) -> None:
+    """Remove an entry, and with the last one the memory that the table has kept: most clients are idle."""
+    table.pop(name, None)
+    if not table:
+        table.clear()
 
 
 class Acting:

@@ -8,9 +8,8 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,6 +18,7 @@ from .sockjs.frames import loads
 
 MAX_DEPTH = 32  # of arrays and objects in each other; nobody's record is deeper, and parsers are
 MAX_ID = 128  # characters of a transaction or record id
+MAX_EVENT = 257  # of the name of an event
 MAX_FIELDS = 256  # of one record
 MAX_KEY = 128  # characters of a field's name
 MAX_SAFE_INTEGER = 2**53 - 1  # beyond it JavaScript's numbers are not exact
@@ -34,8 +34,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,127}")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request of a client.
 
     event: as received. method: its canonical name, aliases resolved. data: None where the message has none.
@@ -68,11 +67,17 @@ def decode(text: str | bytes) -> Request:
         raise BadMessage(f"Got the id {shorten(id)}, expected 1-{MAX_ID} characters or an integer.", event=shown)
     if too_deep(text, message):
         raise BadMessage(f"Got JSON nested deeper than {MAX_DEPTH}.", id=id, event=shown)
-    match = _EVENT.fullmatch(event) if isinstance(event, str) else None
-    if match is None or not isinstance(event, str):
+    names = _names_in(event) if isinstance(event, str) and len(event) <= MAX_EVENT else None
+    if names is None or not isinstance(event, str):
         raise BadMessage(f"Got the event {shorten(event)}, expected 'Model:method'.", id=id, event=shown)
-    model, method = match.groups()
-    return Request(id, event, model, ALIASES.get(method, method), message.get("data"), message)
+    return Request(id, event, *names, message.get("data"), message)
+
+
+@functools.lru_cache(1024)
+def _names_in(event: str) -> tuple[str, str] | None:
+    """The model and the method, under its canonical name, in the name of an event; None for what is no event."""
+    match = _EVENT.fullmatch(event)
+    return None if match is None else (match[1], ALIASES.get(match[2], match[2]))
 
 
 def is_id(value: object) -> bool:
@@ -140,7 +145,7 @@ def record_of(value: Any) -> Mapping[str, Any]:
 
     Raises EncodeError for what JSON cannot carry, TypeError for what is no record.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):  # dict first, since asking for Mapping takes time
         return value
     record = orjson.loads(encode(value)) if is_typed(value) else None
     if not isinstance(record, dict):
@@ -289,7 +294,8 @@ def join(path: str, name: object) -> str:
 
 def reply(id: str | int, event: str, data: str) -> str:
     """The reply to a request, whose event has the form of one; `data` is JSON text."""
-    return f'{{"id":{id if type(id) is int else encode(id)},"event":"{event}","data":{data}}}'
+    shown = id if type(id) is int else f'"{id}"' if str(id).isalnum() and str(id).isascii() else encode(id)
+    return f'{{"id":{shown},"event":"{event}","data":{data}}}'
 
 
 def error_reply(id: str | int, event: str | None, code: str, message: str, details: Any = None) -> str:

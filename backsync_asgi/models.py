@@ -23,12 +23,13 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
-from .handlers import Caller, HandlerFunction, check_signature, is_async
+from .gone import Gone
+from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature, is_async
 from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
 from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
-from .soon import Soon
+from .soon import Line, Soon
 from .stores.base import Id, Reader, Record, Store, equal, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
@@ -181,6 +182,7 @@ class Model:
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._reader: Reader | None = None
         self.lives: Lives | None = None
+        self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
 
     def __repr__(self) -> str:
@@ -529,11 +531,21 @@ class Model:
         """The turn of a record's writers; a new record has no others."""
         return self._turns.turn(None if id is None else (self.name, str(id)))
 
+    def subscription_turn(self, connection: Connection, query: Mapping[str, Any]) -> AbstractAsyncContextManager[None]:
+        """A client's subscriptions to one channel come one after the other, also where it need not wait for others."""
+        asks_for_no_order = "subscribe" in self.concurrent
+        return self._turns.turn((connection.id, self.name, self.place(query)[0]) if asks_for_no_order else None)
+
+    def _seeks_place(self, id: Id | None) -> bool:
+        """Whether a record may be somewhere of which only the store knows."""
+        return bool(self.options.key) and id is not None and str(id) not in self._places and self.store is not None
+
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
-        if not self.options.key or id is None or self.store is None or str(id) in self._places:
+        store = self.store
+        if id is None or store is None or not self._seeks_place(id):
             return
-        current = await self.store.get(id)
+        current = await store.get(id)
         if current is not None:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
@@ -600,7 +612,7 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any]) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body, self.store is not None))
+        self._soon.run(self._prepare_change(method, data, body, self.options.store is not None))
         return body
 
     def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
@@ -617,6 +629,8 @@ class Model:
         if place is None:
             self._publish_delete(id, body)
         else:
+            if self.gone is not None:
+                self.gone.note(method, id)
             if self.options.key:
                 self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
@@ -624,12 +638,15 @@ class Model:
             version = data.get(self.options.version) if self.options.version is not None else None
             version = version if type(version) is int else None
             self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
-        if self.store is not None:
-            for evicted in self.store.take_evicted():
+        store = self.options.store
+        if store is not None:
+            for evicted in store.take_evicted():
                 self._note_gone(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        if self.gone is not None:
+            self.gone.note("delete", id)
         if not self.options.key:
             topics = [self._hub.topic(self.name)]
         else:
@@ -752,9 +769,24 @@ class Model:
             handler = self._handlers.get(method)
             if handler is None or method == "subscribe":
                 raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._call(handler, ctx, self.loaded(method, request.data)))
+            return messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
         except Reject as error:
             raise self._hide_current(ctx, error) from None
+
+    async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
+        """What a handler returns, once that is done which it has said to be done soon: its result is what it said
+        last."""
+        line = Line()
+        token = Line.current.set(line)
+        try:
+            result = await self._call(handler, ctx, data)
+            if line.soon is not None:
+                with contextlib.suppress(HandlerTimeout):  # a store that hangs: what the handler has done is told
+                    await self._call.limited(line.drained())
+            return result
+        finally:
+            line.is_over = True
+            Line.current.reset(token)
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
         if not isinstance(request.data, list):
@@ -810,6 +842,12 @@ class Model:
             for row, seen in shown
             if matches(seen, asked.where) and all(equal(seen.get(it), row.get(it)) for it, _ in asked.order)
         ]
+
+    async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
+        """The ids of the records that a query asks for and this client may not see."""
+        rows = await self._read(ctx, query) if self._visible is not None and self.readable else []
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        return [row["id"] for row in rows if is_id(row.get("id")) and self.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""
@@ -872,19 +910,19 @@ class Model:
         async with self._turn(data.get("id")):
             if self.lives is not None:
                 self.lives.check(ctx.connection, data.get("id"))
-            if self.options.key and self.store is not None:
-                await self._call.limited(self._find_place(data.get("id")))
+            if self._seeks_place(ctx.id):
+                await self._call.limited(self._find_place(ctx.id))
             match method:
                 case "upsert":
                     return self._finish(ctx, await self._upsert(ctx, data))
                 case "patch":
                     return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
                 case _:
-                    await self._delete(ctx, data["id"])
+                    await self._delete(ctx, data["id"], request.message.get("version"))
                     return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
-        if not isinstance(record, Mapping) or not is_id(record.get("id")):
+        if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
@@ -899,19 +937,21 @@ class Model:
         self, ctx: Context, data: Record, stored: Mapping[str, Any] | None = None, unset: Sequence[str] = ()
     ) -> Any:
         """stored: the record that a patch changes by `data` and `unset`."""
-        handler = self._handlers.get("upsert")
-        if handler is None and self.store is None:
+        handler, store = self._handlers.get("upsert"), self.store
+        if handler is None and store is None:
             raise Reject("unknown_method", f"{self.name} has neither an upsert handler nor a store.")
         schema = self._schemas.get("upsert") or self._schema
-        value: Any = data if stored is None else _merged(stored, data, unset)
-        check_record(value)
+        value: Any = data
+        if stored is not None:
+            value = _merged(stored, data, unset)
+            check_record(value)
         if schema is not None:
             typed = schema.load(data, stored, unset)
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
-            assert self.store is not None
-            return await self._call.limited(self.store.upsert(value))
-        return self._completed("upsert", await self._call(handler, ctx, value), data)
+            assert store is not None
+            return await self._call.limited(store.upsert(value))
+        return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
@@ -927,7 +967,7 @@ class Model:
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
-            return self._completed("patch", await self._call(handler, ctx, self.loaded("patch", data)), data)
+            return self._completed("patch", await self._ask(handler, ctx, self.loaded("patch", data)), data)
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
@@ -942,12 +982,16 @@ class Model:
         changed = {field: record[field] for field in data if field in record}
         return await self._call.limited(self.store.patch(data["id"], changed, unset))
 
-    async def _delete(self, ctx: Context, id: Id) -> None:
+    async def _delete(self, ctx: Context, id: Id, expected: Any) -> None:
+        """expected: the version that the message names for it to be deleted only as that. A record that it sends along
+        is none, since clients send whole records that they have long had."""
+        version = self.options.version
+        named = {} if version is None or expected is None else {version: expected}
         handler = self._handlers.get("delete")
         if handler is not None:
-            deleted = await self._call(handler, ctx, self.loaded("delete", {"id": id})) is not False
+            deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(self.store.delete(id))
+            deleted = await self._call.limited(self.store.delete(id, *named.values()))
             if not deleted:
                 self._note_gone(id)
         else:

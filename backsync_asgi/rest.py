@@ -84,11 +84,13 @@ class Exchange:
     def fills(self, frame: Frame) -> bool:
         return False
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def declines(self, frame: Frame) -> bool:
         if not self.writable:
-            return False
+            return True
         self.write(frame, last=False)
-        return True
+        return False
 
     def write(self, frame: Frame, last: bool) -> None:
         if isinstance(frame, Close):
@@ -248,33 +250,40 @@ class Call:
 
     async def _write(self, model: str, id: str | None, query: Mapping[str, Any]) -> None:
         if self._method == "DELETE":
-            if b"if-match" in self._headers:
-                raise Reject("invalid", "If-Match is for PUT and PATCH; a delete names no version.")
-            await self._ask(model, "delete", {"id": id})
+            expected = self._expected_version(model)
+            await self._ask_if_match(model, "delete", {"id": id}, None if expected is None else {"version": expected})
             await self._respond(204)
             return
         record = await self._record()
+        expected = self._expected_version(model)
+        if expected is not None:
+            record[str(self._site.models[model].options.version)] = expected
         if id is not None:
             if record.get("id") is None:
                 record["id"] = await self._id_as_stored(model, id)
             elif str(record["id"]) != id:
                 got = messages.shorten(record["id"])
                 raise Reject("invalid", f"The record's id is {got}, the URL's {messages.shorten(id)}.")
-        conditional = self._expect_version(model, record)
         unset = query.get("$unset")
         unset = unset.split(",") if isinstance(unset, str) else unset
-        try:
-            text = await self._ask(model, WRITES[self._method], record, {} if unset is None else {"unset": unset})
-        except Reject as error:
-            if error.code == "conflict" and conditional:
-                raise Refusal(412, error.code, error.message, error.details) from None
-            raise
+        more = None if unset is None else {"unset": unset}
+        text = await self._ask_if_match(model, WRITES[self._method], record, more)
         stored = loads(text)
         headers = self._etag(model, stored)
         if id is None:
             path = self._scope["path"].rstrip("/")
             headers.append((b"location", f"{quote(path)}/{quote(str(stored['id']), safe='')}".encode()))
         await self._respond(201 if id is None else 200, text, headers)
+
+    async def _ask_if_match(
+        self, model: str, method: str, record: dict[str, Any], more: Mapping[str, Any] | None = None
+    ) -> str:
+        try:
+            return await self._ask(model, method, record, more)
+        except Reject as error:
+            if error.code == "conflict" and b"if-match" in self._headers:
+                raise Refusal(412, error.code, error.message, error.details) from None
+            raise
 
     async def _id_as_stored(self, model: str, id: str) -> str | int:
         """The id that a URL names: of a record that is there, as it is there, since 5 and "5" are one id."""
@@ -288,15 +297,14 @@ class Call:
                 return stored
         return id
 
-    def _expect_version(self, model: str, record: dict[str, Any]) -> bool:
+    def _expected_version(self, model: str) -> int | None:
         expected = self._headers.get(b"if-match")
         if expected is None:
-            return False
+            return None
         version, found = self._site.models[model].options.version, _ETAG.fullmatch(expected.decode("latin-1").strip())
         if version is None or found is None:
             raise Reject("invalid", f"Got If-Match: {messages.shorten(expected)}, expected the ETag of one version.")
-        record[version] = int(found[1])
-        return True
+        return int(found[1])
 
     def _etag(self, model: str, record: Any) -> Headers:
         version = self._site.models[model].options.version

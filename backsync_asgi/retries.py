@@ -49,11 +49,11 @@ class Retries(Generic[Outcome]):
     def remember(
         self, client: Hashable, id: str | int, digest: int, outcome: Outcome, now: float
     ) -> Remembered[Outcome]:
-        """Note that a write has begun."""
-        writes = self._clients.setdefault(client, OrderedDict())
-        self._clients.move_to_end(client)
-        self._sizes.setdefault(client, 0)
-        self._evict(client, writes, now)
+        """Note that a write has begun which `find` did not know, at the same moment."""
+        writes = self._clients.get(client)
+        if writes is None:
+            writes = self._clients[client] = OrderedDict()
+            self._sizes[client] = 0
         write = writes[id] = Remembered(digest, now, outcome)
         while len(self._clients) > self._memory.clients or self._is_stale(now):
             oldest, _ = self._clients.popitem(last=False)
@@ -93,5 +93,5 @@ class Retries(Generic[Outcome]):
 
 def digest(request: Request) -> int:
     """What tells one request of a client from its others: its event and everything that it says. 64 bits."""
-    said = [request.event, request.data, request.message.get("unset")]
+    said = [request.event, request.data, request.message.get("unset"), request.message.get("version")]
     return hash(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))

@@ -3,6 +3,9 @@
 A receiver is connected as with any blinker signal: `@post_save.connect_via(sync.model("Todo"))`, or `.connect` for all
 models. It is called as `receiver(model, **what)`; a plain one on the event loop, where it must be quick, an async one
 is awaited. blinker keeps receivers weakly: hold on to them.
+
+They are of writes that somebody asks the model or its handler's `ctx.store` for. What a store drops by itself, and what
+`live` hears of a database, is told to subscribers and sends none.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ post_delete = Signal("`id`, `record`: a record has been removed. What a receiver
 def is_heard(model: Any, *signals: Signal) -> bool:
     """Whether anybody may listen to one of these signals of a model; none named: to any."""
     asked = signals or (pre_save, post_save, pre_delete, post_delete)
-    return any(signal.receivers and signal.has_receivers_for(model) for signal in asked)
+    # `has_receivers_for` goes on saying yes where there were some and others listen to another model.
+    return any(signal.receivers and next(iter(signal.receivers_for(model)), None) is not None for signal in asked)
 
 
 class Watched:
@@ -77,14 +81,14 @@ class Watched:
         self._after(post_save, id=stored["id"], record=stored, created=False)
         return stored
 
-    async def delete(self, id: Id) -> bool:
+    async def delete(self, id: Id, *version: Any) -> bool:
         """As the store's; a receiver's Reject refuses it. What is not there is deleted without a signal."""
         if not is_heard(self._model, pre_delete, post_delete):
-            return await self._store.delete(id)
+            return await self._store.delete(id, *version)
         current = await self._store.get(id)
         if current is not None:
             await self._before(pre_delete, id=id, record=current)
-        deleted = await self._store.delete(id)
+        deleted = await self._store.delete(id, *version)
         if deleted:
             self._after(post_delete, id=id, record=current)
         return deleted

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 logger = logging.getLogger("backsync")
@@ -19,15 +20,39 @@ SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest
 Waiting = tuple[Callable[[], Awaitable[Any] | None], contextvars.Context, Callable[[], None] | None]
 
 
-class Soon:
-    """Changes on their way from other threads to the event loop, in order."""
+class Line:
+    """What one handler has said that is not done yet: `soon` is made when there is something."""
+
+    current: ContextVar[Line | None] = ContextVar("backsync_line", default=None)
+
+    __slots__ = ("is_over", "soon")
 
     def __init__(self) -> None:
+        self.soon: Soon | None = None
+        self.is_over = False
+
+    async def drained(self) -> None:
+        """Wait until what has been said is done."""
+        if self.soon is not None:
+            done = asyncio.Event()
+            self.soon._append(done.set, done.set)
+            await done.wait()
+
+
+class Soon:
+    """Changes on their way from other threads to the event loop, in order.
+
+    What is said in the context of a `Line` has an order of its own, and waits for nobody else's.
+    """
+
+    def __init__(self, within: Soon | None = None) -> None:
         self._waiting: deque[Waiting] = deque()
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None if within is None else within._loop
         self._thread = 0  # that it runs in
         self._task: asyncio.Task[None] | None = None
+        # Those of all lines within: nobody else holds on to them.
+        self._tasks: set[asyncio.Task[None]] = set() if within is None else within._tasks
         self._scheduled = False
         self._dropped = 0
         self._lost: dict[Callable[[], None], None] = {}  # whom to tell of what was dropped
@@ -37,6 +62,19 @@ class Soon:
 
         on_lost: called on the loop if it had to be dropped because too much waits; once for all that have the same.
         """
+        line = Line.current.get()
+        soon = self if line is None else self._soon_of(line)
+        soon._append(act, on_lost)
+
+    def _soon_of(self, line: Line) -> Soon:
+        with self._lock:
+            if line.is_over or self._loop is None:
+                return self
+            if line.soon is None:
+                line.soon = Soon(self)
+            return line.soon
+
+    def _append(self, act: Callable[[], Awaitable[Any] | None], on_lost: Callable[[], None] | None) -> None:
         # On whose behalf: what a handler writes, from its thread, is held back until its reply like any other.
         context = contextvars.copy_context()
         with self._lock:
@@ -86,6 +124,8 @@ class Soon:
     def _start_draining(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._drain())
+            self._tasks.add(self._task)
+            self._task.add_done_callback(self._tasks.discard)
 
     async def _drain(self) -> None:
         for count in itertools.count(1):

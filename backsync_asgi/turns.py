@@ -16,15 +16,18 @@ from .errors import Reject
 
 
 class _Turn:
-    """A record's lock, or that of the tasks which share one holder's turn. users: who holds it or waits for it.
+    """A record's turn, or that of the tasks which share one holder's. users: who holds it or waits for it.
 
-    is_over: the holder whose turn was shared has left. after: then called once the last user has left, too.
+    lock: made for the first one who has to wait, which is rare.
+    within: the turn that is shared. is_over: the holder whose turn was shared has left. after: then called once the
+    last user has left, too.
     """
 
-    __slots__ = ("after", "is_over", "lock", "users")
+    __slots__ = ("after", "is_over", "lock", "users", "within")
 
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+    def __init__(self, within: _Turn | None = None) -> None:
+        self.within = within
+        self.lock: asyncio.Lock | None = None
         self.users = 0
         self.is_over = False
         self.after: Callable[[], None] | None = None
@@ -37,7 +40,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._turns: dict[Hashable, _Turn] = {}
-        self._waits: dict[object, tuple[Mapping[Hashable, _Turn], Hashable]] = {}  # who waits: what it holds, for what
+        self._waits: dict[object, tuple[Mapping[Hashable, _Turn], _Turn]] = {}  # who waits: what it shares, for what
 
     def turn(self, record: Hashable | None) -> AbstractAsyncContextManager[None]:
         """Hold the record's turn. None: a new record, which nobody else can mean.
@@ -60,7 +63,7 @@ class Turns:
                     turn = self._turns[record] = _Turn()
             turn.users += 1
             try:
-                await self._wait(turn, record, held)
+                await self._wait(turn, held)
             except BaseException:
                 self._leave(record, turn)
                 raise
@@ -70,44 +73,58 @@ class Turns:
 
     def give_back(self, record: Hashable, turn: _Turn) -> None:
         """It is the next one's turn."""
-        turn.lock.release()
+        if turn.lock is not None:
+            turn.lock.release()
         self._leave(record, turn)
 
     def _leave(self, record: Hashable, turn: _Turn) -> None:
         turn.users -= 1
         if turn.users:
             return
+        turn.lock = None
         if turn.after is not None:
             turn.after()
         elif self._turns.get(record) is turn:
             del self._turns[record]
 
-    async def _wait(self, turn: _Turn, record: Hashable, held: Mapping[Hashable, _Turn]) -> None:
+    async def _wait(self, turn: _Turn, held: Mapping[Hashable, _Turn]) -> None:
         if turn.users == 1:
-            await turn.lock.acquire()
             return
-        if self._would_wait_for_itself(record, held):
+        if held and self._would_wait_for_itself(turn, _kept(held)):  # who holds nothing keeps nobody waiting
             raise Reject("unavailable", "Two requests write each other's records and wait for each other. Try again.")
+        if turn.lock is None:
+            turn.lock = asyncio.Lock()
+            await turn.lock.acquire()  # at once, for who has the turn
         me = object()
-        self._waits[me] = held, record
+        self._waits[me] = held, turn
         try:
             await turn.lock.acquire()
         finally:
             del self._waits[me]
 
-    def _would_wait_for_itself(self, record: Hashable, held: Mapping[Hashable, _Turn]) -> bool:
-        """Whether the holder of a record waits, by however many others, for one that is held here."""
-        if not held or record in held:
-            return False  # who holds nothing keeps nobody waiting, and the tasks of one holder take turns
-        seen, ahead = set[Hashable](), [record]
+    def _would_wait_for_itself(self, turn: _Turn, mine: set[_Turn]) -> bool:
+        """Whether the holder of a turn waits, by however many others, for one that is kept here."""
+        waits = [(_kept(held), wanted) for held, wanted in self._waits.values()]
+        seen, ahead = set[_Turn](), [turn]
         while ahead:
             wanted = ahead.pop()
-            if wanted in held:
+            if wanted in mine:
                 return True
             if wanted not in seen:
                 seen.add(wanted)
-                ahead += [next_one for others, next_one in self._waits.values() if wanted in others]
+                ahead += [next_one for kept, next_one in waits if wanted in kept]
         return False
+
+
+def _kept(held: Mapping[Hashable, _Turn]) -> set[_Turn]:
+    """The turns that nobody else gets before who shares these goes on. One whose holder has left is nobody's."""
+    kept = set[_Turn]()
+    for shared in held.values():
+        turn = None if shared.is_over else shared.within
+        while turn is not None:
+            kept.add(turn)
+            turn = turn.within
+    return kept
 
 
 class _Holding:
@@ -121,7 +138,7 @@ class _Holding:
 
     async def __aenter__(self) -> None:
         self._turn = await self._turns.take(self._record)
-        self._shared = _Turn()  # for the tasks that the holder starts
+        self._shared = _Turn(self._turn)  # for the tasks that the holder starts
         self._token = Turns.held.set({**Turns.held.get(), self._record: self._shared})
 
     async def __aexit__(self, *error: object) -> None:

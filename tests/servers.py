@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HTTPParser = Literal["httptools", "h11"]
 HTTP_PARSERS: tuple[HTTPParser, ...] = ("httptools", "h11")
 
+WEBSOCKETS: Mapping[HTTPParser, str] = {"httptools": "backsync_asgi.uvicorn:WebSocketProtocol", "h11": "auto"}
+
 START_WITHIN = 30.0  # seconds; a cold start on a busy machine takes two or three
 STOP_WITHIN = 5.0  # seconds from SIGTERM to the end of the process
 
@@ -151,11 +153,15 @@ def uvicorn_server(
 ) -> Iterator[Server]:
     """Serve `app` ("package.module:name", found from `cwd`) by uvicorn; entered once it listens.
 
+    Each HTTP parser comes with a WebSocket protocol, so that what is tested with both is tested with both of these:
+    httptools with ours, h11 with uvicorn's own.
+
     `port=0` takes a free one; `options` are further command-line options (`"--factory"`, `"--root-path", "/x"`).
     Leaving ends it by SIGTERM, and fails if it takes more than `stop_within` seconds or, unless `errors_expected`,
     if the log holds an error. When the block itself fails, the log is attached to that failure.
     """
-    command = [sys.executable, "-m", "uvicorn", app, "--http", http, "--port", str(port), "--no-access-log", *options]
+    fixed = ["--http", http, "--ws", WEBSOCKETS[http], "--port", str(port), "--no-access-log"]
+    command = [sys.executable, "-m", "uvicorn", app, *fixed, *options]
     with _running(Server(f"uvicorn {app} ({http})", command, cwd, env or {}), errors_expected, stop_within) as server:
         yield server
 

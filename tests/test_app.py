@@ -793,6 +793,52 @@ async def test_the_lifespan_of_the_app_itself(sync: Backsync) -> None:
     await task
 
 
+class OpenedStore(MemoryStore):
+    """A store that notes when it is opened and closed."""
+
+    def __init__(self, log: list[str], fails: bool = False) -> None:
+        super().__init__()
+        self._log = log
+        self._fails = fails
+
+    async def open(self) -> None:
+        self._log.append("open")
+        if self._fails:
+            raise Reject("unavailable", "The database is not available; try again.")
+
+    async def close(self) -> None:
+        self._log.append("close")
+
+
+async def test_a_store_is_opened_at_the_start_and_closed_at_the_end() -> None:
+    sync = Backsync()
+    log: list[str] = []
+    store = OpenedStore(log)
+    sync.model("Page", store=store)
+    sync.model("Draft", store=store)
+    sync.model("Todo", store=MemoryStore())
+    sync.model("Typing")
+    async with sync.lifespan():
+        assert log == ["open"]
+    assert log == ["open", "close"]
+
+
+async def test_a_store_that_cannot_be_opened_ends_the_start_and_says_so() -> None:
+    sync = Backsync()
+    log: list[str] = []
+    sync.model("Page", store=OpenedStore(log))
+    sync.model("Todo", store=OpenedStore(log, fails=True))
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+    events.put_nowait({"type": "lifespan.startup"})
+    with pytest.raises(RuntimeError, match="The store of Todo could not be opened"):
+        await sync({"type": "lifespan"}, events.get, sent.put)
+    told = "The store of Todo could not be opened: unavailable: The database is not available; try again."
+    assert sent.get_nowait() == {"type": "lifespan.startup.failed", "message": told}
+    assert sent.empty()
+    assert log == ["open", "open", "close", "close"]
+
+
 async def test_what_was_published_before_the_loop_ran_goes_out_when_it_does(sync: Backsync) -> None:
     with_nobody = Backsync()
     with_nobody.model("M").publish_soon("upsert", {"id": 1})

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the ground up. A module may import from its own floor and from those below; a pattern ending in `*` is a room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits", "messages", "channel", "retries", "schemas", "sockjs.frames", "sockjs.session"),
+    ("errors", "limits", "messages", "channel", "gone", "retries", "schemas", "sockjs.frames", "sockjs.session"),
     ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
     ("hub", "handlers", "turns", "soon", "ephemeral", "models"),
     ("connection", "rest", "app"),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi.gone import Gone
 from backsync_asgi.limits import Horizon
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, Socket, connect, fetch
@@ -66,6 +67,15 @@ async def visit(sync: Backsync) -> AsyncIterator[OldClient]:
     async with connect(sync, f"/000/{uuid.uuid4().hex}/websocket") as socket:
         assert await socket.text() == "o"
         yield OldClient(socket)
+
+
+async def apply(client: OldClient, mine: dict[Any, Record]) -> None:
+    """Do with a copy of the records what a message says."""
+    message = await client.hear()
+    if message["event"].endswith(":delete"):
+        mine.pop(message["data"]["id"], None)
+    else:
+        mine[message["data"]["id"]] = message["data"]
 
 
 @pytest.fixture
@@ -228,6 +238,79 @@ async def test_a_client_beyond_the_horizon_gets_the_records_again() -> None:
             message = await client.hear()
             assert message["event"] == "Todo:upsert"
             seen.add(message["data"]["id"])
+
+
+async def test_a_client_beyond_the_horizon_hears_what_was_deleted_meanwhile() -> None:
+    sync = Backsync(compat="2012", horizon=Horizon(records=4))
+    todo = sync.model("Todo", store=MemoryStore())
+    for number in range(3):
+        await todo.upsert({"id": number})
+    async with visit(sync) as client:
+        mine = {record["id"]: record for record in await client.ask("Todo:read")}
+        client.socket.stall()
+        await todo.upsert({"id": "first"})  # which the stalled write takes with it
+        await asyncio.sleep(0)
+        await todo.delete(0)
+        await todo.delete(1)
+        await todo.upsert({"id": 1, "again": True})
+        for number in range(10, 20):
+            await todo.upsert({"id": number})
+            await asyncio.sleep(0)
+        client.socket.read_again()
+        while len(mine) != 13 or 0 in mine:
+            await apply(client, mine)
+    assert mine[1] == {"id": 1, "again": True}
+    assert todo.store is not None
+    assert sorted(map(str, mine)) == sorted(str(record["id"]) for record in await todo.store.read({}))
+
+
+async def test_at_a_refresh_what_may_not_be_seen_any_more_is_deleted() -> None:
+    sync = Backsync(compat="2012")
+    todo = sync.model("Todo", store=MemoryStore())
+    hidden: set[int] = set()
+    todo.visible(lambda ctx, record: record["id"] not in hidden)
+    for number in range(3):
+        await todo.upsert({"id": number})
+    async with visit(sync) as client:
+        mine = {record["id"]: record for record in await client.ask("Todo:read")}
+        hidden.add(1)
+        sync.refresh()
+        while set(mine) != {0, 2}:
+            await apply(client, mine)
+        hidden.clear()
+        sync.refresh()
+        while set(mine) != {0, 1, 2}:
+            await apply(client, mine)
+
+
+async def test_what_is_gone_unheard_is_deleted_at_a_refresh_if_it_was_changed_lately() -> None:
+    sync = Backsync(compat="2012")
+    store = MemoryStore()
+    todo = sync.model("Todo", store=store)
+    for number in range(3):
+        await todo.upsert({"id": number})
+    async with visit(sync) as client:
+        mine = {record["id"]: record for record in await client.ask("Todo:read")}
+        await store.delete(1)
+        todo.refresh()
+        while set(mine) != {0, 2}:
+            await apply(client, mine)
+        await client.ask("Todo:read")
+        assert "Todo:delete" not in [message["event"] for message in client.heard], "what is there stays"
+
+
+def test_so_many_ids_are_remembered_and_what_has_come_again_is_not_gone() -> None:
+    gone = Gone(3)
+    for id in ("a", 1, "b", "c"):
+        gone.note("delete", id)
+    assert gone.without([]) == [1, "b", "c"]
+    gone.note("upsert", "1")
+    gone.note("delete", "d")
+    assert gone.without(["c", 5]) == ["b", "d"]
+
+
+def test_for_the_clients_of_today_nothing_is_remembered() -> None:
+    assert Backsync().model("Todo").gone is None
 
 
 async def test_fragile_characters_are_escaped_in_objects_too(chat: Backsync) -> None:

@@ -13,6 +13,7 @@ from backsync_asgi.ephemeral import Lives
 from backsync_asgi.errors import Reject
 from backsync_asgi.models import Model
 from backsync_asgi.stores import MemoryStore
+from backsync_asgi.stores.base import Id
 from backsync_asgi.testing import connect
 from tests.convergence.clock import virtual
 
@@ -150,3 +151,77 @@ async def test_a_tab_that_signs_in_as_somebody_else_does_not_take_the_other_tabs
         await other.upsert("Cursor", {"id": "ann", "x": 1})
         other.disconnect()
         await bob.until(lambda: not cursors)
+
+
+class Faulty(MemoryStore):
+    """A store in which so many deletes fail before one succeeds."""
+
+    def __init__(self, faults: int) -> None:
+        super().__init__()
+        self.faults = faults
+        self.tried_at: list[float] = []
+
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        self.tried_at.append(asyncio.get_running_loop().time())
+        if self.faults:
+            self.faults -= 1
+            raise Reject("unavailable", "The database is not available; try again.")
+        return await super().delete(id, version)
+
+
+@pytest.mark.parametrize("way", ["gone", "ttl"])
+@virtual
+async def test_a_record_that_its_store_could_not_delete_goes_as_soon_as_it_can(way: str) -> None:
+    sync = Backsync()
+    store = Faulty(8)
+    cursor = sync.model("Cursor", ephemeral=True, grace=1.0, ttl=5.0 if way == "ttl" else None, store=store)
+    async with connect(sync) as ann, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        await ann.upsert("Cursor", {"id": "ann"})
+        if way == "gone":
+            ann.disconnect()
+        await asyncio.sleep(300)
+        await bob.until(lambda: not cursors)
+    first, *again = store.tried_at
+    assert [round(at - first) for at in again] == [1, 3, 7, 15, 31, 63, 123, 183]
+    lives = lives_of(cursor)
+    assert (lives._owners, lives._owned, lives._leaves, list(lives._failed)) == ({}, {}, {}, [])
+    assert lives._retry_timer is None
+
+
+@virtual
+async def test_who_is_back_before_its_record_could_be_deleted_keeps_it() -> None:
+    sync = Backsync()
+    store = Faulty(3)
+    sync.model("Cursor", ephemeral=True, grace=1.0, store=store)
+    async with connect(sync) as ann, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        await ann.upsert("Cursor", {"id": "ann"})
+        ann.disconnect()
+        await asyncio.sleep(3)
+        assert len(store.tried_at) == 2
+        await ann.reconnect()
+        await asyncio.sleep(300)
+        await bob.call("$:ping")
+        assert list(cursors) == ["ann"]
+        assert len(store.tried_at) == 2
+
+
+@virtual
+async def test_one_record_that_cannot_be_deleted_keeps_no_other_and_the_log_is_not_flooded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("backsync_asgi.ephemeral.MAX_FAILED", 10)
+    sync = Backsync()
+    store = Faulty(20)
+    cursor = sync.model("Cursor", ephemeral=True, grace=1.0, store=store)
+    async with connect(sync) as ann, connect(sync) as bob:
+        cursors = await bob.subscribe("Cursor")
+        for number in range(25):
+            await ann.upsert("Cursor", {"id": number})
+        ann.disconnect()
+        await asyncio.sleep(300)
+        await bob.call("$:ping")
+        assert list(cursors) == list(range(10)), "what is too much to remember is given up, the oldest first"
+    assert len([record for record in caplog.records if "could not be deleted" in record.message]) == 1
+    assert not lives_of(cursor)._failed

@@ -30,19 +30,24 @@ class FakeLink:
         self.writable = True
         self.frames: list[Frame] = []
         self.offered: list[Frame] = []
+        self.declines: Callable[[Frame], object] = self.decline
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def decline(self, frame: Frame) -> bool:
         if not self.writable:
-            return False
+            return True
         self.offered.append(frame)
         self.frames.append(frame)
-        return True
+        return False
 
     def wake(self) -> None:
         assert self.subscriber is not None
         while self.writable and (frame := self.subscriber.pull()) is not None:
             assert frame.messages, "an empty frame is not worth a write"
             self.frames.append(frame)
+        if self.writable:
+            self.declines = self.decline
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -786,3 +791,79 @@ async def test_who_leaves_while_it_waits_leaves_nothing_behind() -> None:
     acting.finish()
     assert not topic.kept
     assert not topic.audiences
+
+
+def again(link: FakeLink, topic: Topic, seq: int) -> None:
+    subscriber_of(link).attach(topic, seq)
+
+
+@pytest.mark.parametrize("held", ["before", "after"])
+async def test_who_subscribes_anew_gets_the_transient_events_meanwhile_in_order_and_once(held: str) -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    topic.publish_event("same_tick", "0")
+    acting = Acting(subscriber_of(link))
+    if held == "before":
+        acting.hold(topic)
+        topic.publish_event("held", "1")
+    again(link, topic, topic.channel.seq)
+    acting.hold(topic)
+    topic.publish_event("meanwhile", "2")
+    put(topic, "a")
+    await tick()
+    topic.publish_event("later", "3")
+    put(topic, "b")
+    await tick()
+    assert link.messages == []
+    again(link, topic, 0)  # a second try, whose answer says position 1
+    subscriber_of(link).catch_up(topic, 1)
+    subscriber_of(link).send('{"event":"reply"}')
+    acting.finish()
+    await tick()
+    said = [message["event"] for message in link.messages]
+    expected = ["same_tick", *(["held"] if held == "before" else []), "meanwhile", "upsert", "later"]
+    assert said == [*(f"M:{event}" for event in expected), "reply", "M:upsert"]
+    await tick()
+    assert len(link.messages) == len(said)
+    assert not topic.kept
+
+
+async def test_who_was_behind_gets_no_transient_events_for_subscribing_anew() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    link, _ = subscribe(hub, topic)
+    await tick()
+    link.writable = False
+    put(topic, "a")
+    await tick()
+    again(link, topic, 0)
+    topic.publish_event("typing", "1")
+    link.writable = True
+    await tick()
+    assert [message["event"] for message in link.messages] == ["M:upsert"]
+
+
+async def test_transient_events_outlive_the_begin_of_another_epoch() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    (link, _), (waits, _) = subscribe(hub, topic), subscribe(hub, topic)
+    await tick()
+    put(topic, "a")
+    await tick()
+    subscriber_of(waits).hold(topic)
+    topic.publish_event("before", "1")
+    topic.restart()
+    for it in (link, waits):
+        subscriber_of(it).hold(topic)
+    topic.publish_event("meanwhile", "2")
+    put(topic, "b")
+    for it in (link, waits):
+        again(it, topic, 0)
+        subscriber_of(it).release(topic)
+    subscriber_of(waits).release(topic)
+    await tick()
+    said = ["M:upsert", "M:before", "M:meanwhile", "M:upsert"]
+    assert [message["event"] for message in link.messages] == said
+    assert [message["event"] for message in waits.messages] == said

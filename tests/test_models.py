@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -565,6 +566,97 @@ async def test_a_plain_handler_in_a_thread_replies_first_too(sync: Backsync, how
         reply = await author.receive()
         assert (reply.get("id"), reply["data"]) == (id, "done")
         assert (await author.receive())["data"] == {"id": 1}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+@pytest.mark.parametrize("how", ["upsert_soon", "publish_soon", "publish"])
+async def test_a_result_comes_after_all_that_its_handler_has_said_before(sync: Backsync, how: str, plain: bool) -> None:
+    slow = asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            if record.get("slow"):
+                await slow.wait()
+            return await super().upsert(record)
+
+    model = sync.model("M", store=SlowStore())
+
+    def save(ctx: Context, record: Record) -> Record:
+        model.upsert_soon({"id": "other", "slow": True})
+        said = {**record, "said": 1}
+        if how == "upsert_soon":
+            model.upsert_soon(said)
+        else:
+            getattr(model, how)("upsert", said)
+        return {**record, "said": 2}
+
+    async def save_async(ctx: Context, record: Record) -> Record:
+        return save(ctx, record)
+
+    model.on("upsert")(save if plain else save_async)
+    async with connect(sync) as author, connect(sync) as other:
+        await other.call("M:subscribe")
+        asked = author.ask("M:upsert", {"id": 1})
+        assert await other.pushes() in ([], [{"event": "M:upsert", "data": {"id": 1, "said": 1}, "seq": 1}])
+        slow.set()
+        assert (await author.reply(asked))["data"] == {"id": 1, "said": 2}
+        await other.pushes()
+        seen = [it["data"]["said"] for it in other.received if it.get("data", {}).get("id") == 1]
+        assert seen in ([1, 2], [2])
+
+
+async def test_what_a_handler_says_waits_for_nothing_that_others_have_said(sync: Backsync) -> None:
+    slow = asyncio.Event()
+
+    class SlowStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            if record.get("slow"):
+                await slow.wait()
+            return await super().upsert(record)
+
+    model = sync.model("M", store=SlowStore())
+
+    @model.on("upsert")
+    def save(ctx: Context, record: Record) -> Record:
+        model.publish("upsert", {**record, "said": 1})
+        return {**record, "said": 2}
+
+    async with connect(sync) as client:
+        model.upsert_soon({"id": 1, "slow": True})  # holds everything behind it, and the record's turn
+        model.upsert_soon({"id": 2})
+        await client.call("$:ping")
+        assert (await client.call("M:upsert", {"id": 3}))["said"] == 2
+        slow.set()
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
+async def test_a_store_that_hangs_on_what_a_handler_has_said_does_not_hold_its_result(plain: bool) -> None:
+    sync = Backsync(limits=Limits(handler_timeout=0.05))
+    go_on = asyncio.Event()
+
+    class HangingStore(MemoryStore):
+        async def upsert(self, record: Mapping[str, Any]) -> Record:
+            await go_on.wait()
+            return await super().upsert(record)
+
+    model = sync.model("M", store=HangingStore())
+
+    def save(ctx: Context, record: Record) -> Record:
+        model.upsert_soon({"id": "other"})
+        return record
+
+    async def save_async(ctx: Context, record: Record) -> Record:
+        return save(ctx, record)
+
+    model.on("upsert")(save if plain else save_async)
+    async with connect(sync) as client:
+        await client.call("M:subscribe", {}, snapshot=False)
+        assert await client.call("M:upsert", {"id": 1}) == {"id": 1}
+        assert [it["data"] for it in await client.pushes()] == [{"id": 1}]
+        gc.collect()  # nobody waits for what hangs any more
+        go_on.set()
+        while (change := await client.receive())["data"] != {"id": "other"}:
+            assert change["data"] == {"id": 1}
 
 
 async def test_writers_of_one_record_take_turns_and_others_need_not_wait(sync: Backsync) -> None:
@@ -1490,6 +1582,37 @@ async def test_who_was_away_when_its_rights_changed_does_not_resume_either() -> 
         assert (mine.mode, set(mine)) == ("snapshot", {2})
 
 
+async def test_subscriptions_that_need_not_wait_for_each_other_do_not_spoil_each_others_snapshots() -> None:
+    sync = Backsync()
+    asked: list[Any] = []
+    model = sync.model("Room", key="room", store=MemoryStore())
+    seen: list[Any] = []
+
+    @model.on("subscribe", concurrent=True)
+    async def guard(ctx: Context, query: Record) -> None:
+        asked.append(query["room"])
+        await asyncio.sleep(0)
+        asked.append(query["room"])
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        seen.append(query["room"])
+        await asyncio.sleep(0)
+        return await ctx.store.read(query)
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as client:
+        asking = [client.ask("Room:subscribe", {"room": room}) for room in ("a", "b", "a", "a")]
+        for id in asking:
+            answer = await client.receive()
+            assert answer["data"]["mode"] == "snapshot", id
+        await model.upsert({"id": 2, "room": "a"})
+        assert [push["data"]["id"] for push in await client.pushes()] == [2]
+    assert {message["id"] for message in client.received[:4]} == set(asking)
+    assert sorted(seen) == ["a", "a", "a", "b"], "no snapshot was read for nothing"
+    assert asked[:4] == ["a", "b", "a", "b"], "other channels need not wait"
+
+
 async def test_a_room_that_is_forgotten_while_its_guard_decides_is_heard_all_the_same() -> None:
     sync = Backsync()
     model = sync.model("Chat", store=MemoryStore(), key="room")
@@ -1649,6 +1772,31 @@ async def test_a_conflict_of_a_method_of_ones_own_hides_what_may_not_be_seen(syn
             assert (caught.value.code, caught.value.details) == ("conflict", {"current": seen})
             await client.call("$:ping")
             assert "secret" not in "".join(texts)
+
+
+async def test_a_delete_that_names_another_version_is_a_conflict(sync: Backsync) -> None:
+    model = sync.model("Page", store=MemoryStore(), version="rev")
+    kept = sync.model("Kept", store=MemoryStore(), version="rev")
+    asked: list[Record] = []
+
+    @kept.on("delete")
+    async def delete(ctx: Context, data: Record) -> bool:
+        asked.append(data)
+        return await ctx.store.delete(data["id"], data.get("rev"))
+
+    async with connect(sync) as client:
+        for name in ("Page", "Kept"):
+            await client.call(f"{name}:upsert", {"id": 1})
+            stored = await client.call(f"{name}:upsert", {"id": 1})
+            error = await client.error(f"{name}:delete", {"id": 1}, version=1)
+            assert (error["code"], error["details"]) == ("conflict", {"current": stored})
+            assert await client.call(f"{name}:delete", {"id": 1, "other": True}, version=2) == {}
+            assert await client.call(f"{name}:delete", {"id": 1}, version=2) == {}, "it is gone already"
+            await client.call(f"{name}:upsert", {"id": 1})
+            assert await client.call(f"{name}:delete", {"id": 1, "rev": 7}) == {}, "only its id counts"
+    assert asked == [{"id": 1, "rev": 1}, {"id": 1, "rev": 2}, {"id": 1, "rev": 2}, {"id": 1}]
+    assert model.store is not None
+    assert await model.store.read({}) == []
 
 
 async def test_a_patch_does_not_get_round_the_limit_of_fields(sync: Backsync) -> None:
@@ -1860,7 +2008,44 @@ async def test_calls_that_ask_for_no_order_count_until_they_are_done() -> None:
         assert {(await client.receive())["id"] for _ in asked} == set(asked)
 
 
-async def test_many_refreshes_at_once_are_one_snapshot() -> None:
+@pytest.mark.parametrize("what", ["app", "model", "subscription"])
+async def test_transient_events_while_a_client_reads_anew_come_after_its_snapshot(sync: Backsync, what: str) -> None:
+    model = sync.model("Doc")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        begun.set()
+        await go_on.wait()
+        return [{"id": 1}]
+
+    async with connect(sync) as client:
+        await client.call("Doc:subscribe")
+        begun.clear()
+        go_on.clear()
+        model.publish("typing", "a")
+        if what == "subscription":
+            client.ask("Doc:subscribe")
+        else:
+            (sync if what == "app" else model).refresh()
+        model.publish("typing", "b")
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        model.publish("typing", "c")
+        model.publish("upsert", {"id": 2})
+        model.publish("typing", "d")
+        assert [it["data"] for it in await client.pushes()] in ([], ["a"], ["a", "b"])
+        go_on.set()
+        while len(client.received) < 8:  # two answers before, then a snapshot, four events and a change
+            await client.receive()
+        said = [it["data"] for it in client.received if it.get("event") == "Doc:typing"]
+        assert said == ["a", "b", "c", "d"]
+        assert [it["event"] for it in client.received][-3:] == ["Doc:typing", "Doc:upsert", "Doc:typing"]
+        assert await client.pushes() == []
+
+
+@pytest.mark.parametrize("what", ["app", "model"])
+async def test_many_refreshes_at_once_are_one_snapshot(what: str) -> None:
     sync = Backsync()
     reads: list[int] = []
     model = sync.model("Doc")
@@ -1873,7 +2058,37 @@ async def test_many_refreshes_at_once_are_one_snapshot() -> None:
     async with testing.connect(sync) as client:
         view = await client.subscribe("Doc")
         for _ in range(50):
-            sync.refresh()
+            (sync if what == "app" else model).refresh()
         await client.until(lambda: set(view) == {2})
         await client.call("$:ping")
         assert len(reads) == 2
+
+
+async def test_a_refresh_while_the_one_before_is_read_leaves_that_unsent() -> None:
+    sync = Backsync()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    reads: list[int] = []
+    model = sync.model("Doc")
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        reads.append(1)
+        if len(reads) == 2:
+            begun.set()
+            await go_on.wait()
+        return [{"id": len(reads)}]
+
+    async with connect(sync) as client:
+        await client.call("Doc:subscribe")
+        for number in range(5):
+            model.publish("upsert", {"id": number})
+        await client.pushes()
+        model.refresh()
+        await asyncio.wait_for(begun.wait(), testing.DEADLINE)
+        for _ in range(5):
+            model.refresh()
+        go_on.set()
+        snapshot = await client.receive()
+        assert (snapshot["data"]["seq"], snapshot["data"]["records"]) == (0, [{"id": 3}])
+        assert await client.pushes() == []
+    assert len(reads) == 3

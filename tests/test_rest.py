@@ -227,8 +227,11 @@ async def test_versions_are_etags() -> None:
         assert stale["details"]["current"] == {"id": "a", "n": 2, "rev": 2}
         error(await http.put("/api/Todo/a", json={"n": 3, "rev": 1}), 409, "conflict")
         error(await http.put("/api/Todo/a", json={}, headers={"If-Match": "*"}), 422, "invalid")
-        error(await http.delete("/api/Todo/a", headers={"If-Match": '"1"'}), 422, "invalid")
+        stale = error(await http.delete("/api/Todo/a", headers={"If-Match": '"1"'}), 412, "conflict")
+        assert stale["details"]["current"] == {"id": "a", "n": 2, "rev": 2}
         assert (await http.get("/api/Todo/a")).headers["etag"] == '"2"'
+        assert (await http.delete("/api/Todo/a", headers={"If-Match": '"2"'})).status_code == 204
+        assert (await http.delete("/api/Todo/a", headers={"If-Match": '"2"'})).status_code == 204, "gone is gone"
 
 
 async def test_what_is_no_request_to_a_record_is_refused() -> None:

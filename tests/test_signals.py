@@ -210,6 +210,17 @@ def test_it_is_known_whether_anybody_listens(model: Model) -> None:
     assert not is_heard(model)
 
 
+def test_who_has_listened_before_does_not_count(model: Model) -> None:
+    def receive(sender: object, **what: Any) -> None:
+        raise AssertionError("nothing was sent")
+
+    other = Model()
+    with post_delete.connected_to(receive, sender=other):
+        with post_delete.connected_to(lambda sender, **what: None, sender=model):
+            assert is_heard(model)
+        assert not is_heard(model)
+
+
 async def test_a_receiver_may_listen_to_all_models(store: Watched, model: Model) -> None:
     told: list[object] = []
 

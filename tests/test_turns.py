@@ -187,6 +187,54 @@ async def test_the_helpers_of_two_holders_that_wait_for_each_other_are_found_out
     assert sum(isinstance(result, Reject) for result in results) == 1
 
 
+async def test_a_turn_that_is_over_keeps_nobody_from_waiting(turns: Turns) -> None:
+    """A background task of a holder that has left waits for a record whose writer may wait for the holder's."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def background() -> None:
+        async with turns.turn("y"):
+            pass
+
+    async def hold_y_then_take_x() -> str:
+        async with turns.turn("y"):
+            inside.set()
+            await go_on.wait()
+            async with turns.turn("x"):
+                return "written"
+
+    async def hold_x() -> None:
+        async with turns.turn("x"):
+            go_on.set()
+            await step()
+
+    other = asyncio.create_task(hold_y_then_take_x(), context=contextvars.Context())
+    await inside.wait()
+    async with turns.turn("x"):
+        task = asyncio.create_task(background())
+        await step()
+    results = await asyncio.wait_for(asyncio.gather(other, task, hold_x()), DEADLINE)
+    assert results[0] == "written"
+
+
+@pytest.mark.parametrize("first", ["shared", "other"])
+async def test_the_tasks_of_one_holder_that_wait_for_each_other_are_told_at_once(turns: Turns, first: str) -> None:
+    inside = asyncio.Barrier(2)
+
+    async def write(name: str, one: str, other: str) -> None:
+        async with turns.turn(one):
+            await inside.wait()
+            await step(1 if name == first else 5)
+            async with turns.turn(other):
+                pass
+
+    async with turns.turn("x"):
+        results = await asyncio.wait_for(
+            asyncio.gather(write("shared", "x", "y"), write("other", "y", "x"), return_exceptions=True), DEADLINE
+        )
+    assert sum(isinstance(result, Reject) for result in results) == 1
+    assert not turns._waits
+
+
 async def test_who_gives_up_waiting_holds_up_nobody(turns: Turns) -> None:
     async with turns.turn("x"):
         waiting = asyncio.create_task(turns.turn("x").__aenter__(), context=contextvars.Context())

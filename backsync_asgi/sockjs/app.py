@@ -96,14 +96,18 @@ class ApplicationEndpoint:
 
     # As the session sees it
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
+    def received(self, message: str | bytes) -> None:
         key = "text" if isinstance(message, str) else "bytes"
         self._put({"type": "websocket.receive", key: message}, len(message))
-        if self._inbox_size <= QUEUE_LIMIT:
-            return None
+
+    @property
+    def behind(self) -> bool:
+        return self._inbox_size > QUEUE_LIMIT
+
+    async def caught_up(self) -> None:
         if self._room_in is None:
             self._room_in = asyncio.Event()
-        return wait(self._room_in)
+        await self._room_in.wait()
 
     def pull(self) -> Frame | None:
         if not self._outbox:
@@ -127,8 +131,8 @@ class ApplicationEndpoint:
     def urgent(self) -> bool:
         return False  # the application waits in `send`: it decides how long
 
-    def tick(self, now: float) -> None:
-        pass
+    def tick(self, now: float) -> bool:
+        return False  # each frame is pulled
 
     def _put(self, event: Event, size: int) -> None:
         self._inbox.append(event)
@@ -190,11 +194,6 @@ class ApplicationEndpoint:
         if self._outbox_size > QUEUE_LIMIT:
             self._room_out = asyncio.Event()
         self._session.wake()
-
-
-async def wait(event: asyncio.Event) -> None:
-    """Wait for an event, as a coroutine that returns nothing."""
-    await event.wait()
 
 
 def wake(event: asyncio.Event | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import orjson
@@ -87,6 +87,16 @@ class Message:
             self._quoted = quote(self.text)
         return self._quoted
 
+    @property
+    def raw(self) -> bytes:
+        """The message as a frame of RFC 6455."""
+        return websocket_frame(self.text.encode())
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The message as an ASGI event."""
+        return {"type": "websocket.send", "text": self.text}
+
 
 class BinaryMessage(Message):
     """Bytes, which only a raw WebSocket can carry."""
@@ -96,6 +106,14 @@ class BinaryMessage(Message):
     def __init__(self, data: bytes) -> None:
         super().__init__("")
         self.data = data
+
+    @property
+    def raw(self) -> bytes:
+        return websocket_frame(self.data, opcode=2)
+
+    @property
+    def event(self) -> dict[str, Any]:
+        return {"type": "websocket.send", "bytes": self.data}
 
 
 class ObjectMessage(Message):
@@ -113,14 +131,17 @@ class ObjectMessage(Message):
 class Frame:
     """One frame, encoded at most once for each transport. `messages` are those of an `a[...]` frame."""
 
-    __slots__ = ("_body", "_raw", "_text", "_wires", "messages")
+    __slots__ = ("_body", "_framed_events", "_raw", "_raw_events", "_stream_events", "_text", "_wires", "messages")
 
     def __init__(self, body: bytes | None = None, messages: Sequence[Message] = ()) -> None:
         self.messages = messages
         self._body = body
         self._text: str | None = None
         self._raw: bytes | None = None
+        self._raw_events: tuple[dict[str, Any], ...] | None = None
+        self._framed_events: tuple[dict[str, Any], ...] | None = None
         self._wires: dict[Callable[[bytes], bytes], bytes] = {}
+        self._stream_events: dict[Callable[[bytes], bytes], tuple[dict[str, Any]]] = {}
 
     @property
     def body(self) -> bytes:
@@ -140,8 +161,27 @@ class Frame:
     def raw(self) -> bytes:
         """The messages for a raw WebSocket: each as a frame of RFC 6455, one behind the other."""
         if self._raw is None:
-            self._raw = b"".join([websocket_frame(message.text.encode()) for message in self.messages])
+            self._raw = b"".join([message.raw for message in self.messages])
         return self._raw
+
+    @property
+    def raw_events(self) -> tuple[dict[str, Any], ...]:
+        """The messages for a raw WebSocket, as ASGI events."""
+        if self._raw_events is None:
+            self._raw_events = tuple([message.event for message in self.messages])
+        return self._raw_events
+
+    @property
+    def framed_events(self) -> tuple[dict[str, Any], ...]:
+        """The frame as an ASGI event."""
+        if self._framed_events is None:
+            self._framed_events = ({"type": "websocket.send", "text": self.text},)
+        return self._framed_events
+
+    @property
+    def framed(self) -> bytes:
+        """The frame for a WebSocket, as a frame of RFC 6455."""
+        return self.wire(websocket_frame)
 
     def wire(self, wrap: Callable[[bytes], bytes]) -> bytes:
         """The frame as one transport's bytes; `wrap` is the transport's function from the table of transports."""
@@ -149,6 +189,33 @@ class Frame:
         if wire is None:
             wire = self._wires[wrap] = wrap(self.body)
         return wire
+
+    def stream_events(self, wrap: Callable[[bytes], bytes]) -> tuple[dict[str, Any]]:
+        """The same as an ASGI event of a response that goes on."""
+        events = self._stream_events.get(wrap)
+        if events is None:
+            event = {"type": "http.response.body", "body": self.wire(wrap), "more_body": True}
+            events = self._stream_events[wrap] = (event,)
+        return events
+
+
+class Forms(dict[str, Any]):
+    """A frame that many get, in the forms in which their links take it, each made when it is first asked for.
+
+    Under the names of Frame's properties; "frame" is the Frame itself.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame=frame)
+
+    def __missing__(self, form: str) -> Any:
+        made = self[form] = getattr(self["frame"], form)
+        return made
+
+
+def refuse(form: object) -> Literal[True]:
+    """What stands for a link that cannot take a shared frame now."""
+    return True
 
 
 class Close(Frame):
@@ -162,14 +229,14 @@ class Close(Frame):
         super().__init__(b"c[%d,%s]" % (code, quote(self.reason)))
 
 
-def websocket_frame(payload: bytes) -> bytes:
-    """A text message as one RFC 6455 frame from a server: final, unmasked."""
+def websocket_frame(payload: bytes, opcode: int = 1) -> bytes:
+    """A message as one RFC 6455 frame from a server: final, unmasked. opcode: 1 for text, 2 for bytes."""
     size = len(payload)
     if size < 126:
-        return b"\x81%c%b" % (size, payload)
+        return b"%c%c%b" % (0x80 | opcode, size, payload)
     if size < 65_536:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), payload)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), payload)
+        return b"%c\x7e%b%b" % (0x80 | opcode, size.to_bytes(2, "big"), payload)
+    return b"%c\x7f%b%b" % (0x80 | opcode, size.to_bytes(8, "big"), payload)
 
 
 OPEN = Frame(b"o")

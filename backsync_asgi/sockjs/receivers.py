@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
 from types import CellType
 from typing import Any, Protocol, cast
 
-from .frames import HEARTBEAT, OPEN, BinaryMessage, Close, Frame, websocket_frame
+from .frames import OPEN, Close, Frame
 from .transports import Transport
 
 Scope = MutableMapping[str, Any]
@@ -20,6 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 logger = logging.getLogger("backsync.sockjs")
 
 MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
+_DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
 _EMPTY = CellType()  # a variable that its function has not set
 
 
@@ -46,26 +47,30 @@ class Writer:
         """Call back each time that writing has become possible again."""
         self._on_writable = callback
 
-    def write(self, events: list[Event]) -> None:
+    def write(self, events: Sequence[Event]) -> None:
         """Send the events, after those that wait."""
-        if self._task is not None:
+        if self.declines(events) and self._task is not None:
             self._events += events
-            return
-        for index, event in enumerate(events):
-            if self.failed:
-                return
-            steps = self._send(event).__await__()
+
+    def declines(self, events: Sequence[Event]) -> bool:
+        """Send the events if none waits. True: they are not sent."""
+        if not self.writable:
+            return True
+        ahead = iter(events)
+        for event in ahead:
             try:
-                waits_for = next(steps)
-            except StopIteration:
-                continue
+                steps = self._send(event).__await__()
+                waits_for = next(steps, _DONE)
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
-                return
-            self._events = events[index + 1 :]
+                return False
+            if waits_for is _DONE:
+                continue
+            self._events = list(ahead)
             self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
             self.writable = False
-            return
+            return False
+        return False
 
     async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
         try:
@@ -174,11 +179,15 @@ class HttpReceiver:
     def fills(self, frame: Frame) -> bool:
         return self._transport.polling or len(self._transport.encode(frame, self._callback)) >= self._room
 
-    def offer(self, frame: Frame) -> bool:
-        if not self._writer.writable or self.fills(frame):
-            return False
-        self.write(frame, last=False)
-        return True
+    form = "frame"
+
+    def declines(self, frame: Frame) -> bool:
+        events = frame.stream_events(self._transport.wrap)
+        size = len(events[0]["body"])
+        if size >= self._room or not self._started or self._writer.declines(events):
+            return True
+        self._room -= size
+        return False
 
     def write(self, frame: Frame, last: bool) -> None:
         body = self._transport.encode(frame, self._callback)
@@ -210,15 +219,18 @@ class HttpReceiver:
         return events
 
 
-class FrameWriter(Protocol):
-    """The ASGI extension of servers that write prebuilt frames; see `backsync_asgi.uvicorn`."""
+class Direct(Protocol):
+    """The ASGI extension of servers that write prebuilt frames and pass on messages; see `backsync_asgi.uvicorn`."""
 
-    def write_frame(self, frame: bytes) -> bool: ...
+    @property
+    def write_frame(self) -> Callable[[bytes], None]: ...
 
     @property
     def frames_writable(self) -> bool: ...
 
-    def on_frames_writable(self, callback: Callable[[], None]) -> None: ...
+    def on_writability(self, callback: Callable[[], None]) -> None: ...
+
+    def on_message(self, callback: Callable[[str | bytes], bool]) -> None: ...
 
 
 class SocketReceiver:
@@ -226,7 +238,7 @@ class SocketReceiver:
 
     __slots__ = ("_accepted", "_direct", "_writer", "accept_headers", "lifetime", "raw", "subprotocol")
 
-    def __init__(self, writer: Writer, raw: bool, direct: FrameWriter | None = None) -> None:
+    def __init__(self, writer: Writer, raw: bool, direct: Direct | None = None) -> None:
         self._writer = writer
         self._direct = direct
         self.raw = raw
@@ -242,22 +254,21 @@ class SocketReceiver:
     def fills(self, frame: Frame) -> bool:
         return False
 
-    def offer(self, frame: Frame) -> bool:
-        # The hot path: once for each client and frame. Nothing is checked here that the server in front checks anyway.
-        if not self._writer.writable:
-            return False
-        if self._direct is not None and self._accepted:
-            return self._direct.write_frame(frame.raw if self.raw else frame.wire(websocket_frame))
-        self._writer.write(self._events(frame, last=False))
-        return True
+    @property
+    def form(self) -> str:
+        if self._direct is None:
+            return "raw_events" if self.raw else "framed_events"
+        return "raw" if self.raw else "framed"
+
+    @property
+    def declines(self) -> Callable[[Any], object]:
+        return self._writer.declines if self._direct is None else self._direct.write_frame
 
     def write(self, frame: Frame, last: bool) -> None:
         if self._direct is None or last or not self._accepted or not self._writer.writable:
             self._writer.write(self._events(frame, last))
-        elif not self.raw:
-            self._direct.write_frame(frame.wire(websocket_frame))
-        elif frame.messages:
-            self._direct.write_frame(frame.raw)
+        elif wire := frame.raw if self.raw else frame.framed:  # nothing, where a raw socket would get a heartbeat
+            self._direct.write_frame(wire)
 
     def drop(self, code: int, reason: str) -> None:
         """Close the socket without a close frame of SockJS's: the peer does not speak the protocol."""
@@ -272,16 +283,10 @@ class SocketReceiver:
             accept = {"type": "websocket.accept", "subprotocol": self.subprotocol, "headers": self.accept_headers}
             return [accept] if self.raw else [accept, {"type": "websocket.send", "text": frame.text}]
         events: list[Event] = []
-        if not self.raw:
-            if self._accepted:
-                events.append({"type": "websocket.send", "text": frame.text})
-        elif frame is not HEARTBEAT and not isinstance(frame, Close):
-            events = [
-                {"type": "websocket.send", "bytes": message.data}
-                if isinstance(message, BinaryMessage)
-                else {"type": "websocket.send", "text": message.text}
-                for message in frame.messages
-            ]
+        if self.raw:
+            events += frame.raw_events  # none of a heartbeat and a close frame
+        elif self._accepted:
+            events += frame.framed_events
         if last:
             close = frame if isinstance(frame, Close) else None
             events.append(

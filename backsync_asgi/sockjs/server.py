@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import re
@@ -27,7 +28,7 @@ import orjson
 
 from .frames import FrameError, parse_form, parse_upload, parse_websocket
 from .origins import YEAR, Headers, Origins, preflight
-from .receivers import FrameWriter, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
+from .receivers import Direct, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
 from .session import Endpoint, Receiver, Session, Timing
 from .transports import TRANSPORTS, Transport, check_callback, iframe_page
 
@@ -422,9 +423,9 @@ class Server:
         if session is None:  # it ended while the body was on its way
             return await request.refuse(404, "unknown_session", "Not found.")
         for message in messages:
-            wait = session.received(message)
-            if wait is not None:
-                await wait
+            session.received(message)
+            if session.behind:
+                await session.caught_up()
         return True
 
     def _open_session(self, request: Request, session_id: str) -> Session | None:
@@ -453,18 +454,18 @@ class Server:
             return
         session = Session(self.settings.timing)
         writer = Writer(send, receive)
-        direct: FrameWriter | None = scope.get("extensions", {}).get("backsync.frames")
+        direct: Direct | None = scope.get("extensions", {}).get("backsync.frames")
         receiver = SocketReceiver(writer, raw, direct)
         if framed and self.settings.cookies:
             receiver.accept_headers.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(headers)))
         writer.on_writable(session.wake)
         if direct is not None:
-            direct.on_frames_writable(session.wake)
+            direct.on_writability(session.writability_changed)
         self._sockets.add(session)
         try:
             self._open(session, scope)
             session.attach(receiver)
-            end = await self._read_socket(session, receiver, receive, raw)
+            end = await self._read_socket(session, receiver, receive, direct)
             if end["code"] != 1005:  # which servers also say where the connection was lost
                 session.detach(receiver, end["code"], end.get("reason") or "")
         finally:
@@ -495,33 +496,53 @@ class Server:
             asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.abort)
 
     async def _read_socket(
-        self, session: Session, receiver: SocketReceiver, receive: Receive, raw: bool
+        self, session: Session, receiver: SocketReceiver, receive: Receive, direct: Direct | None
     ) -> MutableMapping[str, Any]:
         """Pass on what comes, until the end. Returns the event that says how it ended."""
-        largest = self.settings.message_limit
+        waits: list[bool] = []  # not empty while a message has come by `receive` and waits for the application
+
+        if direct is not None:
+            direct.on_message(functools.partial(self._take, session, receiver, waits))
         while (event := await receive())["type"] != "websocket.disconnect":
-            text: str | None = event.get("text")
-            if raw:
-                messages: Sequence[str | bytes] = [event["bytes"] if text is None else text]
-            elif text is None:
-                receiver.drop(1003, "binary_not_supported")
-                continue
-            elif len(text) > self.settings.body_limit:  # not worth parsing
-                messages = [text]
-            else:
-                try:
-                    messages = parse_websocket(text)
-                except FrameError as error:
-                    receiver.drop(3000, str(error))
-                    continue
-            if any(too_big(message, largest) for message in messages):
-                session.close(1009, f"A message may have {largest} bytes")
-                continue
-            for message in messages:
-                wait = session.received(message)
-                if wait is not None:
-                    await wait
+            if session.behind:
+                waits.append(True)
+                await session.caught_up()
+                waits.clear()
+            self._hear(session, receiver, event["bytes"] if event.get("text") is None else event["text"])
+            del event  # else the last message is kept as long as its client is idle
         return event
+
+    def _take(self, session: Session, receiver: SocketReceiver, waits: list[bool], message: str | bytes) -> bool:
+        """Take a message at once; False where it has to wait its turn, behind others, and come by `receive`."""
+        if waits or session.behind:
+            return False
+        self._hear(session, receiver, message)
+        return True
+
+    def _hear(self, session: Session, receiver: SocketReceiver, heard: str | bytes) -> None:
+        """Take what a WebSocket's peer has sent."""
+        largest = self.settings.message_limit
+        messages: Sequence[str | bytes] = [heard]
+        if not receiver.raw:
+            if isinstance(heard, bytes):
+                self._drop(session, receiver, 1003, "binary_not_supported")
+                return
+            if len(heard) <= self.settings.body_limit:  # else it is not worth parsing
+                try:
+                    messages = parse_websocket(heard)
+                except FrameError as error:
+                    self._drop(session, receiver, 3000, str(error))
+                    return
+        if any(too_big(message, largest) for message in messages):
+            session.close(1009, f"A message may have {largest} bytes")
+        else:
+            for message in messages:
+                session.received(message)
+
+    def _drop(self, session: Session, receiver: SocketReceiver, code: int, reason: str) -> None:
+        """End a WebSocket whose peer does not speak the protocol."""
+        receiver.drop(code, reason)
+        session.detach(receiver, code, reason)
 
     # Time
 

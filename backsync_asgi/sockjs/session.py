@@ -7,11 +7,11 @@ the session, and at most one receiver (an open response or socket).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
-from .frames import HEARTBEAT, OPEN, Close, Frame, check_close_code
+from .frames import HEARTBEAT, OPEN, Close, Frame, check_close_code, refuse
 
 GOING_AWAY = Close(1012, "Service restart")
 INTERRUPTED = Close(1002, "Connection interrupted")
@@ -22,8 +22,15 @@ TIMED_OUT = Close(1002, "Connection timed out")
 class Endpoint(Protocol):
     """The application's end of a session. All calls come from the event loop and must not raise."""
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
-        """Take one message. Returns None, or an awaitable where the sender should wait: the application is behind."""
+    def received(self, message: str | bytes) -> None:
+        """Take one message."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits for the application that senders should wait, too."""
+
+    async def caught_up(self) -> None:
+        """Wait until there is room for more."""
 
     def pull(self) -> Frame | None:
         """Hand over all that is waiting for the client as one frame, or None. Called when it can be written."""
@@ -35,8 +42,8 @@ class Endpoint(Protocol):
     def urgent(self) -> bool:
         """Whether something waits that must be written before the write deadline."""
 
-    def tick(self, now: float) -> None:
-        """About a second has passed; `now` is monotonic, in seconds."""
+    def tick(self, now: float) -> bool:
+        """About a second has passed; `now` is monotonic, in seconds. Returns whether shared frames were written."""
 
 
 class Receiver(Protocol):
@@ -53,8 +60,16 @@ class Receiver(Protocol):
     def fills(self, frame: Frame) -> bool:
         """Whether this frame is the last that it can take. A poll takes one."""
 
-    def offer(self, frame: Frame) -> bool:
-        """Write the frame if it goes out at once and is not the last that it can take. False: it is not written."""
+    @property
+    def form(self) -> str:
+        """The form in which it takes shared frames; see `Forms`."""
+
+    @property
+    def declines(self) -> Callable[[Any], object]:
+        """What writes a shared frame, in that form, if it goes out at once and is not the last that can be taken.
+
+        Something true: it is not written. It may be kept and called as long as the receiver is writable.
+        """
 
     def write(self, frame: Frame, last: bool) -> None:
         """Write the frame; after the last one the response or socket ends."""
@@ -88,8 +103,24 @@ class Timing:
                 raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
-class Session:
+class Link:
+    """The way to one client, for frames that many get: `declines` is what writes one, in the `form` that it takes.
+
+    A class of its own so that these stand first in a session's memory: they are all that a broadcast touches of it.
+    """
+
+    __slots__ = ("declines", "form")
+
+    def __init__(self) -> None:
+        self.form = "frame"
+        self.declines: Callable[[Any], object] = refuse
+
+
+class Session(Link):
     """The state of one session: new until accepted, open, then closed with a frame that stays.
+
+    form, declines: the receiver's, while it has been greeted, can be written to and nothing waits; else `refuse`. So a
+    frame that many sessions share costs each of them one call. Who has something that must go first sets `refuse`.
 
     Owners call `tick` about once a second and forget the session when it returns False.
     """
@@ -110,6 +141,7 @@ class Session:
     )
 
     def __init__(self, timing: Timing, principal: Hashable = None) -> None:
+        super().__init__()
         self.timing = timing
         self.principal = principal
         self.endpoint: Endpoint | None = None
@@ -141,13 +173,12 @@ class Session:
             finally:
                 self._pumping = False
 
-    def offer(self, frame: Frame) -> bool:
-        """Write a frame that many sessions share, if it can go out at once. False: it is to be pulled later."""
-        receiver = self.receiver
-        if receiver is None or not self._greeted or not receiver.offer(frame):
-            return False
-        self._busy = True
-        return True
+    def writability_changed(self) -> None:
+        """The receiver can be written to again, or cannot any more."""
+        if self.receiver is not None and self.receiver.writable:
+            self.wake()
+        else:
+            self.declines = refuse
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session: what waits is still written, then the close frame. Only the first call counts.
@@ -180,11 +211,20 @@ class Session:
             self._release()
             self._end(INTERRUPTED, (code, reason))
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
-        """Pass a message to the application, in order. See `Endpoint.received`."""
-        if self.endpoint is None or self.close_frame is not None:
-            return None
-        return self.endpoint.received(message)
+    def received(self, message: str | bytes) -> None:
+        """Pass a message to the application, in order."""
+        if self.endpoint is not None and self.close_frame is None:
+            self.endpoint.received(message)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits for the application that its sender should wait; see `caught_up`."""
+        return self.endpoint is not None and self.close_frame is None and self.endpoint.behind
+
+    async def caught_up(self) -> None:
+        """Wait until the application has room for more."""
+        if self.endpoint is not None:
+            await self.endpoint.caught_up()
 
     # The sweep's side
 
@@ -192,8 +232,8 @@ class Session:
         """Send heartbeats, end what has waited too long. Returns False when the session can be forgotten."""
         if self._attached_at is None:
             self._attached_at = self._sent_at = now
-        if self.close_frame is None and self.endpoint is not None:
-            self.endpoint.tick(now)
+        if self.close_frame is None and self.endpoint is not None and self.endpoint.tick(now):
+            self._busy = True
         receiver = self.receiver
         waited = now - self._attached_at
         if receiver is None:
@@ -240,7 +280,10 @@ class Session:
                 self.endpoint = None
                 self._write(receiver, self.close_frame, last=True)
             else:
+                if self._greeted:
+                    self.form, self.declines = receiver.form, receiver.declines
                 return
+        self.declines = refuse
 
     def _write(self, receiver: Receiver, frame: Frame, last: bool) -> None:
         self._busy = True
@@ -251,6 +294,7 @@ class Session:
 
     def _release(self) -> None:
         self.receiver = None
+        self.declines = refuse
         self._attached_at = None
         self._blocked_since = None
 

@@ -54,8 +54,8 @@ class Store(Reader, Protocol):
     `not_found`, `conflict` (details: `{"current": record}`), `too_large` (details: `{"limit": number}`), `unavailable`
     (retrying is safe); and EncodeError for what JSON cannot carry. Nothing is stored then.
 
-    version: the field that counts a record's writes, from 1, or None. The store counts; a write that carries another
-    value than the current one is a `conflict`, one that carries none is unconditional. Deletes are unconditional.
+    version: the field that counts a record's writes, from 1, or None. The store counts; a write or delete that names
+    another value than the current one is a `conflict`, one that names none is unconditional.
     """
 
     version: str | None
@@ -69,8 +69,11 @@ class Store(Reader, Protocol):
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields, remove others; returns the whole record. Raises Reject("not_found")."""
 
-    async def delete(self, id: Id) -> bool:
-        """Remove the record. False: there was none."""
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        """Remove the record. False: there was none, whatever the version. version: the one that it must have.
+
+        Raises Reject("conflict").
+        """
 
     def take_evicted(self) -> Iterable[Id]:
         """The ids of records that the store has dropped by itself since the last call, to be announced as deleted."""
@@ -196,14 +199,17 @@ def merge(current: Record, fields: Mapping[str, Any], unset: Sequence[str], vers
 
 
 def _count(record: Record, named: Any, current: Record | None, version: str | None) -> Record:
-    if version is None:
-        return record
+    return record if version is None else {**record, version: check_version(named, current, version) + 1}
+
+
+def check_version(named: Any, current: Record | None, version: str) -> int:
+    """The version of the record that is there. Raises Reject("conflict") for a write that names another; None: none."""
     counted = None if current is None else current.get(version)
     if type(counted) is not int:  # a row from before versions were counted
         counted = 0
     if named is not None and (type(named) is not int or current is None or named != counted):
         raise conflict(version, named, current)
-    return {**record, version: counted + 1}
+    return counted
 
 
 def encode_record(record: Record) -> str:

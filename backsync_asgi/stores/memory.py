@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import orjson
 
@@ -20,6 +20,7 @@ from .base import (
     Query,
     Record,
     arrange,
+    check_version,
     encode_record,
     matches,
     merge,
@@ -29,11 +30,26 @@ from .base import (
 )
 
 
-class Row(NamedTuple):
-    """A record twice: decoded to be compared, which never leaves the store, and encoded to be sent."""
+class Row:
+    """A record, encoded to be sent; to be compared it is decoded when that is first asked for."""
 
-    record: Record
-    text: str
+    __slots__ = ("_record", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._record: Record | None = None
+
+    @property
+    def record(self) -> Record:
+        """The record, which never leaves the store."""
+        if self._record is None:
+            self._record = self.copy()
+        return self._record
+
+    def copy(self) -> Record:
+        """The record for somebody else."""
+        record: Record = orjson.loads(self.text)
+        return record
 
 
 class MemoryStore:
@@ -75,26 +91,31 @@ class MemoryStore:
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""
         row = self._rows.get(str(id))
-        return None if row is None else _copy(row)
+        return None if row is None else row.copy()
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Replace or add a record; one without an id gets a random one of 16 characters."""
         record = record_of(record)
         id = record.get("id")
-        row = None if id is None else self._rows.get(str(id))
-        return self._keep(replace(record, row and _copy(row), self.version))
+        row = None if id is None or self.version is None else self._rows.get(str(id))
+        current = None if row is None else row.copy()
+        return self._keep(replace(record, current, self.version))
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields, remove others; raises Reject("not_found")."""
         row = self._rows.get(str(id))
         if row is None:
             raise missing(id)
-        return self._keep(merge(_copy(row), fields, unset, self.version))
+        return self._keep(merge(row.copy(), fields, unset, self.version))
 
-    async def delete(self, id: Id) -> bool:
-        """Remove the record. False: there was none."""
-        if self._rows.pop(str(id), None) is None:
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        """Remove the record, if it has that version. False: there was none. Raises Reject("conflict")."""
+        row = self._rows.get(str(id))
+        if row is None:
             return False
+        if version is not None and self.version is not None:
+            check_version(version, row.copy(), self.version)
+        del self._rows[str(id)]
         self._ids = None
         return True
 
@@ -133,17 +154,11 @@ class MemoryStore:
             if len(self._rows) >= self._limit:
                 self._make_room()
             self._ids = None
-        row = Row(orjson.loads(text), text)
-        self._rows[key] = row
-        return _copy(row)
+        row = self._rows[key] = Row(text)
+        return row.copy()
 
     def _make_room(self) -> None:
         if self._full == "reject":
             raise Reject("too_large", f"The store is full: it keeps {self._limit} records.", {"limit": self._limit})
         _, oldest = self._rows.popitem(last=False)
         self._evicted.append(oldest.record["id"])
-
-
-def _copy(row: Row) -> Record:
-    record: Record = orjson.loads(row.text)
-    return record

@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-from .base import CHUNK, Id, Query, Record, invalid, matches, merge, missing, parse_query, replace
+from .base import CHUNK, Id, Query, Record, check_version, invalid, matches, merge, missing, parse_query, replace
 from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, snake_case
 
 logger = logging.getLogger("backsync")
@@ -207,13 +207,18 @@ class SQLStore:
 
         return await self._run(work, write=True)
 
-    async def delete(self, id: Id) -> bool:
-        """Remove the record. False: there was none."""
+    async def delete(self, id: Id, version: Any = None) -> bool:
+        """Remove the record, if it has that version. False: there was none. Raises Reject("conflict")."""
         key = self.layout.key(id)
         if key is None:
             return False
 
         async def work(connection: AsyncConnection) -> bool:
+            if version is not None and self.version is not None:
+                current = await self._find(connection, key, lock=True)
+                if current is None:
+                    return False
+                check_version(version, current, self.version)
             return (await connection.execute(sa.delete(self.table).where(self.layout.id == key))).rowcount > 0
 
         return await self._run(work, write=True)

@@ -133,11 +133,13 @@ class SessionLine:
     def fills(self, frame: Frame) -> bool:
         return self._polling
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def declines(self, frame: Frame) -> bool:
         if not self.writable or self.fills(frame):
-            return False
+            return True
         self.write(frame, last=False)
-        return True
+        return False
 
     def write(self, frame: Frame, last: bool) -> None:
         if frame is OPEN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,9 +29,13 @@ class FakeEndpoint:
     urgent: bool = False
     last_words: str | None = None
 
-    def received(self, message: str | bytes) -> Awaitable[None] | None:
+    behind = False
+
+    def received(self, message: str | bytes) -> None:
         self.got.append(message)
-        return None
+
+    async def caught_up(self) -> None:
+        """There is always room."""
 
     def pull(self) -> Frame | None:
         if not self.waiting:
@@ -46,8 +50,8 @@ class FakeEndpoint:
         if self.last_words is not None:
             self.waiting.append(Message(self.last_words))
 
-    def tick(self, now: float) -> None:
-        pass
+    def tick(self, now: float) -> bool:
+        return False
 
 
 @dataclass
@@ -69,11 +73,13 @@ class FakeReceiver:
     def fills(self, frame: Frame) -> bool:
         return self.takes is not None and len(self.frames) + 1 >= self.takes
 
-    def offer(self, frame: Frame) -> bool:
+    form = "frame"
+
+    def declines(self, frame: Frame) -> bool:
         if not self.writable or self.fills(frame):
-            return False
+            return True
         self.write(frame, last=False)
-        return True
+        return False
 
     def write(self, frame: Frame, last: bool) -> None:
         assert not self.over, "nothing is written after the last frame"
@@ -174,19 +180,19 @@ def test_a_shared_frame_goes_out_at_once_or_not_at_all() -> None:
     frame = batch([Message("x")])
     waiting = Session(TIMING)
     waiting.attach(FakeReceiver())
-    assert not waiting.offer(frame), "it is not accepted, so its client is not greeted yet"
+    assert waiting.declines(frame), "it is not accepted, so its client is not greeted yet"
     session, _ = open_session()
-    assert not session.offer(frame), "nobody is there"
+    assert session.declines(frame), "nobody is there"
     receiver = FakeReceiver()
     session.attach(receiver)
-    assert session.offer(frame)
+    assert not session.declines(frame)
     assert receiver.frames[-1] is frame
     receiver.blocked = True
-    assert not session.offer(frame), "the client does not read"
+    assert session.declines(frame), "the client does not read"
     polled, _ = open_session()
     polled.attach(poll())
     polled.attach(poll())
-    assert not polled.offer(frame), "the response would be over: there may be more to put into it"
+    assert polled.declines(frame), "the response would be over: there may be more to put into it"
 
 
 def test_what_waits_is_written_before_the_goodbye() -> None:
@@ -408,7 +414,7 @@ class SessionMachine(RuleBasedStateMachine):
             return  # the hub offers to those alone for whom nothing waits
         text = f"offer{len(self.queued)}"
         frame = batch([Message(text)])
-        if self.session.offer(frame):
+        if not self.session.declines(frame):
             assert self.receivers[-1].frames[-1] is frame
             self.queued.append(text)
             self.endpoint.pulled.append(text)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import struct
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
+from tests.servers import Server
 from tests.sockjs.client import (
     BINARY,
     CLOSE,
@@ -22,7 +25,7 @@ from tests.sockjs.client import (
     read_response,
     request,
 )
-from tests.sockjs.conftest import REFUSED_HANDSHAKE, Control, OpenService, Target
+from tests.sockjs.conftest import ECHO_APP, REFUSED_HANDSHAKE, Control, OpenService, Target
 from tests.sockjs.speech import Service, messages_of, new_session
 
 pytestmark = pytest.mark.usefixtures("control")
@@ -369,10 +372,15 @@ def test_text_that_is_not_utf8(target: Target, echo: Service, place: str, text: 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("size", [70_000, 20 * 1024 * 1024])
-def test_a_message_that_inflates(echo: Service, place: str, size: int) -> None:
+@pytest.mark.parametrize("protocol", ["auto", "backsync_asgi.uvicorn:CompressingWebSocketProtocol"])
+def test_a_message_that_inflates(
+    shared_server: Callable[..., Server], closing: ExitStack, protocol: str, place: str, size: int
+) -> None:
     """uvicorn compresses by default with whoever offers it (`--ws-per-message-deflate false` turns it off). What
     inflates to more than our limit ends in 1009, as if it had come so; beyond 16 MiB by uvicorn, before us.
     """
+    server = shared_server(ECHO_APP, options=("--ws", protocol), errors_expected=True)
+    echo = Service(server.port, "/echo", closing)
     path = echo.prefix + place.format(new_session())
     wire = echo.wire()
     offer = [*handshake(), ("Sec-WebSocket-Extensions", "permessage-deflate; client_no_context_takeover")]

@@ -379,7 +379,7 @@ async def test_a_write_that_names_another_version_is_a_conflict(store: Store, na
     store.bind("Thing", "rev")
     await store.upsert({"id": "a"})
     current = await store.upsert({"id": "a", "x": 1})
-    for write in (store.upsert({"id": "a", "rev": named}), store.patch("a", {"rev": named})):
+    for write in (store.upsert({"id": "a", "rev": named}), store.patch("a", {"rev": named}), store.delete("a", named)):
         with pytest.raises(Reject) as caught:
             await write
         assert (caught.value.code, caught.value.details) == ("conflict", {"current": current})
@@ -391,6 +391,22 @@ async def test_a_version_of_what_is_not_there_is_a_conflict(store: Store) -> Non
     with pytest.raises(Reject) as caught:
         await store.upsert({"id": "a", "rev": 1})
     assert (caught.value.code, caught.value.details) == ("conflict", {"current": None})
+
+
+async def test_a_delete_removes_the_version_that_it_names(store: Store) -> None:
+    store.bind("Thing", "rev")
+    await store.upsert({"id": "a"})
+    await store.upsert({"id": "a"})
+    assert await store.delete("a", 2) is True
+    assert await store.get("a") is None
+    assert await store.delete("a", 2) is False, "what is gone is no conflict"
+    await store.upsert({"id": "a"})
+    assert await store.delete("a", None) is True
+
+
+async def test_a_store_that_counts_no_versions_asks_for_none(store: Store) -> None:
+    await store.upsert({"id": "a"})
+    assert await store.delete("a", 7) is True
 
 
 # ── Sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -453,7 +469,7 @@ operations: Any = st.lists(
     st.one_of(
         st.tuples(st.just("upsert"), keys, fields),
         st.tuples(st.just("patch"), keys, fields),
-        st.tuples(st.just("delete"), keys, st.just({})),
+        st.tuples(st.just("delete"), keys, st.fixed_dictionaries({}, optional={"rev": st.integers(0, 3)})),
         st.tuples(st.just("read"), keys, queries),
     ),
     max_size=20,
@@ -468,7 +484,7 @@ async def outcome(store: Store, operation: str, id: Any, data: dict[str, Any]) -
             case "patch":
                 return await store.patch(id, data, ["y"] if "x" in data else [])
             case "delete":
-                return await store.delete(id)
+                return await store.delete(id, data.get("rev"))
             case _:
                 return await store.read(data)
     except Reject as error:

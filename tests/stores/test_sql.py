@@ -20,13 +20,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from backsync_asgi import Reject
+from backsync_asgi import Backsync, Reject
 from backsync_asgi.stores import SQLStore
 from backsync_asgi.stores.base import parse_query
 from backsync_asgi.stores.tables import select
 from tests.postgres import PostgreSQL, postgres
 from tests.servers import ROOT
 from tests.stores.writer import write
+
+DEADLINE = 5.0
 
 Make = Callable[..., SQLStore]
 
@@ -153,6 +155,32 @@ def test_a_store_lives_in_any_event_loop_and_closes_with_it(url: str) -> None:
     assert [asyncio.run(use(number)) for number in range(3)] == [1, 2, 3]
 
 
+async def test_the_table_is_made_as_the_app_starts(url: str) -> None:
+    sync = Backsync()
+    sync.model("ChatMessage", store=SQLStore(url))
+    engine = create_async_engine(
+        url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
+    )
+    async with sync.lifespan(), engine.connect() as connection:
+        assert await connection.run_sync(lambda it: sa.inspect(it).get_table_names()) == ["chat_message"]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql://nobody@127.0.0.1:1/nothing"])
+async def test_a_database_that_is_not_there_is_told_as_the_app_starts(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync = Backsync()
+    sync.model("Todo", store=SQLStore(url, timeout=1.0))
+    with pytest.raises(RuntimeError, match="The store of Todo could not be opened"):
+        async with sync.lifespan():
+            pytest.fail("it has started")
+    for thread in threading.enumerate():  # aiosqlite's says goodbye to the event loop, which must be there
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, DEADLINE)
+    assert "The database of todo is not available" in caplog.text
+
+
 async def test_many_processes_may_make_the_table_at_once(make: Make) -> None:
     stores = [make(table="many", index=["x"]) for _ in range(5)]
     await asyncio.gather(*(store.open() for store in stores))
@@ -196,6 +224,27 @@ async def test_of_two_writes_of_one_version_one_wins(make: Make) -> None:
         lost = [it for it in outcomes if isinstance(it, Reject)]
         assert [(it.code, it.details) for it in lost] == [("conflict", {"current": won})] * 3
         assert won["rev"] == version + 1
+
+
+async def test_of_a_write_and_a_delete_of_one_version_one_wins(make: Make) -> None:
+    writer, deleter = make(table="race"), make(table="race")
+    for store in (writer, deleter):
+        store.bind("Race", "rev")
+    for number in range(20):
+        id = f"r{number}"
+        await writer.upsert({"id": id})
+        work = [writer.upsert({"id": id, "x": 1, "rev": 1}), deleter.delete(id, 1)]
+        written, deleted = await asyncio.gather(*work[:: 1 if number % 2 else -1], return_exceptions=True)
+        written, deleted = (written, deleted) if number % 2 else (deleted, written)
+        left = await writer.get(id)
+        if deleted is True:
+            assert left is None
+            assert isinstance(written, Reject)
+            assert (written.code, written.details) == ("conflict", {"current": None})
+        else:
+            assert left == written == {"id": id, "x": 1, "rev": 2}
+            assert isinstance(deleted, Reject)
+            assert (deleted.code, deleted.details) == ("conflict", {"current": left})
 
 
 async def test_no_patch_is_lost_and_no_record_is_added_twice(make: Make) -> None:

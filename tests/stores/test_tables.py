@@ -201,6 +201,9 @@ async def test_a_table_may_count_versions(make: Make) -> None:
     assert await store.patch("a", {"x": 2, "rev": 1}) == {"id": "a", "rev": 2, "x": 2}
     with pytest.raises(Reject, match="conflict"):
         await store.upsert({"id": "a", "x": 3, "rev": 1})
+    with pytest.raises(Reject, match="conflict"):
+        await store.delete("a", 1)
+    assert await store.delete("a", 2) is True
     (made,) = [await store.upsert({"x": 5})]
     assert len(made["id"]) == 16
 

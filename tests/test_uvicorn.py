@@ -1,0 +1,238 @@
+"""Our WebSocket protocol for uvicorn, on a transport that only notes; tests/sockjs has it on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
+from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol
+
+HANDSHAKE = (
+    b"GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+TEXT, BYTES, CLOSE = 1, 2, 8
+Event = MutableMapping[str, Any]
+
+
+class FakeTransport(asyncio.Transport):
+    """Notes what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closing = False
+        self.reading = True
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class App:
+    """Accepts, then takes messages directly where `takes` says so, and all others by `receive` once it may."""
+
+    def __init__(self, takes: Callable[[str | bytes], bool] | None) -> None:
+        self.takes = takes
+        self.got: list[Any] = []
+        self.scope: Scope = {}
+        self.may_receive = asyncio.Event()
+        self.may_receive.set()
+
+    @property
+    def direct(self) -> Direct:
+        direct: Direct = self.scope["extensions"]["backsync.frames"]
+        return direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        await receive()
+        await send({"type": "websocket.accept"})
+        if self.takes is not None:
+            self.direct.on_message(self.take)
+        while True:
+            await self.may_receive.wait()
+            event = await receive()
+            if event["type"] == "websocket.disconnect":
+                self.got.append(event["code"])
+                return
+            self.got.append(event.get("text") or event.get("bytes"))
+
+    def take(self, message: str | bytes) -> bool:
+        assert self.takes is not None
+        if self.takes(message):
+            self.got.append(message)
+            return True
+        return False
+
+
+@asynccontextmanager
+async def connection(app: App, more: bytes = b"") -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
+    """A connection after its handshake, with which `more` has come."""
+    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(HANDSHAKE + more)
+    await settle()
+    assert transport.written.startswith(b"HTTP/1.1 101 ")
+    transport.written = b""
+    yield protocol, transport
+    if not protocol.disconnected:
+        protocol.connection_lost(None)
+    app.may_receive.set()
+    await settle()
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def frame(payload: bytes, opcode: int = TEXT, final: bool = True) -> bytes:
+    """A client's frame, masked with zeros."""
+    assert len(payload) < 126
+    return bytes([0x80 * final | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+async def test_messages_are_handed_over_as_they_come() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"1") + frame(b"2", BYTES) + frame(b"3", final=False) + frame(b"4", 0))
+        assert app.got == ["1", b"2", "34"], "without a turn of the event loop"
+        assert transport.reading
+    assert app.got[3:] == [1005]
+
+
+async def test_without_a_taker_everything_comes_by_receive() -> None:
+    app = App(None)
+    async with connection(app) as (protocol, _):
+        protocol.data_received(frame(b"1") + frame(b"2", BYTES))
+        await settle()
+        assert app.got == ["1", b"2"]
+
+
+async def test_messages_that_came_with_the_handshake_come_first() -> None:
+    app = App(lambda message: True)
+    async with connection(app, frame(b"1") + frame(b"2")) as (protocol, _):
+        protocol.data_received(frame(b"3"))
+        assert app.got == ["1", "2", "3"]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans())))
+async def test_messages_keep_their_order_whoever_takes_them(steps: Sequence[tuple[bool, bool, bool]]) -> None:
+    taking = True
+    app = App(lambda message: taking)
+    async with connection(app) as (protocol, _):
+        for number, (taking, receiving, settling) in enumerate(steps):  # noqa: B007 - the app looks at `taking`
+            if receiving:
+                app.may_receive.set()
+            else:
+                app.may_receive.clear()
+            protocol.data_received(frame(b"%d" % number))
+            if settling:
+                await settle()
+    assert app.got == [*map(str, range(len(steps))), 1005]
+
+
+async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
+    app = App(lambda message: False)
+    async with connection(app) as (protocol, transport):
+        app.may_receive.clear()
+        protocol.data_received(frame(b"1"))  # which the `receive` takes that waits already
+        await settle()
+        protocol.data_received(frame(b"2"))
+        assert not transport.reading
+        app.may_receive.set()
+        await settle()
+        assert app.got == ["1", "2"]
+        assert transport.reading
+
+
+async def test_text_that_is_no_utf8_ends_the_connection() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"\xff"))
+        await settle()
+        assert app.got == [1007]
+        assert transport.written == b"\x88\x02" + (1007).to_bytes(2, "big")
+        assert transport.closing
+
+
+async def test_nothing_is_handed_over_once_the_application_has_closed() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        await protocol.send({"type": "websocket.close", "code": 3000})
+        protocol.data_received(frame(b"late"))
+        protocol.data_received(frame((3000).to_bytes(2, "big"), CLOSE))
+        await settle()
+        assert app.got == [3000]
+        assert transport.closing
+
+
+async def test_it_tells_whether_the_peer_keeps_up() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        said: list[bool] = []
+        app.direct.on_writability(lambda: said.append(app.direct.frames_writable))
+        assert app.direct.frames_writable
+        app.direct.write_frame(b"\x81\x01x")
+        assert transport.written == b"\x81\x01x"
+        protocol.pause_writing()
+        protocol.resume_writing()
+        protocol.connection_lost(None)
+        assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
+    async with connection(App(None)) as (protocol, _):
+        assert protocol.request is None
+        assert protocol.response is None
+
+
+async def test_a_receive_that_is_cancelled_takes_nothing_with_it() -> None:
+    inbox = Inbox()
+    waiting = [asyncio.ensure_future(inbox.get()) for _ in range(2)]
+    await settle()
+    inbox.put_nowait({"type": "1"})
+    waiting[0].cancel()
+    await settle()
+    assert waiting[1].result() == {"type": "1"}
+    assert inbox.empty()
+
+
+async def test_a_gate_lets_all_through_that_wait() -> None:
+    gate = Gate()
+    waiting = [asyncio.ensure_future(gate.wait()) for _ in range(3)]
+    await settle()
+    assert not any(task.done() for task in waiting)
+    gate.set()
+    await settle()
+    assert all(task.done() for task in waiting)
+    gate.clear()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(gate.wait(), 0.01)
