@@ -56,11 +56,15 @@ EMPTY: Row = dict.fromkeys((*FIELDS, "tags"))
 
 @dataclass
 class Table:
-    """A live table. fill: puts these rows in place of what is there; change: gives a row a word, or deletes it."""
+    """A live table. fill: puts these rows in place of what is there; change: gives a row a word, or deletes it.
+
+    at_once: rows of a large result that are made in one go.
+    """
 
     sync: Backsync
     fill: Callable[[list[Row]], Awaitable[None]]
     change: Callable[[int, str | None], Awaitable[None]]
+    at_once: int
 
     @property
     def reader(self) -> Reader:
@@ -102,7 +106,7 @@ async def in_sqlalchemy(engine: AsyncEngine, reading: Engine | AsyncEngine) -> A
             chosen: Any = delete(Sample) if word is None else update(Sample).values(word=word)
             await connection.execute(chosen.where(Sample.id == id))
 
-    yield Table(sync, fill, change)
+    yield Table(sync, fill, change, 5_000 if isinstance(reading, Engine) else 2_000)
     feed.close()
     await engine.dispose()
 
@@ -136,7 +140,7 @@ async def in_django() -> AsyncIterator[Table]:
 
     await sync_to_async(make)()
     feed: Any = live(sync.model("Sample"), DjangoSample)
-    yield Table(sync, sync_to_async(fill), sync_to_async(change))
+    yield Table(sync, sync_to_async(fill), sync_to_async(change), 5_000)
     feed.close()
     await sync_to_async(drop)()
 
@@ -144,7 +148,7 @@ async def in_django() -> AsyncIterator[Table]:
 @contextlib.asynccontextmanager
 async def in_postgresql(engine: AsyncEngine, url: str) -> AsyncIterator[Table]:
     async with in_sqlalchemy(engine, engine) as table:
-        table.sync = Backsync()
+        table.sync, table.at_once = Backsync(), 500
         async with listen(table.sync.model("Sample"), url, table="sample"):
             yield table
 
@@ -293,6 +297,16 @@ async def test_a_page_begins_after_a_record_that_is_no_more(table: Table) -> Non
     assert [row["id"] for row in first] == [8, 9, 10, 11, 4]
     await table.change(4, None)
     assert await table.ids({"$order": ["-count", "id"], "$limit": 5, "$after": first[-1]}) == [5, 6, 7, 0, 1]
+
+
+async def test_a_large_table_is_read_in_chunks(table: Table) -> None:
+    await table.fill([{**EMPTY, "id": id, "count": id} for id in range(5_000)])
+    async with contextlib.aclosing(table.reader.snapshot({"$order": "-count"})) as chunks:
+        sizes = [len(chunk) async for chunk in chunks]
+    assert sum(sizes) == 5_000
+    assert max(sizes) == table.at_once, "in a thread the texts are made as the rows come"
+    async with contextlib.aclosing(table.reader.snapshot({})) as chunks:
+        assert await anext(chunks), "and whoever has enough may leave"
 
 
 # ── A client that opens a table page by page ─────────────────────────────────────────────────────────────────────────
