@@ -374,7 +374,10 @@ class Listener:
         """Read rows and broadcast them, those that are no more as deleted."""
         assert self._versions is not None
         wanted = list(keys)
-        query = self._select(table) + f" WHERE {table.key} = ANY($1::text[]::{table.key_type}[])"
+        query = (
+            f"{self._select(table)}, t.xmin::text::int8 AS version FROM {table.name} t "
+            f"WHERE t.{table.key} = ANY($1::text[]::{table.key_type}[])"
+        )
         for start in range(0, len(wanted), AT_ONCE):
             some = wanted[start : start + AT_ONCE]
             rows = {row["key"]: row for row in await connection.fetch(query, some)}
@@ -392,7 +395,7 @@ class Listener:
             self._feed.end(self._feed.begin(), changes)
 
     def _select(self, table: Table) -> str:
-        """The statement that reads rows as JSON, without a condition; whole records where there is no `to_record`."""
+        """How a statement begins that reads rows as JSON; whole records where there is no `to_record`."""
         names = ["*"] if self._chosen is None else [quoted(name) for name in self._chosen if name != "id"]
         columns, row = [f"t.{name}" for name in names], "to_json(r)"
         if self._to_record is None and (self._chosen is not None or table.key_column != "id"):
@@ -400,7 +403,7 @@ class Listener:
         elif self._to_record is None and table.key_type not in (*INTEGERS, "text", "uuid", "character varying"):
             row = f"to_jsonb(r) || jsonb_build_object('id', t.{table.key}::text)"
         row = f"(SELECT {row} FROM (SELECT {', '.join(columns)}) r)::text"
-        return f"SELECT t.{table.key}::text AS key, t.xmin::text::int8 AS version, {row} AS row FROM {table.name} t"
+        return f"SELECT t.{table.key}::text AS key, {row} AS row"
 
     def _record(self, table: Table, row: Any) -> Record:
         fields: Record = orjson.loads(row["row"])
@@ -423,8 +426,11 @@ class Listener:
         if table is None or self._pool is None:
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.")
         selection = selection_of(self._model, query, self._filters(table))
-        rest, values = conditions_of(table, selection)
-        statement = self._select(table) + rest
+        where, order, values = conditions_of(table, selection)
+        statement = f"{self._select(table)} FROM {table.name} t{where}{order}"
+        if selection.limit is not None:  # of the page's rows only JSON is made
+            page = f"SELECT t.* FROM {table.name} t{where}{order} LIMIT {selection.limit}"
+            statement = f"{self._select(table)} FROM ({page}) t{order}"
         try:
             if selection.limit is not None or "id" in selection.where:
                 yield table, await self._pool.fetch(statement, *values)
@@ -473,8 +479,8 @@ def quoted(name: str) -> str:
 # How values compare: in the database, as what their text is to it
 
 
-def conditions_of(table: Table, selection: Selection) -> tuple[str, list[str]]:
-    """What follows the statement that reads rows, and its parameters. Raises Reject("invalid")."""
+def conditions_of(table: Table, selection: Selection) -> tuple[str, str, list[str]]:
+    """The conditions and the order of a statement that reads rows, and its parameters. Raises Reject("invalid")."""
     values: list[str] = []
 
     def parameter(text: str, type: str) -> str:
@@ -514,8 +520,7 @@ def conditions_of(table: Table, selection: Selection) -> tuple[str, list[str]]:
     if selection.after is not None:
         where.append(beyond([place for place in places if place[2] is not None]))
     order = ", ".join(f"{place} DESC" if descending else place for place, descending, _ in places)
-    limit = "" if selection.limit is None else f" LIMIT {selection.limit}"
-    return f"{' WHERE ' if where else ''}{' AND '.join(where)} ORDER BY {order}{limit}", values
+    return f" WHERE {' AND '.join(where)}" if where else "", f" ORDER BY {order}", values
 
 
 def column_of(table: Table, name: str) -> tuple[str, str]:
