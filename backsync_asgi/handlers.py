@@ -51,6 +51,10 @@ class Caller:
             call = functools.partial(layer, call_next=call)
         return await self.limited(call(ctx, *args))
 
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """What the function returns or raises, called in a worker thread."""
+        return await self._threads.run(work)
+
     async def limited(self, work: Awaitable[Result]) -> Result:
         """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
         task = asyncio.current_task(self.loop) or asyncio.current_task()

@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -31,7 +31,7 @@ from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
 from .soon import Line, Soon
-from .stores.base import Id, Record, Store, Unsure, matches, parse_query
+from .stores.base import Id, Reader, Record, Store, Unsure, equal, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
 
@@ -199,6 +199,7 @@ class Model:
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
+        self._reader: Reader | None = None
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed
@@ -218,10 +219,7 @@ class Model:
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
-        self.options = Options(**options)
-        self._schema = self._schema_of(self.options.schema or dict)
-        for method, annotation in self._annotations.items():  # of handlers that were there before the options
-            self._set_schema(method, annotation)
+        self._set_options(Options(**options))
         if self.options.ephemeral:
             self.lives = Lives(self.name, self.options.grace, self.options.ttl, self._delete_if)
         store = self.options.store
@@ -229,6 +227,20 @@ class Model:
             if store.version not in (None, self.options.version):
                 raise ValueError(f"The store of {self.name} counts {store.version!r} already: a store is one model's.")
             store.bind(self.name, self.options.version)
+
+    def infer(self, *, version: str) -> None:
+        """Count versions in that field, as what the records are read from does; no other option can be given after it.
+
+        For a model whose options name none.
+        """
+        self._configured = True
+        self._set_options(replace(self.options, version=version))
+
+    def _set_options(self, options: Options) -> None:
+        self.options = options
+        self._schema = self._schema_of(options.schema or dict)
+        for method, annotation in self._annotations.items():  # of handlers that were there before the options
+            self._set_schema(method, annotation)
 
     @property
     def store(self) -> Store | None:
@@ -241,6 +253,28 @@ class Model:
             self._watched = signals.Watched(self, store)
         watched: Store = self._watched
         return watched
+
+    @property
+    def reader(self) -> Reader | None:
+        """What records are read from where there is no handler for it: the store, or what `read_from` was given."""
+        return self._reader if self.store is None else self.store
+
+    def read_from(self, reader: Reader) -> None:
+        """Read the records from there, unless there is a `read` handler: for records that something else writes.
+
+        Raises ValueError where they are read from somewhere already.
+        """
+        if self.reader is not None:
+            raise ValueError(f"{self.name}.read_from got {reader!r}, but reads from {self.reader!r}: one is enough.")
+        self._reader = reader
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Call the function on the event loop: at once where this is it, else soon."""
+        self._soon.run(act)
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """What the function returns or raises, called in one of the threads of plain handlers."""
+        return await self._call.in_thread(work)
 
     # Decorators
 
@@ -427,7 +461,7 @@ class Model:
 
     def _on_lost(self, method: str) -> Callable[[], None] | None:
         """Whom to tell of a change that is dropped on its way to the event loop."""
-        return self._changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
+        return self.changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
 
     def _prepare(
         self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_present: bool = False
@@ -477,16 +511,12 @@ class Model:
         """
         self._soon.run(lambda: self.on_refresh(self.name))
 
-    def _changes_lost(self) -> None:
+    def changes_lost(self) -> None:
+        """Changes that have happened could not be told: have everybody read anew, where there is anything to read."""
         if self.readable:
             self.refresh()
 
     # Commits
-
-    def doubt(self) -> None:
-        """It is not known what has been committed: subscribers read anew, soon. In any thread; never raises."""
-        if self.readable:
-            self._soon.put(lambda: self._doubts.add(None))
 
     def handed(self) -> Handed:
         """The store for one request's handler. Raises AttributeError where there is none."""
@@ -629,8 +659,8 @@ class Model:
             with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
                 self._note_place(str(id), self.place(current))
 
-    async def _read_store(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
-        """The rows of the store, records or their JSON texts."""
+    async def _read_rows(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
+        """The rows of the reader, records or their JSON texts."""
         if not self._may_be_shared:
             return await self._read_places(query, rows)
         topic = None
@@ -645,7 +675,7 @@ class Model:
     @property
     def _may_be_shared(self) -> bool:
         """Whether other processes may write the records, and versions tell which state is the newer one."""
-        return self.options.version is not None and not self._is_instant
+        return self.options.version is not None and self.options.store is not None and not self._is_instant
 
     def _being_written(self) -> set[str]:
         return {key[1] for key in self._turns.taken() if isinstance(key, tuple) and key[0] == self.name}
@@ -668,7 +698,7 @@ class Model:
                 self._deleted.clear()
 
     async def _read_places(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
-        """A publisher does not ask the store where a record was: as with `_learn_places`, once for each query, since
+        """A publisher does not ask the reader where a record was: as with `_learn_places`, once for each query, since
         what comes later is published."""
         if not self.options.key:
             return await self._call.limited(rows)
@@ -730,7 +760,7 @@ class Model:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
         act = self._prepare_change(method, data, body, self.options.store is not None, is_present)
-        self._soon.run(act, self._changes_lost)
+        self._soon.run(act, self.changes_lost)
         return body
 
     def _prepare_change(
@@ -964,12 +994,17 @@ class Model:
                 raise TypeError(
                     f"The read handler of {self.name} returned {messages.shorten(row)} as a row, expected a dict."
                 )
-        shown = [seen for row in rows if (seen := self.show(ctx, row)) is not None]
-        if self.store is None or "read" in self._handlers:
-            return shown
-        # The store has compared whole records: what is redacted must not be told by whether it matches.
-        where = parse_query(query).where
-        return [seen for seen in shown if matches(dict(seen), where)]
+        shown = [(row, dict(seen)) for row in rows if (seen := self.show(ctx, row)) is not None]
+        if "read" in self._handlers:
+            return [seen for _, seen in shown]
+        # The reader has compared whole records: what is redacted must not be told by whether it matches, or by where
+        # it stands.
+        asked = parse_query(query)
+        return [
+            seen
+            for row, seen in shown
+            if matches(seen, asked.where) and all(equal(seen.get(it), row.get(it)) for it, _ in asked.order)
+        ]
 
     async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
         """The ids of the records that a query asks for and this client may not see."""
@@ -978,10 +1013,10 @@ class Model:
         return [row["id"] for row in rows if is_id(row.get("id")) and self.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
-        """The same as JSON text. What the store has encoded already is not decoded on the way."""
-        if self.store is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
+        """The same as JSON text. What the reader has encoded already is not decoded on the way."""
+        if self.reader is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
             return messages.encode(await self.read(ctx, query))
-        texts = await self._read_store(query, _collect(self.store.snapshot(query)))
+        texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
         return "[" + ",".join(texts) + "]"
 
     def _not_found(self, id: object) -> Reject:
@@ -997,11 +1032,11 @@ class Model:
             finally:
                 self._reading -= 1
             return rows
-        if self.store is None:
+        if self.reader is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
         if set(query) != {"id"}:
-            return await self._read_store(query, self.store.read(query))
-        record = await self._call.limited(self.store.get(query["id"])) if is_id(query["id"]) else None
+            return await self._read_rows(query, self.reader.read(query))
+        record = await self._call.limited(self.reader.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])
         if self._may_be_shared:
@@ -1010,8 +1045,8 @@ class Model:
 
     @property
     def readable(self) -> bool:
-        """Whether there is anything that can read records: a handler or a store."""
-        return self.store is not None or "read" in self._handlers
+        """Whether there is anything that can read records: a handler, a store or another reader."""
+        return self.reader is not None or "read" in self._handlers
 
     def _check_rows(self, rows: Any, query: Mapping[str, Any]) -> Any:
         if rows is None and set(query) == {"id"}:

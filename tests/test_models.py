@@ -1882,6 +1882,8 @@ async def test_a_query_does_not_tell_what_is_redacted() -> None:
     async with testing.connect(sync) as client:
         assert await client.read("Card", {"pin": 4711}) == []
         assert dict(await client.subscribe("Card", {"pin": 4711})) == {}
+        assert await client.read("Card", {"$order": "pin", "$after": {"pin": 4000, "id": 1}}) == []
+        assert len(await client.read("Card", {"$order": ["-name", "id"], "$limit": 5})) == 1
         assert await client.read("Card", {"name": "ann"}) == [{"id": 1, "name": "ann"}]
 
 

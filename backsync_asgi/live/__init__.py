@@ -30,13 +30,14 @@ def live(
 
     mapped: a class that SQLAlchemy maps, or a Django model.
     session: for SQLAlchemy, a `sessionmaker`, `async_sessionmaker`, `Engine` or `AsyncEngine`: with it the model reads
-        from the database, unless it has a `read` handler already. A Django model needs none.
+        from the table, as stores are read, unless it has a `read` handler. A Django model needs none.
     fields: the attributes that make a record; by default all columns that are not deferred.
     to_record: `(object)` to a record, instead. It may use relationships; it is called where they can be loaded.
     bulk: "publish" covers statements over many rows, too, and refuses with UnseenWrite those whose rows cannot be
         known, such as SQL given as text; "ignore" lets all that goes past `session.add` or `object.save()` pass unseen.
 
-    A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why.
+    A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why, and
+    for an async engine with one connection for all sessions: a client that reads would roll back others.
     """
     if hasattr(mapped, "__mapper__"):
         from .sqlalchemy import LiveMapping
@@ -64,14 +65,16 @@ def listen(
 
     Entering connects, installs triggers on the table if they are missing, and reads the keys of all rows: each costs
     some 150 bytes of memory. Raises there what asyncpg raises, and TypeError or ValueError for a table that cannot be
-    live. Later a lost connection is made again, and what has changed meanwhile is found and broadcast.
+    live. Later a lost connection is made again, a table that was made anew gets its triggers, and what has changed
+    meanwhile is found and broadcast.
 
     dsn: `postgresql://user:password@host:port/database`. table: its name as in SQL, such as `message` or `app."Order"`.
     fields: the columns that make a record; by default all. to_record: `(row)` to a record, instead; the row as the
         database makes JSON of it (`to_jsonb`).
-    install: False leaves the triggers to you, where the program may not make them; see `live.postgres.install`.
+    install: False leaves the triggers to you, where the program may not make them (`live.postgres.install` does): they
+        have to be there.
 
-    The model reads from the table, unless it has a `read` handler already.
+    The model reads from the table, as stores are read, unless it has a `read` handler.
     """
     from .postgres import Listener
 

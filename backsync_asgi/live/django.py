@@ -7,33 +7,51 @@ SQL.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.db import close_old_connections, connections, models, transaction
+from django.db import (
+    DataError,
+    InterfaceError,
+    OperationalError,
+    close_old_connections,
+    connections,
+    models,
+    transaction,
+)
 from django.db.backends.signals import connection_created
+from django.db.models import F, Q
 from django.db.models.deletion import Collector
 from django.db.models.fields.files import FieldFile
 from django.db.models.signals import m2m_changed, post_delete, post_save
+from django.utils import timezone
 
 from backsync_asgi.errors import Reject
-from backsync_asgi.models import Context, Model
+from backsync_asgi.messages import shorten
+from backsync_asgi.models import Model
+from backsync_asgi.stores.base import CHUNK, Query, equal, invalid, matches
 
-from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
 Objects = Iterable[Any]  # a queryset, objects or primary keys
 
 AT_ONCE = 500  # rows read by one statement
+NONE = Q(pk__in=[])  # no row
+BAD_VALUE = (ValidationError, ValueError, TypeError, OverflowError)
 
 # Steps of Django's own, known by their code. A statement belongs to the innermost of these on the stack.
 SAVE: CodeType = models.Model._save_table.__code__
@@ -43,10 +61,11 @@ BULK_CREATE: CodeType = models.QuerySet.bulk_create.__code__
 
 
 class Batch:
-    """The rows that one transaction has broadcast so far. It lives as long as Django keeps the transaction's hooks."""
+    """The rows of one transaction. It lives as long as Django keeps the transaction's hooks."""
 
     def __init__(self) -> None:
-        self.done: set[Any] = set()
+        self.noted: list[Callable[[], Iterable[Any]]] = []  # until it is committed
+        self.done: set[Any] = set()  # that were broadcast
 
 
 class LiveModel:
@@ -68,13 +87,20 @@ class LiveModel:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._again = Again(model)
         self._writes = write_pattern([mapped._meta.db_table])
         self._batches: WeakKeyDictionary[Any, ref[Batch]] = WeakKeyDictionary()  # by connection
         self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
+        self._shown = {"id": mapped._meta.pk} | {name: mapped._meta.get_field(name) for name in self._fields}
         if not model.readable:
-            model.on("read")(self._read)
+            model.read_from(TableReader(self._rows))
         # For these only: a model whose deletions are listened to is deleted row by row.
-        self._senders = [each for each in apps.get_models() if issubclass(each, mapped._meta.concrete_model)]
+        table = mapped._meta.db_table
+        self._senders = [
+            each
+            for each in apps.get_models()
+            if issubclass(each, mapped._meta.concrete_model) or each._meta.db_table == table
+        ]
         for sender in self._senders:
             post_save.connect(self._written, sender, weak=False)
             post_delete.connect(self._written, sender, weak=False)
@@ -86,10 +112,11 @@ class LiveModel:
                 self._connected(connection=connection)
 
     def close(self) -> None:
-        """Broadcast no more. What was registered for `read` stays."""
+        """Broadcast no more. The model goes on reading from the table."""
         for sender in self._senders:
             post_save.disconnect(self._written, sender)
             post_delete.disconnect(self._written, sender)
+        self._again.close()
         m2m_changed.disconnect(self._related)
         connection_created.disconnect(self._connected)
         self._bulk = "ignore"  # connections of other threads still ask
@@ -140,17 +167,50 @@ class LiveModel:
         if batch is None:
             batch = Batch()
             self._batches[connection] = ref(batch)
+            finalize(batch, self._dropped, batch.noted, connection, using).atexit = False
+        batch.noted.append(keys)
         transaction.on_commit(lambda: self._committed(batch, keys(), using), using, robust=True)
 
     def _committed(self, batch: Batch, keys: Iterable[Any], using: str) -> None:
         """Read rows and broadcast them. A commit after this reads them later, and takes a later ticket."""
         self._batches.pop(connections[using], None)  # what is written from now on is another transaction's
+        batch.noted.clear()
         wanted = [key for key in dict.fromkeys(keys) if key not in batch.done]
         batch.done.update(wanted)
         for start in range(0, len(wanted), AT_ONCE):
             self._broadcast(wanted[start : start + AT_ONCE], using)
 
+    def _dropped(self, noted: list[Callable[[], Iterable[Any]]], connection: Any, using: str) -> None:
+        """The hooks of a transaction are gone without having been called. It was rolled back, unless the connection was
+        lost: then, if it was in the very COMMIT, nobody knows whether that has happened, but the rows tell."""
+        if noted and connection.errors_occurred:
+            keys = [key for keys in noted for key in keys() if key is not None]
+            logger.warning(
+                "A connection was lost in a transaction that has perhaps changed these of %s: %s. They are read again.",
+                self._model.name,
+                ", ".join(map(repr, keys[:20])),
+            )
+            self._read_again(keys, using)
+
+    def _read_again(self, keys: list[Any], using: str) -> None:
+        def work() -> None:
+            close_old_connections()
+            try:
+                for start in range(0, len(keys), AT_ONCE):
+                    self._publish(keys[start : start + AT_ONCE], using)
+            finally:
+                close_old_connections()
+
+        self._again.read(lambda: self._model.in_thread(work))
+
     def _broadcast(self, keys: list[Any], using: str) -> None:
+        try:
+            self._publish(keys, using)
+        except Exception:
+            logger.exception("Changes of %s are committed but cannot be read yet: %r", self._model.name, keys[:20])
+            self._read_again(keys, using)
+
+    def _publish(self, keys: list[Any], using: str) -> None:
         ticket = self._feed.begin()
         try:
             changes: dict[Id, Record | None] = {plain(key): None for key in keys}
@@ -161,11 +221,10 @@ class LiveModel:
                 except Exception:
                     logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
                     changes.pop(id, None)
-        except Exception:
+        except BaseException:
             self._feed.drop(ticket)
-            logger.exception("Changes of %s are committed but cannot be read: %r", self._model.name, keys[:20])
-        else:
-            self._feed.end(ticket, changes)
+            raise
+        self._feed.end(ticket, changes)
 
     def _record(self, found: Any) -> Record:
         id = plain(found.pk)
@@ -199,39 +258,40 @@ class LiveModel:
 
     # Reading
 
-    def _read(self, ctx: Context, query: dict[str, Any]) -> Any:
+    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        yield await self._model.in_thread(lambda: self._made(query, make))
+
+    def _made(self, query: Query, make: Callable[[Record], Made]) -> list[Made]:
         """In a worker thread, whose connection is no request's: nobody else would close it."""
         close_old_connections()
         try:
-            rows = [self._record(found) for found in self._select(query)]
+            return [make(record) for record in self._records(query)]
+        except DataError as error:
+            logger.warning("The database refused a query for %s: %s", self._model.name, error)
+            raise Reject("invalid", "The database cannot answer this query.", []) from None
+        except (OperationalError, InterfaceError) as error:
+            logger.error("The database of %s is not available: %s", self._model.name, error)
+            raise Reject("unavailable", "The database is not available; try again.") from None
         finally:
             close_old_connections()
-        if set(query) != {"id"}:
-            return rows
-        return rows[0] if rows else None
 
-    def _select(self, query: Mapping[str, Any]) -> Any:
-        objects = self._mapped._default_manager.order_by("pk")
-        for name, value in query.items():
-            if name != "id" and name not in self._fields:
-                expected = ", ".join(["id", *(field for field in self._fields if field != "id")])
-                raise Reject(
-                    "invalid",
-                    f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
-                    [{"field": name, "message": "not a field to read by"}],
-                )
-            field = self._mapped._meta.pk if name == "id" else self._mapped._meta.get_field(name)
-            try:
-                if isinstance(value, (dict, list)):
-                    raise ValueError(value)
-                value = field.to_python(value)
-            except (ValidationError, ValueError, TypeError, OverflowError):
-                if name == "id":
-                    return objects.none()
-                fault = {"field": name, "message": f"expected {field.description % field.__dict__}"}
-                raise Reject("invalid", f"{name} got {value!r}, which is no value of it.", [fault]) from None
-            objects = objects.filter(**{field.attname: value})
-        return objects
+    def _records(self, query: Query) -> Iterator[Record]:
+        selection = selection_of(self._model, query, self._shown)
+        objects, rest = self._mapped._default_manager.all(), {}
+        for name, value in selection.where.items():
+            condition = equals(self._shown[name], name, value)
+            if condition is None:
+                rest[name] = value
+            else:
+                objects = objects.filter(condition)
+        places = [(self._shown[name], name, descending) for name, descending in selection.places]
+        objects = objects.order_by(*(ordering(*place) for place in places))
+        if selection.after is not None:
+            objects = objects.filter(beyond(places, selection.after))
+        if not rest:
+            objects = objects[: selection.limit]
+        records = map(self._record, objects.iterator(chunk_size=CHUNK))
+        return islice((record for record in records if matches(record, rest)), selection.limit)
 
 
 def check_fields(model: Model, mapped: type[Any], fields: Sequence[str] | None, has_to_record: bool) -> Sequence[str]:
@@ -305,3 +365,62 @@ def keys_of_statement(mapped: type[Any], sql: str) -> Callable[[], Iterable[Any]
             return lambda: [each.pk for each in made]
         frame = frame.f_back
     return None
+
+
+# How values compare
+
+
+def typed(field: Any, name: str, value: Any) -> Any:
+    """A value of a query as the field takes it. Raises ValidationError, ValueError, TypeError or OverflowError."""
+    if isinstance(field, models.DurationField):
+        return datetime.timedelta(seconds=value)
+    taken = field.to_python(value)
+    if isinstance(taken, datetime.datetime) and settings.USE_TZ and timezone.is_naive(taken):
+        taken = timezone.make_aware(taken, datetime.UTC)
+    is_same = str(plain(taken)) == str(value) if name == "id" else equal(plain(taken), value)
+    if not is_same and (not isinstance(value, str) or isinstance(taken, (int, float))):  # 7 is not "7"
+        raise ValueError(value)
+    return taken
+
+
+def equals(field: Any, name: str, value: Any) -> Any:
+    """The condition that a field has a value; None: only the record can tell."""
+    if isinstance(field, models.JSONField):
+        return None
+    if value is None:
+        return Q(**{f"{field.attname}__isnull": True})
+    try:
+        return Q(**{field.attname: typed(field, name, value)})
+    except BAD_VALUE:  # which is in none of the rows
+        return NONE
+
+
+def ordering(field: Any, name: str, descending: bool) -> Any:
+    """What to order by for a field: nothing comes before everything."""
+    if isinstance(field, models.JSONField):
+        raise invalid("$order", f"names {name}, which is not a field that has an order")
+    nulls = True if field.null else None
+    by = F(field.attname)
+    return by.desc(nulls_last=nulls) if descending else by.asc(nulls_first=nulls)
+
+
+def beyond(places: Sequence[tuple[Any, str, bool]], after: Mapping[str, Any]) -> Any:
+    """That a row comes after a place in the order. Raises Reject("invalid")."""
+    condition = NONE
+    for field, name, descending in reversed(places):
+        attribute, value = field.attname, after.get(name)
+        if value is None and field.null:
+            further = NONE if descending else Q(**{f"{attribute}__isnull": False})
+            condition = further | (Q(**{f"{attribute}__isnull": True}) & condition)
+            continue
+        try:
+            bound = None if value is None else typed(field, name, value)
+        except BAD_VALUE:
+            bound = None
+        if bound is None:
+            raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it") from None
+        further = Q(**{f"{attribute}__{'lt' if descending else 'gt'}": bound})
+        if descending and field.null:
+            further |= Q(**{f"{attribute}__isnull": True})
+        condition = further | (Q(**{attribute: bound}) & condition)
+    return condition

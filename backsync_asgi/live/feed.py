@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 import enum
@@ -9,13 +10,16 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from backsync_asgi.errors import BacksyncError
 from backsync_asgi.models import Model
 
 logger = logging.getLogger("backsync")
+
+AGAIN_AFTER = (0.0, 1.0, 5.0, 20.0)  # seconds to wait before each attempt to read what has perhaps changed
+AGAIN_WITHIN = 30.0  # seconds that one may take
 
 Id = str | int
 Record = dict[str, Any]
@@ -89,6 +93,49 @@ class Feed:
                 publish("upsert", record)
         except Exception as error:  # noqa: BLE001 - it is committed: its author must not hear of a failure
             logger.error("The change of %s %r is committed but cannot be broadcast: %s", self.model.name, id, error)
+
+
+class Again:
+    """Reads once more what has perhaps changed; where that cannot be, everybody reads anew. Ended by `close`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def read(self, work: Callable[[], Awaitable[None]], otherwise: Callable[[], None] | None = None) -> None:
+        """Have rows read and broadcast, soon and on the event loop; again where it fails. Safe in any thread.
+
+        otherwise: called when it was given up.
+        """
+
+        def start() -> None:
+            task = asyncio.get_running_loop().create_task(self._read(work, otherwise))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self._model.soon(start)
+
+    def close(self) -> None:
+        """Read no more. Safe in any thread."""
+        self._model.soon(self._cancel)
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _read(self, work: Callable[[], Awaitable[None]], otherwise: Callable[[], None] | None) -> None:
+        for delay in AGAIN_AFTER:
+            await asyncio.sleep(delay)
+            try:
+                async with asyncio.timeout(AGAIN_WITHIN):
+                    await work()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the clients read for themselves then
+                logger.warning("What has perhaps changed of %s cannot be read: %r", self._model.name, error)
+            else:
+                return
+        if otherwise is not None:
+            otherwise()
+        self._model.changes_lost()
 
 
 def plain(value: Any) -> Any:

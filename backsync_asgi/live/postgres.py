@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +21,12 @@ from typing import Any, Self
 import orjson
 
 from backsync_asgi.errors import Reject
-from backsync_asgi.models import Context, Model
+from backsync_asgi.messages import is_id, shorten
+from backsync_asgi.models import Model
+from backsync_asgi.stores.base import CHUNK, Query, Selection, invalid
 
 from .feed import Feed, Id, Record, check_secrets
+from .reading import Made, TableReader, selection_of
 
 try:
     import asyncpg
@@ -35,9 +39,12 @@ MAX_ID = 128  # characters of a record's id
 AT_ONCE = 500  # rows read by one statement
 ALL = "*"  # a notification that tells no keys: everything may have changed
 FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds between attempts to connect again, doubled each time, with chance
-ALIVE_EVERY, ALIVE_WITHIN = 15.0, 10.0  # seconds: a connection that is cut off without a word is found by asking
+CHECK_EVERY, CHECK_WITHIN = 15.0, 10.0  # seconds: what goes without a word, connection or trigger, is found by asking
 CLOSE_WITHIN = 5.0  # seconds that running reads have
 READERS = 4  # connections that answer clients' reads
+INTEGERS = ("smallint", "integer", "bigint")
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as JSON has it
+NUMBERS = (*INTEGERS, "real", "double precision", "numeric")
 LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 # Of a key that is too long for a record's id nobody hears; of a fault nobody who writes should: all is compared then.
@@ -77,9 +84,14 @@ TRIGGERS = {
 }
 
 
+class Altered(Exception):
+    """The table is not the one any more that the listener has prepared for."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table as the database describes it. name, schema, key: quoted, as SQL takes them; columns: name to type."""
+    """A table as the database describes it. name, schema, key: quoted, as SQL takes them; columns: name to type, as
+    casts take it; required: those that are never NULL."""
 
     oid: int
     name: str
@@ -87,6 +99,7 @@ class Table:
     key: str
     key_column: str
     columns: Mapping[str, str]
+    required: frozenset[str]
 
     @property
     def channel(self) -> str:
@@ -99,7 +112,7 @@ class Table:
 
     def id_of(self, key: str) -> Id:
         """A key, given as text, as the record's `id`."""
-        return int(key) if self.key_type in ("smallint", "integer", "bigint") else key
+        return int(key) if self.key_type in INTEGERS else key
 
 
 async def describe(connection: Any, name: str) -> Table:
@@ -118,8 +131,8 @@ async def describe(connection: Any, name: str) -> Table:
         raise TypeError(f"listen got table={name!r}, which is no table: triggers need one.")
     columns = await connection.fetch(
         """
-        SELECT a.attname AS name, quote_ident(a.attname) AS quoted, format_type(a.atttypid, a.atttypmod) AS type,
-               coalesce(a.attnum = ANY(i.indkey), false) AS is_key
+        SELECT a.attname AS name, quote_ident(a.attname) AS quoted, format_type(a.atttypid, -1) AS type,
+               a.attnotnull AS is_required, coalesce(a.attnum = ANY(i.indkey), false) AS is_key
         FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
         WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
@@ -130,7 +143,26 @@ async def describe(connection: Any, name: str) -> Table:
         got = ", ".join(column["name"] for column in keys) or "missing"
         raise TypeError(f"listen got table={name!r}, whose primary key is {got}; a record has one id, of one column.")
     types = {column["name"]: column["type"] for column in columns}
-    return Table(row["oid"], row["name"], row["schema"], keys[0]["quoted"], keys[0]["name"], types)
+    required = frozenset(column["name"] for column in columns if column["is_required"])
+    return Table(row["oid"], row["name"], row["schema"], keys[0]["quoted"], keys[0]["name"], types, required)
+
+
+async def arguments_of(connection: Any, table: Table) -> str:
+    """What the triggers call their function with, as SQL writes it."""
+    statement = "SELECT quote_literal($1::text) || ', ' || quote_literal($2::text)"
+    arguments: str = await connection.fetchval(statement, table.channel, table.key_column)
+    return arguments
+
+
+async def missing(connection: Any, table: Table) -> set[str]:
+    """The names of the triggers that the table lacks, or has but for another key, or disabled."""
+    there = await connection.fetch(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = $1::int8::oid AND NOT tgisinternal AND tgenabled <> 'D' "
+        "AND position($2 IN pg_get_triggerdef(oid)) > 0",
+        table.oid,
+        f"backsync_notify({await arguments_of(connection, table)})",
+    )
+    return TRIGGERS.keys() - {row["tgname"] for row in there}
 
 
 async def install(connection: Any, table: Table) -> None:
@@ -144,18 +176,8 @@ async def install(connection: Any, table: Table) -> None:
                 f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
                 f"SET search_path = pg_catalog AS $backsync${FUNCTION}$backsync$"
             )
-        arguments = ", ".join(
-            await connection.fetchval(
-                "SELECT ARRAY[quote_literal($1::text), quote_literal($2::text)]", table.channel, table.key_column
-            )
-        )
-        there = await connection.fetch(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = $1::int8::oid AND NOT tgisinternal AND tgenabled <> 'D' "
-            "AND position($2 IN pg_get_triggerdef(oid)) > 0",
-            table.oid,
-            f"backsync_notify({arguments})",
-        )
-        for name in TRIGGERS.keys() - {row["tgname"] for row in there}:
+        arguments = await arguments_of(connection, table)
+        for name in await missing(connection, table):
             await connection.execute(f"DROP TRIGGER IF EXISTS {name} ON {table.name}")
             await connection.execute(
                 f"CREATE TRIGGER {name} {TRIGGERS[name].format(table=table.name)} "
@@ -208,7 +230,7 @@ class Listener:
         self._first: Any = None  # the connection that the task begins with
         self._task: asyncio.Task[None] | None = None
         if not model.readable:
-            model.on("read")(self._read)
+            model.read_from(TableReader(self._rows, self._texts if to_record is None else None))
 
     async def __aenter__(self) -> Self:
         connection = await self._connect()  # a mistake in a name or password shows here
@@ -242,17 +264,23 @@ class Listener:
     async def _run(self) -> None:
         """Serve one connection after the other; ends only by being cancelled."""
         connection, self._first = self._first, None
-        attempt = 0
+        attempt, is_altered = 0, False
         while True:
             try:
                 if connection is None:
                     connection = await self._connect()
                     await self._prepare(connection)
                     logger.info("The listener of %s is back.", self._name)
+                    if is_altered:  # the same rows may be other records
+                        self._model.changes_lost()
+                        is_altered = False
                 attempt = 0
                 await self._serve(connection)
             except LOST as error:
                 logger.warning("The listener of %s has lost its connection: %r", self._name, error)
+            except Altered as error:
+                logger.warning("The listener of %s starts again: %s", self._name, error)
+                is_altered = True
             except Exception:
                 logger.exception("The listener of %s failed and starts again.", self._name)
             finally:
@@ -265,7 +293,7 @@ class Listener:
 
     async def _connect(self) -> Any:
         settings = {"application_name": f"backsync {self._model.name}"}  # as pg_stat_activity shows it
-        return await asyncpg.connect(self._dsn, statement_cache_size=0, timeout=ALIVE_WITHIN, server_settings=settings)
+        return await asyncpg.connect(self._dsn, statement_cache_size=0, timeout=CHECK_WITHIN, server_settings=settings)
 
     async def _prepare(self, connection: Any) -> None:
         """Listen, then learn what there is and broadcast what has changed since the last time."""
@@ -273,6 +301,11 @@ class Listener:
         check_columns(self._model, table, self._chosen, self._to_record is not None)
         if self._install:
             await install(connection, table)
+        elif lacking := await missing(connection, table):
+            raise ValueError(
+                f"listen({self._model.name}) got install=False, but {table.name} lacks {', '.join(sorted(lacking))}. "
+                "Let its owner call backsync_asgi.live.postgres.install, or leave out install=False."
+            )
         self._table = table
         self._lost = False
         connection.add_termination_listener(self._on_lost)
@@ -282,12 +315,16 @@ class Listener:
 
     async def _serve(self, connection: Any) -> None:
         assert self._table is not None
+        now = asyncio.get_running_loop().time
+        check_at = now() + CHECK_EVERY
         while True:
-            try:
-                async with asyncio.timeout(ALIVE_EVERY):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(check_at):
                     await self._news.wait()
-            except TimeoutError:
-                await connection.execute("SELECT 1", timeout=ALIVE_WITHIN)
+            if now() >= check_at:
+                async with asyncio.timeout(CHECK_WITHIN):
+                    await self._check(connection, self._table)
+                check_at = now() + CHECK_EVERY
             self._news.clear()
             noted, self._noted = self._noted, {}
             if self._lost:
@@ -296,6 +333,15 @@ class Listener:
                 del noted[ALL]
                 await self._compare(connection, self._table)
             await self._broadcast(connection, self._table, noted)
+
+    async def _check(self, connection: Any, table: Table) -> None:
+        """Raises Altered where the table is not what it was: a migration may have made it anew, without triggers."""
+        try:
+            now = await describe(connection, self._name)
+        except (TypeError, ValueError) as error:
+            raise Altered(str(error)) from None
+        if now != table or await missing(connection, table):
+            raise Altered(f"{table.name} was made anew or altered")
 
     def _on_lost(self, connection: Any) -> None:
         self._lost = True
@@ -328,7 +374,10 @@ class Listener:
         """Read rows and broadcast them, those that are no more as deleted."""
         assert self._versions is not None
         wanted = list(keys)
-        query = self._select(table) + f" WHERE {table.key} = ANY($1::text[]::{table.key_type}[])"
+        query = (
+            f"{self._select(table)}, t.xmin::text::int8 AS version FROM {table.name} t "
+            f"WHERE t.{table.key} = ANY($1::text[]::{table.key_type}[])"
+        )
         for start in range(0, len(wanted), AT_ONCE):
             some = wanted[start : start + AT_ONCE]
             rows = {row["key"]: row for row in await connection.fetch(query, some)}
@@ -346,59 +395,68 @@ class Listener:
             self._feed.end(self._feed.begin(), changes)
 
     def _select(self, table: Table) -> str:
-        """The statement that reads rows as JSON, without a condition."""
-        columns = "t.*" if self._chosen is None else ", ".join(f"t.{quoted(name)}" for name in self._chosen)
-        row = f"(SELECT to_jsonb(r) FROM (SELECT {columns}) r)::text"
-        return f"SELECT t.{table.key}::text AS key, t.xmin::text::int8 AS version, {row} AS row FROM {table.name} t"
+        """How a statement begins that reads rows as JSON; whole records where there is no `to_record`."""
+        names = ["*"] if self._chosen is None else [quoted(name) for name in self._chosen if name != "id"]
+        columns, row = [f"t.{name}" for name in names], "to_json(r)"
+        if self._to_record is None and (self._chosen is not None or table.key_column != "id"):
+            columns.insert(0, f"t.{table.key}{'' if table.key_type in INTEGERS else '::text'} AS id")
+        elif self._to_record is None and table.key_type not in (*INTEGERS, "text", "uuid", "character varying"):
+            row = f"to_jsonb(r) || jsonb_build_object('id', t.{table.key}::text)"
+        row = f"(SELECT {row} FROM (SELECT {', '.join(columns)}) r)::text"
+        return f"SELECT t.{table.key}::text AS key, {row} AS row"
 
     def _record(self, table: Table, row: Any) -> Record:
-        id = table.id_of(row["key"])
-        fields = orjson.loads(row["row"])
-        return {**(fields if self._to_record is None else self._to_record(fields)), "id": id}
+        fields: Record = orjson.loads(row["row"])
+        return fields if self._to_record is None else {**self._to_record(fields), "id": table.id_of(row["key"])}
 
     # Reading
 
-    async def _read(self, ctx: Context, query: dict[str, Any]) -> Any:
+    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        async with contextlib.aclosing(self._fetched(query)) as chunks:
+            async for table, rows in chunks:
+                yield [make(self._record(table, row)) for row in rows]
+
+    async def _texts(self, query: Query) -> AsyncGenerator[list[str], None]:
+        async with contextlib.aclosing(self._fetched(query)) as chunks:
+            async for _, rows in chunks:
+                yield [row["row"] for row in rows]
+
+    async def _fetched(self, query: Query) -> AsyncGenerator[tuple[Table, list[Any]], None]:
         table = self._table
         if table is None or self._pool is None:
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.")
-        conditions: list[str] = []
-        values: list[str] = []
-        for name, value in query.items():
-            column, allowed = table.key_column if name == "id" else name, self._filters(table)
-            if column not in allowed or isinstance(value, (dict, list)):
-                raise Reject(
-                    "invalid",
-                    f"{self._model.name} cannot be read by {name!r}, only by values of {', '.join(allowed)}.",
-                    [{"field": name, "message": "not a field to read by"}],
-                )
-            if value is None:
-                conditions.append(f"t.{quoted(column)} IS NULL")
-            else:
-                values.append(value if isinstance(value, str) else orjson.dumps(value).decode())
-                conditions.append(f"t.{quoted(column)} = CAST(${len(values)}::text AS {table.columns[column]})")
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        selection = selection_of(self._model, query, self._filters(table))
+        where, order, values = conditions_of(table, selection)
+        statement = f"{self._select(table)} FROM {table.name} t{where}{order}"
+        if selection.limit is not None:  # of the page's rows only JSON is made
+            page = f"SELECT t.* FROM {table.name} t{where}{order} LIMIT {selection.limit}"
+            statement = f"{self._select(table)} FROM ({page}) t{order}"
         try:
-            rows = await self._pool.fetch(f"{self._select(table)}{where} ORDER BY t.{table.key}", *values)
-        except asyncpg.DataError as error:
-            if set(query) == {"id"}:
-                return None  # no record has such an id
-            raise Reject("invalid", f"{self._model.name} cannot be read so: {error}") from None
+            if selection.limit is not None or "id" in selection.where:
+                yield table, await self._pool.fetch(statement, *values)
+                return
+            async with self._pool.acquire() as connection, connection.transaction(readonly=True):
+                cursor = await connection.cursor(statement, *values)
+                while rows := await cursor.fetch(CHUNK):
+                    yield table, rows
+        except asyncpg.DataError as error:  # a value that its column cannot hold is in none of the rows
+            if selection.after is not None or not selection.where:
+                raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
+        except asyncpg.UndefinedFunctionError as error:  # as points have no order
+            raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
         except LOST as error:
             logger.warning("%s could not be read: %r", self._model.name, error)
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.") from None
-        records = [self._record(table, row) for row in rows]
-        if set(query) != {"id"}:
-            return records
-        return records[0] if records else None
 
     def _filters(self, table: Table) -> list[str]:
-        """The columns that reads may name: what is not shown is not to be probed."""
+        """What a query may name."""
         if self._chosen is not None:
-            return [table.key_column, *(name for name in self._chosen if name != table.key_column)]
-        if self._to_record is not None:
-            return [table.key_column, *(name for name in self._model.options.key if name in table.columns)]
-        return list(table.columns)
+            names: Iterable[str] = self._chosen
+        elif self._to_record is not None:
+            names = (name for name in self._model.options.key if name in table.columns)
+        else:
+            names = table.columns
+        return list(dict.fromkeys(("id", *names)))
 
 
 def check_columns(model: Model, table: Table, fields: Sequence[str] | None, has_to_record: bool) -> None:
@@ -416,3 +474,83 @@ def check_columns(model: Model, table: Table, fields: Sequence[str] | None, has_
 def quoted(name: str) -> str:
     """A name as SQL takes it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+# How values compare: in the database, as what their text is to it
+
+
+def conditions_of(table: Table, selection: Selection) -> tuple[str, str, list[str]]:
+    """The conditions and the order of a statement that reads rows, and its parameters. Raises Reject("invalid")."""
+    values: list[str] = []
+
+    def parameter(text: str, type: str) -> str:
+        values.append(text)
+        return f"CAST(${len(values)}::text AS {type})"
+
+    where = []
+    for name, value in selection.where.items():
+        column, type = column_of(table, name)
+        if isinstance(value, (list, dict)) or type in ("json", "jsonb"):
+            text = orjson.dumps(value).decode()
+            condition = f"coalesce(to_jsonb({column}), 'null') = {parameter(text, 'jsonb')}"
+        elif value is None:
+            condition = f"{column} IS NULL"
+        else:
+            known = text_of(table, name, value)
+            condition = "false" if known is None else f"{column} = {parameter(known, type)}"
+        where.append(condition)
+    places: list[tuple[str, bool, str | None]] = []  # what to order by, whether it descends, the value to be beyond
+    for name, descending in selection.places:
+        column, type = column_of(table, name)
+        if type in ("json", "jsonb") or type.endswith("[]"):
+            raise invalid("$order", f"names {name}, which is not a field that has an order")
+        is_optional = name != "id" and name not in table.required
+        if type == "numeric":  # which clients have as a number of 64 bits, and give back so
+            column, type = f"{column}::float8", "float8"
+        value = None if selection.after is None else selection.after[name]
+        bound = None
+        if selection.after is not None and not (value is None and is_optional):
+            known = text_of(table, name, value)
+            if known is None:
+                raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it")
+            bound = parameter(known, type)
+        if is_optional:
+            places.append((f"({column} IS NOT NULL)", descending, str(value is not None)))
+        places.append((column, descending, bound))
+    if selection.after is not None:
+        where.append(beyond([place for place in places if place[2] is not None]))
+    order = ", ".join(f"{place} DESC" if descending else place for place, descending, _ in places)
+    return f" WHERE {' AND '.join(where)}" if where else "", f" ORDER BY {order}", values
+
+
+def column_of(table: Table, name: str) -> tuple[str, str]:
+    """A field's column and its type."""
+    name = table.key_column if name == "id" else name
+    return f"t.{quoted(name)}", table.columns[name]
+
+
+def text_of(table: Table, name: str, value: Any) -> str | None:
+    """A value of a field as text that can be cast to its type; None for what no row has, as a text for a number."""
+    if name == "id":
+        text = str(value)
+        return text if is_id(value) and (table.key_type not in INTEGERS or INTEGER.fullmatch(text)) else None
+    type = table.columns[name]
+    if type == "boolean":
+        return str(value) if isinstance(value, bool) else None
+    if type not in NUMBERS:
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def beyond(places: Sequence[tuple[str, bool, str | None]]) -> str:
+    """The condition that a row comes after a place in the order."""
+    directions = {descending for _, descending, _ in places}
+    if len(directions) == 1:  # as a row value, which finds its place in an index
+        left, right = (", ".join(str(place[index]) for place in places) for index in (0, 2))
+        return f"({left}) {'<' if True in directions else '>'} ({right})"
+    condition = "false"
+    for place, descending, bound in reversed(places):
+        condition = f"({place} {'<' if descending else '>'} {bound} OR ({place} = {bound} AND {condition}))"
+    return condition

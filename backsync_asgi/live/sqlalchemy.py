@@ -7,31 +7,34 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Column, Delete, Enum, Insert, LargeBinary, Table, Update, event, false, inspect, select
+from sqlalchemy import Column, Delete, Insert, LargeBinary, Table, Update, event, inspect, select
 from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapper, Session, object_mapper, object_session, sessionmaker, with_polymorphic
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
-from backsync_asgi.errors import Reject
-from backsync_asgi.models import Context, Model
+from backsync_asgi.models import Model
+from backsync_asgi.stores.base import Query, matches
+from backsync_asgi.stores.sql import explained
+from backsync_asgi.stores.tables import Fields
+from backsync_asgi.stores.tables import select as select_rows
 
-from .feed import Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
+CHUNK = 2_000  # rows of a large result that are held at a time; each chunk costs two trips to PostgreSQL
 AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 
@@ -60,6 +63,7 @@ class Journal:
         self.unit: Unit | None = None  # of the session whose transaction it is
         self.levels: list[Keys] = [{}]
         self.ticket: int | None = None  # set between the order to COMMIT and its outcome
+        self.keys: Keys = {}  # whose rows were read then
         self.changes: dict[Id, Record | None] = {}
 
     def take_keys(self) -> Keys:
@@ -83,13 +87,15 @@ class Source:
     def is_flat(self) -> bool:
         return self.columns is not None
 
-    def select(self) -> Any:
+    def selected(self) -> list[Any]:
         if self.columns is None:
-            return select(self.entity)
-        return select(self.id, *[getattr(self.entity, name) for name in self.columns])
+            return [self.entity]
+        return [self.id, *(getattr(self.entity, name) for name in self.columns)]
 
     def rows(self, result: Any) -> Iterable[Any]:
-        return result.scalars() if self.columns is None else result  # type: ignore[no-any-return]
+        if self.columns is not None:
+            return result  # type: ignore[no-any-return]
+        return result.unique().scalars()  # type: ignore[no-any-return] # of a joined collection there are several rows
 
     def id_of(self, found: Any) -> Id:
         return plain(getattr(found, self._id) if self.columns is None else found[0])  # type: ignore[no-any-return]
@@ -118,25 +124,34 @@ class LiveMapping:
         self._id = mapper.get_property_by_column(self._key).key
         self._is_default = fields is None
         self._fields = check_fields(model, mapper, fields, self._id, to_record is not None)
-        self._filters: dict[str, ColumnElement[Any]] = {"id": self._key}  # what is not shown is not to be probed
-        self._filters |= {name: mapper.columns[name] for name in self._fields if name in mapper.column_attrs}
+        shown = ("id", *(name for name in self._fields if name in mapper.column_attrs))
+        self._filters = tuple(dict.fromkeys(shown))  # what a query may name
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._again = Again(model)
         self._writes = write_pattern(
             {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
         )
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = []
+        self._strangers: WeakSet[Mapper[Any]] = WeakSet()  # mappers of other tables, or other rows
         version = model.options.version
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
-        self._engine = engine_of(session)
+        self._sessions = None if session is None else sessions_of(model, session)
+        self._engine = engine_of(self._sessions)
+        if self._engine is not None:
+            check_pool(model, self._engine)
+        counted = version_of(mapper)
+        if version is None and counted is not None and counted in self._fields:
+            model.infer(version=counted)
         if session is not None and not model.readable:
-            model.on("read")(self._reader(session))
+            model.read_from(TableReader(self._rows))
         self._listen()
 
     def close(self) -> None:
-        """Broadcast no more. What was registered for `read` stays."""
+        """Broadcast no more. The model goes on reading from the table."""
+        self._again.close()
         for target, name, function in self._listeners:
             event.remove(target, name, function)
         self._listeners.clear()
@@ -158,7 +173,7 @@ class LiveMapping:
             self._listeners.append((target, name, function))
 
         for name in ("after_insert", "after_update", "after_delete"):
-            on(self._mapped, name, getattr(self, f"_{name}"), propagate=True)
+            on(Mapper, name, getattr(self, f"_{name}"))
         for name in ("after_begin", "before_flush", "after_flush", "after_soft_rollback", "before_commit"):
             on(Session, name, getattr(self, f"_{name}"))
         on(Session, "after_commit", self._after_commit)
@@ -166,7 +181,6 @@ class LiveMapping:
             on(Engine, name, getattr(self, f"_{name}"))
         on(Engine, "handle_error", self._handle_error)
         on(Pool, "checkin", self._checkin)
-        on(Pool, "invalidate", self._invalidate)
         if self._bulk != "ignore":
             on(Engine, "before_execute", self._before_execute, retval=True)
             on(Engine, "after_execute", self._after_execute)
@@ -175,19 +189,50 @@ class LiveMapping:
     # The unit of work
 
     def _after_insert(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
-        self._note(conn, mapper.primary_key_from_instance(target))
+        if self._is_about(mapper, conn):
+            self._note(conn, mapper.primary_key_from_instance(target))
 
     def _after_update(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
         session = object_session(target)
-        if session is not None and session.is_modified(target):
+        if session is not None and self._is_about(mapper, conn) and session.is_modified(target):
             before = inspect(target).identity
             if before is not None:
                 self._note(conn, before)
             self._note(conn, mapper.primary_key_from_instance(target))
 
     def _after_delete(self, mapper: Mapper[Any], conn: Connection, target: Any) -> None:
-        identity = inspect(target).identity
-        self._note(conn, mapper.primary_key_from_instance(target) if identity is None else identity)
+        if self._is_about(mapper, conn):
+            identity = inspect(target).identity
+            self._note(conn, mapper.primary_key_from_instance(target) if identity is None else identity)
+
+    def _is_about(self, mapper: Mapper[Any], conn: Connection) -> bool:
+        """Whether objects of a class are rows of ours: of the mapped class, or of another that has its table, too."""
+        if mapper.isa(self._mapper):
+            return True
+        if mapper in self._strangers:
+            return False
+        named = [table for table in mapper.tables if isinstance(table, Table) and self._has_name(table)]
+        if not named or mapper.base_mapper is self._mapper.base_mapper:  # as a parent, whose rows are others
+            self._strangers.add(mapper)
+            return False
+        shared = [table for table in named if self._is_home(table, conn)]
+        if any(list(mapper.primary_key) == list(table.primary_key.columns) for table in shared):
+            return True
+        if shared and self._bulk != "ignore":
+            raise self._refusal(
+                f"objects of {mapper.class_.__name__}, which lie in its table and have another primary key",
+                f"Write them as {self._mapped.__name__}",
+            )
+        return False
+
+    def _is_home(self, table: Any, conn: Connection) -> bool:
+        """Whether it is a table of the class, or the same one of the database as other metadata describe it."""
+        if table in self._mapper_tables():
+            return True
+        return self._engine is not None and self._may_be_home(conn.engine) and self._has_name(table)
+
+    def _has_name(self, table: Any) -> bool:
+        return any(str(table) == str(each) for each in self._mapper_tables())
 
     def _note(self, conn: Connection, keys: Iterable[Any]) -> None:
         if isinstance(conn.get_transaction(), TwoPhaseTransaction):
@@ -264,7 +309,7 @@ class LiveMapping:
         except BaseException:
             self._feed.drop(ticket)
             raise
-        journal.ticket = ticket
+        journal.ticket, journal.keys = ticket, keys
 
     def _rollback(self, conn: Connection) -> None:
         if not conn.invalidated:  # else its notes are gone with it, and it could not even be asked for them
@@ -275,17 +320,37 @@ class LiveMapping:
         if conn is None or conn.closed or conn.invalidated:
             return
         journal: Journal | None = conn.info.get(self)
-        if journal is not None and journal.ticket is not None:  # the COMMIT has failed
-            if context.is_disconnect:
-                logger.warning(
-                    "The connection was lost in a COMMIT: whether %s has changed is not known: %s",
-                    self._model.name,
-                    ", ".join(repr(id) for id in islice(journal.changes, 20)),
-                )
-            self._forget(conn.info, is_known=not context.is_disconnect)
+        if journal is None or journal.ticket is None:
+            return
+        if context.is_disconnect or context.sqlalchemy_exception is None:  # else the database itself has said no
+            del conn.info[self]
+            self._doubt(journal)
+        else:
+            self._forget(conn.info)
 
-    def _invalidate(self, dbapi_connection: object, connection_record: Any, error: BaseException | None) -> None:
-        self._forget(connection_record.info, is_known=False)  # whoever waited for the COMMIT was cancelled, say
+    def _doubt(self, journal: Journal) -> None:
+        """The connection was lost in the very COMMIT: whether it has happened nobody knows, but the rows tell."""
+        assert journal.ticket is not None
+        ticket = journal.ticket
+        logger.warning(
+            "The connection was lost in a COMMIT, which may have changed these of %s: %s. They are read again.",
+            self._model.name,
+            ", ".join(repr(id) for id in islice(journal.changes, 20)),
+        )
+        if self._sessions is None:
+            self._feed.drop(ticket)
+            self._model.changes_lost()
+        else:
+            self._again.read(lambda: self._read_again(ticket, journal.keys), lambda: self._feed.drop(ticket))
+
+    async def _read_again(self, ticket: int, keys: Keys) -> None:
+        """Broadcast what the rows hold by now, by the ticket of the COMMIT in doubt: later writers have later ones."""
+
+        def work(session: Session) -> dict[Id, Record | None]:
+            conn = session.connection(bind_arguments={"mapper": self._mapper})
+            return self._read(conn, keys, lock=True)
+
+        self._feed.end(ticket, await self._in_session(work))
 
     def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
         self._finish(connection_record.info)
@@ -296,27 +361,30 @@ class LiveMapping:
         if journal is not None and journal.ticket is not None:
             self._feed.end(journal.ticket, journal.changes)
 
-    def _forget(self, info: Any, is_known: bool = True) -> None:
-        """The transaction was not committed, or it is not known whether it was."""
+    def _forget(self, info: Any) -> None:
         journal: Journal | None = info.pop(self, None)
         if journal is not None and journal.ticket is not None:
             self._feed.drop(journal.ticket)
-            if not is_known:
-                self._model.doubt()
 
     # Records
 
-    def _read(self, conn: Connection, keys: Keys) -> dict[Id, Record | None]:
-        """What the rows of these keys hold, None where there is none, in the order of the keys."""
+    def _read(self, conn: Connection, keys: Keys, *, lock: bool = False) -> dict[Id, Record | None]:
+        """What the rows of these keys hold, None where there is none, in the order of the keys.
+
+        lock: wait for others that are about to change them, where the database can.
+        """
         changes: dict[Id, Record | None] = {}
         ids: dict[str, Id] = {}  # as text, since who names a key by hand may write "1" for 1
         for key in keys:
             changes[ids.setdefault(str(plain(key)), plain(key))] = None
         table = self._table()
+        statement = select(*table.selected())
+        if lock:
+            statement = statement.with_for_update(read=True, of=self._key.table)
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
             executor = conn if table.is_flat else session
             for some in batched(keys, AT_ONCE):
-                for found in table.rows(executor.execute(table.select().where(table.id.in_(some)))):
+                for found in table.rows(executor.execute(statement.where(table.id.in_(some)))):
                     id = table.id_of(found)
                     id = ids.get(str(id), id)
                     try:
@@ -365,7 +433,7 @@ class LiveMapping:
 
     def _is_ours(self, conn: Connection, statement: Any, options: Mapping[str, Any]) -> bool:
         """Whether it writes a table of the class, by itself and not as a step of the unit of work."""
-        if not isinstance(statement, (Insert, Update, Delete)) or statement.table not in self._mapper_tables():
+        if not isinstance(statement, (Insert, Update, Delete)) or not self._is_home(statement.table, conn):
             return False
         return not self._is_flush(conn, options) and options.get(OPTION) != "ignore"
 
@@ -437,60 +505,47 @@ class LiveMapping:
 
     # Reading
 
-    def _reader(self, factory: Any) -> Callable[..., Any]:
-        if isinstance(factory, Engine):
-            factory = sessionmaker(factory)
-        elif isinstance(factory, AsyncEngine):
-            factory = async_sessionmaker(factory)
-        if isinstance(factory, async_sessionmaker):
+    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        with self._explained():
+            if not isinstance(self._sessions, async_sessionmaker):
+                yield await self._in_session(lambda session: [*map(make, self._records(session, query))])
+                return
+            async with self._sessions() as session:
+                records = await session.run_sync(self._records, query)
+                while some := await session.run_sync(lambda _: [make(record) for record in islice(records, CHUNK)]):
+                    yield some
 
-            async def read_async(ctx: Context, query: dict[str, Any]) -> Any:
-                async with factory() as session:
-                    return await session.run_sync(self._answer, query)
+    async def _in_session(self, work: Callable[[Session], Made]) -> Made:
+        """What the function returns, called with a session where that may wait: in a thread or a greenlet."""
+        sessions = self._sessions
+        assert sessions is not None
+        if isinstance(sessions, async_sessionmaker):
+            async with sessions() as session:
+                made: Made = await session.run_sync(work)
+                return made
 
-            return read_async
-        if not callable(factory):
-            raise TypeError(
-                f"live({self._model.name}) got session={factory!r}, expected a sessionmaker, async_sessionmaker, "
-                "Engine or AsyncEngine."
-            )
+        def in_thread() -> Made:
+            with sessions() as session:
+                return work(session)
 
-        def read(ctx: Context, query: dict[str, Any]) -> Any:
-            with factory() as session:
-                return self._answer(session, query)
+        return await self._model.in_thread(in_thread)
 
-        return read
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._model.name, "The database cannot answer this query.")
 
-    def _answer(self, session: Session, query: Mapping[str, Any]) -> Any:
-        """The records that a query asks for; for an id alone that record, or None."""
+    def _records(self, session: Session, query: Query) -> Iterator[Record]:
+        """The records that a query asks for, read from the database as they are taken."""
+        selection = selection_of(self._model, query, self._filters)
+        if self._engine is None:  # its factory was bound later, or chooses
+            check_pool(self._model, session.get_bind(self._mapper).engine)
         table = self._table()
-        rows = [self._record(table, found) for found in table.rows(session.execute(self._select(table, query)))]
-        if set(query) != {"id"}:
-            return rows
-        return rows[0] if rows else None
-
-    def _select(self, table: Source, query: Mapping[str, Any]) -> Any:
-        """The statement of a query: rows whose columns equal the query's values, ordered by primary key."""
-        statement = table.select().order_by(table.id)
-        for name, value in query.items():
-            column = self._filters.get(name)
-            if column is None:
-                expected = ", ".join(self._filters)
-                raise Reject(
-                    "invalid",
-                    f"{self._model.name} cannot be read by {name!r}, only by {expected}.",
-                    [{"field": name, "message": "not a field to read by"}],
-                )
-            attribute = table.id if name == "id" else getattr(table.entity, name)
-            try:
-                value = typed(name, column, value)
-            except Reject:
-                if name != "id":
-                    raise
-                statement = statement.where(false())  # no record has such an id
-            else:
-                statement = statement.where(attribute.is_(None) if value is None else attribute == value)
-        return statement
+        fields = {name: table.id if name == "id" else getattr(table.entity, name) for name in self._filters}
+        statement, rest = select_rows(Fields(fields, table.selected()), selection)
+        # Objects may have collections, which need all rows.
+        options = {"yield_per": CHUNK} if table.is_flat and selection.limit is None else {}
+        found = table.rows(session.execute(statement, execution_options=options))
+        records = (self._record(table, row) for row in found)
+        return islice((record for record in records if matches(record, rest)), selection.limit)
 
 
 # Looking at mapped classes and statements
@@ -508,12 +563,46 @@ def key_column(model: Model, mapper: Mapper[Any]) -> ColumnElement[Any]:
     return mapper.primary_key[0]
 
 
-def engine_of(factory: Any) -> Engine | None:
+def sessions_of(model: Model, session: Any) -> Callable[[], Any]:
+    """A session factory. Raises TypeError for what is neither that nor an engine."""
+    if isinstance(session, AsyncEngine):
+        return async_sessionmaker(session)
+    if isinstance(session, Engine):
+        return sessionmaker(session)
+    if not callable(session):
+        raise TypeError(
+            f"live({model.name}) got session={session!r}, expected a sessionmaker, async_sessionmaker, "
+            "Engine or AsyncEngine."
+        )
+    return session  # type: ignore[no-any-return]
+
+
+def engine_of(sessions: Callable[[], Any] | None) -> Engine | None:
     """The engine of a session factory, if it has just one."""
-    bind = factory.kw.get("bind") if isinstance(factory, (sessionmaker, async_sessionmaker)) else factory
+    bind = sessions.kw.get("bind") if isinstance(sessions, (sessionmaker, async_sessionmaker)) else None
     if isinstance(bind, AsyncEngine):
         return bind.sync_engine
     return bind if isinstance(bind, Engine) else None
+
+
+def check_pool(model: Model, engine: Engine) -> None:
+    """Raises ValueError for an engine whose sessions would get into each other's way where clients read."""
+    is_in_memory = engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+    if isinstance(engine.pool, StaticPool):
+        message = (
+            f"live({model.name}) got sessions of {engine.url!r}, which have one connection for all (StaticPool), "
+            "expected one for each: a client that reads would roll back what others have not yet committed. "
+            f"Give the engine {'a file, as sqlite:///app.db has' if is_in_memory else 'another pool'}; or leave out "
+            "session=, and clients begin with what they hear."
+        )
+        if engine.dialect.is_async:
+            raise ValueError(message)
+        logger.warning("%s", message)  # as tests do it, where one thing happens after the other
+    elif isinstance(engine.pool, SingletonThreadPool) and is_in_memory:
+        raise ValueError(
+            f"live({model.name}) got sessions of {engine.url!r}, where each thread has a database of its own, and "
+            "clients read in other threads than yours. Use a file, such as sqlite:///app.db."
+        )
 
 
 def check_fields(
@@ -538,6 +627,14 @@ def check_fields(
         raise ValueError(f"live({model.name}): {name}.id is not its primary key, {id} is. Give to_record= or fields=.")
     check_secrets(model, name, chosen)
     return chosen
+
+
+def version_of(mapper: Mapper[Any]) -> str | None:
+    """The attribute in which the mapper itself counts versions up from 1; None where it does not, or in another way."""
+    column = mapper.version_id_col
+    if column is None or getattr(mapper.version_id_generator, "__module__", None) != Mapper.__module__:
+        return None
+    return mapper.get_property_by_column(column).key
 
 
 def default_fields(mapper: Mapper[Any]) -> list[str]:
@@ -582,28 +679,3 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
-
-
-def typed(name: str, column: ColumnElement[Any], value: Any) -> Any:
-    """A value of a query as the column takes it: from JSON to a date, an enum, a UUID. Raises Reject("invalid")."""
-    if value is None:
-        return None
-    try:
-        kind = column.type.python_type
-    except NotImplementedError:
-        return value
-    try:
-        if isinstance(column.type, Enum) and column.type.enum_class is not None:
-            return column.type.enum_class(value)
-        if kind in (datetime.datetime, datetime.date, datetime.time):
-            return kind.fromisoformat(value)
-        if kind in (int, float) and isinstance(value, bool):
-            raise ValueError(value)
-        if kind in (int, str, float, uuid.UUID, decimal.Decimal) and isinstance(value, (int, str, float)):
-            return value if isinstance(value, kind) else kind(value if kind is int else str(value))
-        if isinstance(value, kind):
-            return value
-    except (TypeError, ValueError, decimal.InvalidOperation):
-        pass
-    fault = {"field": name, "message": f"expected {kind.__name__}"}
-    raise Reject("invalid", f"{name} got {value!r}, expected {kind.__name__}.", [fault])

@@ -27,7 +27,26 @@ class Unsure(Reject):
     """`unavailable`, from a store that does not know whether a write was committed."""
 
 
-class Store(Protocol):
+class Reader(Protocol):
+    """What a model's records are read from: a store, or a table of the application's.
+
+    It raises Reject where a query is refused: `invalid` (details: a list of `{"field", "message"}`), `unavailable`.
+    """
+
+    async def read(self, query: Query) -> list[Record]:
+        """The records whose fields equal the query's, in its order; see `parse_query`. Without one, in an own order."""
+
+    def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
+        """What `read` reads, as JSON texts and in chunks, so that neither all rows nor their decoded forms are held.
+
+        All chunks are of one moment where that can be. Close it (`contextlib.aclosing`) if you leave early.
+        """
+
+    async def get(self, id: Id) -> Record | None:
+        """The record of that id, or None."""
+
+
+class Store(Reader, Protocol):
     """A home for records: dicts with string keys, each with an `id` (a string of 1-128 characters or an integer).
 
     Ids are compared as browsers compare them: 1 and "1" name the same record. A store keeps JSON: what JSON writes as
@@ -48,18 +67,6 @@ class Store(Protocol):
 
     def bind(self, model: str, version: str | None) -> None:
         """Become the store of a model of that name, which counts versions in that field. Called once, by the model."""
-
-    async def read(self, query: Query) -> list[Record]:
-        """The records whose fields equal the query's, in its order; see `parse_query`. Without one, in the store's."""
-
-    def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
-        """What `read` reads, as JSON texts and in chunks, so that neither all rows nor their decoded forms are held.
-
-        All chunks are of one moment where the store can do so. Close it (`contextlib.aclosing`) if you leave early.
-        """
-
-    async def get(self, id: Id) -> Record | None:
-        """The record of that id, or None."""
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """Replace the record of that id in its place, or add it; returns it whole, with a new id if it had none."""
@@ -97,6 +104,11 @@ class Selection:
     def descending(self) -> bool:
         """The direction in which ids are compared."""
         return bool(self.order) and self.order[-1][1]
+
+    @property
+    def places(self) -> Sequence[tuple[str, bool]]:
+        """The order down to the id, which no two records have in common."""
+        return self.order if "id" in dict(self.order) else (*self.order, ("id", self.descending))
 
 
 def parse_query(query: Query) -> Selection:
@@ -277,7 +289,7 @@ class _Descending:
 
 def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
     """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at."""
-    order = [*selection.order, ("id", selection.descending)]
+    order = selection.places
     turned = {descending for _, descending in order} == {True}  # all descend: the plain keys, from the other end
     mixed = not turned and any(descending for _, descending in order)
 

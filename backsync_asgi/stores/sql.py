@@ -16,7 +16,15 @@ from backsync_asgi.messages import record_of
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+    from sqlalchemy.exc import (
+        DataError,
+        DBAPIError,
+        IntegrityError,
+        OperationalError,
+        ProgrammingError,
+        SQLAlchemyError,
+        StatementError,
+    )
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
     from sqlalchemy.schema import CreateIndex
 except ModuleNotFoundError as error:
@@ -52,9 +60,6 @@ DRIVERS: Mapping[str, str] = {
 }
 EXTRAS: Mapping[str, str] = {"aiosqlite": "sqlite", "asyncpg": "postgres"}
 TRIES = 3  # of a write that meets a connection which has ended, or somebody who adds the same record
-
-# What the database says where the data is wrong, not the database: a value out of range, a broken rule of the table.
-_BAD_DATA = ("IntegrityError", "DataError")
 
 
 class SQLStore:
@@ -163,7 +168,7 @@ class SQLStore:
         """The same as JSON texts in chunks, all of one moment."""
         statement, rest, limit = self._select(query)
         left = limit
-        with self._explained():
+        with explained(self.table.name):
             async with (await self._home()).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
@@ -256,7 +261,7 @@ class SQLStore:
         """What the work returns, once it is committed; again on another connection where the first turns out dead."""
         committing = False
         try:
-            with self._explained():
+            with explained(self.table.name):
                 home = await self._home()
                 for left in reversed(range(TRIES)):
                     try:
@@ -331,26 +336,23 @@ class SQLStore:
                 for index in table.indexes:
                     await connection.execute(CreateIndex(index, if_not_exists=True))
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what the database says into a refusal; the log has its text, clients do not."""
-        try:
-            yield
-        except SQLAlchemyError as error:
-            name = type(error).__name__
-            if name in _BAD_DATA or _is_bad_data(error):
-                logger.warning("The database refused a record of %s: %s", self.table.name, error)
-                raise Reject("invalid", "The record breaks a rule of its table.", []) from None
-            if isinstance(error, DBAPIError) and name == "ProgrammingError":
-                raise
-            logger.error("The database of %s is not available: %s", self.table.name, error)
-            raise Reject("unavailable", "The database is not available; try again.") from None
-        except OSError as error:  # TimeoutError is one
-            logger.error("The database of %s is not available: %r", self.table.name, error)
-            raise Reject("unavailable", "The database is not available; try again.") from None
-        except _driver_errors() as error:
-            logger.error("The database of %s is not available: %r", self.table.name, error)
-            raise Reject("unavailable", "The database is not available; try again.") from None
+
+@contextmanager
+def explained(name: str, refusal: str = "The record breaks a rule of its table.") -> Iterator[None]:
+    """Turn what the database says of a table into a refusal; the log has its text, clients do not.
+
+    refusal: what clients are told where the data is wrong, not the database.
+    """
+    try:
+        yield
+    except _faults() as error:
+        if _is_bad_data(error):
+            logger.warning("The database refused what it was given for %s: %s", name, error)
+            raise Reject("invalid", refusal, []) from None
+        if isinstance(error, ProgrammingError):
+            raise
+        logger.error("The database of %s is not available: %r", name, error)
+        raise Reject("unavailable", "The database is not available; try again.") from None
 
 
 class _Home:
@@ -433,12 +435,16 @@ def _is_taken(error: DBAPIError) -> bool:
     return isinstance(error, IntegrityError)
 
 
-def _is_bad_data(error: SQLAlchemyError) -> bool:
+def _is_bad_data(error: Exception) -> bool:
+    if isinstance(error, (IntegrityError, DataError)) or type(error) is StatementError:  # a parameter cannot be bound
+        return True
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    return state[:2] in ("22", "23")  # SQL's classes of data errors and broken rules
+    # SQL's classes of data errors and broken rules; and values that have no such comparison, as points have no order
+    return state[:2] in ("22", "23") or state == "42883"
 
 
-def _driver_errors() -> tuple[type[Exception], ...]:
-    """What asyncpg raises by itself as it connects."""
+def _faults() -> tuple[type[Exception], ...]:
+    """What a database raises; asyncpg by itself as it connects. TimeoutError is an OSError."""
     asyncpg: Any = sys.modules.get("asyncpg")
-    return () if asyncpg is None else (asyncpg.PostgresError, asyncpg.InterfaceError)
+    drivers = () if asyncpg is None else (asyncpg.PostgresError, asyncpg.InterfaceError)
+    return (SQLAlchemyError, OSError, *drivers)

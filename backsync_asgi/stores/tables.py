@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import UserDefinedType
 
+from backsync_asgi.errors import Reject
 from backsync_asgi.messages import encode, is_id, shorten
 
 from .base import Record, Selection, encode_record, equal, invalid
@@ -25,30 +26,20 @@ from .base import Record, Selection, encode_record, equal, invalid
 Condition = sa.ColumnElement[bool]
 
 
-class Layout(Protocol):
-    """Where a record's fields are in a table, and how they compare there.
+class Selectable(Protocol):
+    """Where a record's fields are in rows, and how they compare there.
 
-    order: what the store's own order goes by.
+    order: what the own order goes by.
     """
 
-    table: sa.Table
-    id: sa.ColumnElement[Any]
-    order: sa.ColumnElement[Any]
+    id: Any
+    order: Any
 
-    def columns(self) -> Sequence[sa.ColumnElement[Any]]:
+    def columns(self) -> Sequence[Any]:
         """What is selected for a record."""
 
     def key(self, id: object) -> Any:
         """What the id's column holds for an id, or None where it can hold no such."""
-
-    def values(self, record: Record, *, new: bool) -> dict[str, Any]:
-        """What is written for a record. new: for a row that is not there yet. Raises Reject."""
-
-    def record(self, row: sa.Row[Any]) -> Record:
-        """The record in a row."""
-
-    def text(self, row: sa.Row[Any]) -> str:
-        """The same as JSON text."""
 
     def equals(self, field: str, value: Any) -> Condition | None:
         """The condition that a field has a value; None: only the decoded record can tell."""
@@ -60,7 +51,22 @@ class Layout(Protocol):
         """The same for a value that a field may have, as parameters; None: nothing more to compare there."""
 
 
-def select(layout: Layout, selection: Selection) -> tuple[sa.Select[Any], dict[str, Any]]:
+class Layout(Selectable, Protocol):
+    """The same of a table that is written, too."""
+
+    table: sa.Table
+
+    def values(self, record: Record, *, new: bool) -> dict[str, Any]:
+        """What is written for a record. new: for a row that is not there yet. Raises Reject."""
+
+    def record(self, row: sa.Row[Any]) -> Record:
+        """The record in a row."""
+
+    def text(self, row: sa.Row[Any]) -> str:
+        """The same as JSON text."""
+
+
+def select(layout: Selectable, selection: Selection) -> tuple[sa.Select[Any], dict[str, Any]]:
     """The statement for a selection, and the conditions that are left to be looked at in the decoded records."""
     statement = sa.select(*layout.columns())
     rest: dict[str, Any] = {}
@@ -72,9 +78,7 @@ def select(layout: Layout, selection: Selection) -> tuple[sa.Select[Any], dict[s
             statement = statement.where(condition)
     if not selection.order:
         return statement.order_by(layout.order), rest
-    order = list(selection.order)
-    if "id" not in dict(order):
-        order.append(("id", selection.descending))
+    order = selection.places
     places = [(place, descending) for field, descending in order for place in layout.place(field)]
     statement = statement.order_by(*(place.desc() if descending else place for place, descending in places))
     if selection.after is not None:
@@ -250,7 +254,74 @@ def _texts_of(value: Any) -> str:
 # ── Records in columns ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Columns:
+class Fields:
+    """How values compare with a table's own columns, or a mapped class's attributes: by field, `id` among them."""
+
+    def __init__(self, fields: Mapping[str, Any], columns: Sequence[Any] = ()) -> None:
+        self.fields = fields
+        self._columns = columns or list(fields.values())  # what is selected
+        self.id: Any = fields["id"]
+        self.order: Any = self.id
+
+    def columns(self) -> Sequence[Any]:
+        return self._columns
+
+    def key(self, id: object) -> Any:
+        kind = _python_type(self.id)
+        if not is_id(id) or not is_text(str(id)):
+            return None
+        if kind is int:
+            digits = str(id)
+            return int(digits) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", digits) else None
+        try:
+            return _to_column("id", self.id, str(id))
+        except Reject:
+            return None
+
+    def equals(self, field: str, value: Any) -> Condition | None:
+        column = self.fields.get(field)
+        if column is None:
+            return sa.false()
+        if field == "id":
+            key = self.key(value)
+            return sa.false() if key is None else self.id == _parameter(column, key)
+        if isinstance(column.type, sa.JSON):
+            return None
+        if value is None:
+            return column.is_(None)  # type: ignore[no-any-return]
+        try:
+            converted = _to_column(field, column, value)
+        except Exception:  # noqa: BLE001 - a value that the column cannot hold is in none of its rows
+            return sa.false()
+        if not equal(_from_column(column, converted), value) and not isinstance(value, str):
+            return sa.false()
+        same: Condition = column == _parameter(column, converted)
+        return same
+
+    def place(self, field: str) -> list[sa.ColumnElement[Any]]:
+        column = self._ordered(field)
+        return [sa.case((column.is_(None), 0), else_=1), column] if _is_nullable(column) else [column]
+
+    def bounds(self, field: str, value: Any) -> list[Any]:
+        column = self._ordered(field)
+        if field == "id":
+            key = self.key(value)
+            if key is None:
+                raise invalid("$after", f"has the id {shorten(value)}, which no record can have")
+            return [_parameter(column, key)]
+        if value is None and not _is_nullable(column):
+            raise invalid("$after", f"has no {shorten(field)}, by which the records are ordered")
+        bound = None if value is None else _parameter(column, _to_column(field, column, value))
+        return [sa.literal(int(value is not None)), bound] if _is_nullable(column) else [bound]
+
+    def _ordered(self, field: str) -> Any:
+        column = self.fields.get(field)
+        if column is None or isinstance(column.type, sa.JSON):
+            raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
+        return column
+
+
+class Columns(Fields):
     """Records of a table that is there already: a field for each column, the primary key is the `id`."""
 
     def __init__(self, table: sa.Table, fields: Mapping[str, sa.Column[Any]]) -> None:
@@ -261,34 +332,14 @@ class Columns:
             )
         (key,) = keys
         self.table = table
-        self.id: sa.ColumnElement[Any] = key
-        self.order: sa.ColumnElement[Any] = key
         others = {
             name: column
             for name, column in fields.items()
             if column is not key and not isinstance(column.type, sa.LargeBinary)  # which JSON cannot carry
         }
-        self.fields = {"id": key} | others
+        super().__init__({"id": key} | others)
         if any(name == "id" and column is not key for name, column in fields.items()):
             raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
-
-    def columns(self) -> Sequence[sa.ColumnElement[Any]]:
-        return list(self.fields.values())
-
-    def key(self, id: object) -> Any:
-        column = self.fields["id"]
-        kind = _python_type(column)
-        if not is_id(id) or not is_text(str(id)):
-            return None
-        if kind is int:
-            digits = str(id)
-            return int(digits) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", digits) else None
-        if kind is uuid.UUID:
-            try:
-                return uuid.UUID(str(id))
-            except ValueError:
-                return None
-        return str(id) if kind is str else None
 
     def values(self, record: Record, *, new: bool) -> dict[str, Any]:
         check_nul(encode_record(record), record)
@@ -323,58 +374,28 @@ class Columns:
     def text(self, row: sa.Row[Any]) -> str:
         return encode(self.record(row))
 
-    def equals(self, field: str, value: Any) -> Condition | None:
-        column = self.fields.get(field)
-        if column is None:
-            return sa.false()
-        if field == "id":
-            key = self.key(value)
-            return sa.false() if key is None else column == key
-        if isinstance(column.type, sa.JSON):
-            return None
-        if value is None:
-            return column.is_(None)
-        try:
-            converted = _to_column(field, column, value)
-        except Exception:  # noqa: BLE001 - a value that the column cannot hold is in none of its rows
-            return sa.false()
-        if not equal(_from_column(column, converted), value) and not isinstance(value, str):
-            return sa.false()
-        same: Condition = column == converted
-        return same
 
-    def place(self, field: str) -> list[sa.ColumnElement[Any]]:
-        column = self._ordered(field)
-        return [sa.case((column.is_(None), 0), else_=1), column] if column.nullable else [column]
-
-    def bounds(self, field: str, value: Any) -> list[Any]:
-        column = self._ordered(field)
-        if field == "id":
-            key = self.key(value)
-            if key is None:
-                raise invalid("$after", f"has the id {shorten(value)}, which no record can have")
-            return [sa.literal(key, column.type)]
-        bound = None if value is None else sa.literal(_to_column(field, column, value), column.type)
-        return [sa.literal(int(value is not None)), bound] if column.nullable else [bound]
-
-    def _ordered(self, field: str) -> sa.Column[Any]:
-        column = self.fields.get(field)
-        if column is None or isinstance(column.type, sa.JSON):
-            raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
-        return column
+def _is_nullable(column: Any) -> bool:
+    return getattr(column, "nullable", True) is not False  # an expression may be NULL
 
 
-def _python_type(column: sa.Column[Any]) -> type[Any]:
+def _parameter(column: Any, value: Any) -> Any:
+    """A value to compare a column with. Of integers it may be a larger one than fits in."""
+    return sa.literal(value, sa.BigInteger() if isinstance(column.type, sa.Integer) else column.type)
+
+
+def _python_type(column: Any) -> type[Any]:
     try:
-        return column.type.python_type
+        kind: type[Any] = column.type.python_type
+        return kind
     except NotImplementedError:
         return object
 
 
-def _to_column(field: str, column: sa.Column[Any], value: Any) -> Any:
+def _to_column(field: str, column: Any, value: Any) -> Any:
     """A field's value as the column's type takes it. Raises Reject("invalid")."""
     if value is None:
-        if not column.nullable:
+        if not _is_nullable(column):
             raise invalid(field, "must not be null")
         return sa.null() if isinstance(column.type, sa.JSON) else None
     if isinstance(column.type, sa.JSON):
@@ -387,6 +408,8 @@ def _to_column(field: str, column: sa.Column[Any], value: Any) -> Any:
             value = datetime.datetime.fromisoformat(value)
         elif kind in (datetime.date, datetime.time) and isinstance(value, str):
             return kind.fromisoformat(value)
+        elif kind is datetime.timedelta and isinstance(value, (int, float)):
+            return datetime.timedelta(seconds=value)
         elif kind is uuid.UUID and isinstance(value, str):
             return uuid.UUID(value)
         elif kind is decimal.Decimal and isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -429,7 +452,7 @@ def _to_enum(field: str, kind: sa.Enum, value: Any) -> Any:
     raise invalid(field, f"is {shorten(value)}, expected one of {', '.join(map(str, kind.enums))}")
 
 
-def _from_column(column: sa.Column[Any], value: Any) -> Any:
+def _from_column(column: Any, value: Any) -> Any:
     """A column's value as JSON has it, so that a record reads the same from every store."""
     if isinstance(value, datetime.datetime):
         if getattr(column.type, "timezone", False):  # SQLite gives back what was written, which was UTC
@@ -437,6 +460,8 @@ def _from_column(column: sa.Column[Any], value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
     if isinstance(value, enum.Enum):
         return value.value
     return str(value) if isinstance(value, (decimal.Decimal, uuid.UUID)) else value

@@ -22,14 +22,14 @@ import tests.live.django_project.settings  # noqa: F401 - sets Django up, which 
 # isort: split
 from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
-from django.db import connection, connections, models, transaction
+from django.db import OperationalError, connection, connections, models, transaction
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import UnseenWrite, live
 from backsync_asgi.live.django import LiveModel
 from backsync_asgi.stores import MemoryStore
 from backsync_asgi.testing import connect
-from tests.live.django_project.models import Account, Base, Blob, Folder, Grade, Note, Reminder, Tag, Ticket
+from tests.live.django_project.models import Account, Base, Blob, Folder, Grade, Label, Note, Reminder, Tag, Ticket
 from tests.live.documents import py_blocks
 from tests.live.heard import Heard
 
@@ -288,6 +288,82 @@ def test_a_record_that_cannot_be_made_does_not_stop_the_others(
     assert "The change of Note 1 cannot be broadcast" in caplog.text
 
 
+def test_what_another_model_of_the_table_writes_is_seen(sync: Backsync, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard(sync, monkeypatch, "Tag")
+    with made_live(sync, "Tag", Tag):
+        label = Label.objects.create(name="a")
+        label.name = "b"
+        label.save()
+        Label.objects.update(name="c")
+        Label.objects.bulk_create([Label(name="d")])
+        label.delete()
+    names = [data.get("name") for _, data in heard.take()]
+    assert names == ["a", "b", "c", "d", None]
+
+
+def lose_commit(monkeypatch: pytest.MonkeyPatch, *, is_carried_out: bool) -> None:
+    """The connection of this thread is lost in its next COMMIT, after or before that is carried out."""
+    commit, rollback = connection._commit, connection._rollback
+
+    def fail() -> None:
+        connection.errors_occurred = True
+        raise OperationalError("the server has closed the connection")
+
+    def lose() -> None:
+        (commit if is_carried_out else rollback)()
+        monkeypatch.setattr(connection, "_rollback", fail)
+        fail()
+
+    monkeypatch.setattr(connection, "_commit", lose)
+
+
+@pytest.mark.parametrize("is_carried_out", [True, False])
+async def test_a_commit_of_which_nobody_knows_is_read_again(
+    sync: Backsync, monkeypatch: pytest.MonkeyPatch, is_carried_out: bool
+) -> None:
+    def write() -> None:
+        note = Note.objects.create(text="before")
+        Note.objects.create(text="deleted")
+        sync.model("Note").publish("upsert", {"id": note.pk, "text": "wrong"})
+        with pytest.raises(OperationalError), transaction.atomic():
+            lose_commit(monkeypatch, is_carried_out=is_carried_out)
+            note.text = "after"
+            note.save()
+            Note.objects.filter(text="deleted").delete()
+        monkeypatch.undo()
+        connections.close_all()
+
+    with made_live(sync, "Note", Note, fields=["text"]):
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Note")
+            await sync_to_async(write)()
+            if is_carried_out:
+                await ann.until(lambda: seen == {1: {"id": 1, "text": "after"}})
+            else:
+                await ann.until(lambda: seen == {1: {"id": 1, "text": "before"}, 2: {"id": 2, "text": "deleted"}})
+
+
+async def test_what_cannot_be_read_after_its_commit_is_read_later(
+    sync: Backsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backsync_asgi.live.feed.AGAIN_AFTER", (0.0, 0.0))
+
+    with made_live(sync, "Note", Note, fields=["text"]) as feed:
+        publish, failures = feed._publish, [OSError("once"), OSError("twice")]
+
+        def fail(keys: list[Any], using: str) -> None:
+            if failures:
+                raise failures.pop()
+            publish(keys, using)
+
+        monkeypatch.setattr(feed, "_publish", fail)
+        async with connect(sync) as ann:
+            seen = await ann.subscribe("Note")
+            await sync_to_async(Note.objects.create)(text="a")
+            await ann.until(lambda: seen == {1: {"id": 1, "text": "a"}})
+            await sync_to_async(connections.close_all)()
+
+
 # ── In an application ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -313,11 +389,14 @@ async def test_queries_filter_by_columns(sync: Backsync) -> None:
         async with connect(sync) as ann:
             assert [note["text"] for note in await ann.read("Note")] == ["a", "b"]
             assert [note["text"] for note in await ann.read("Note", {"count": 3})] == ["b"]
+            for nothing in ({"count": "3"}, {"count": "many"}, {"count": 3.5}, {"text": 3}, {"id": "01", "count": 0}):
+                assert await ann.read("Note", nothing) == [], nothing
             assert (await ann.read("Note", {"id": "1"}))["text"] == "a"
             for query, code in (
                 ({"id": 9}, "not_found"),
                 ({"id": "x"}, "not_found"),
-                ({"count": "many"}, "invalid"),
+                ({"count": "many", "$order": "-folder_id"}, "invalid"),
+                ({"$order": "count", "$after": {"count": "many", "id": 1}}, "invalid"),
                 ({"folder_id": 1}, "invalid"),
                 ({"folder__name": "f"}, "invalid"),
             ):

@@ -143,6 +143,10 @@ async def test_a_subscriber_starts_with_the_table_and_follows_it(
             ({"done": True}, [1]),
             ({"text": "c"}, [2]),
             ({"text": None}, []),
+            ({"done": "true"}, []),
+            ({"at": "once"}, []),
+            ({"text": ["a"]}, []),
+            ({"id": "01", "text": "a"}, []),
         ]
         for query, ids in [*queries, ({"id": 1, "done": True}, [1])]:
             assert [row["id"] for row in await ann.read("Message", query)] == ids
@@ -150,13 +154,65 @@ async def test_a_subscriber_starts_with_the_table_and_follows_it(
         for query, code in (
             ({"id": 7}, "not_found"),
             ({"id": "x"}, "not_found"),
-            ({"done": "perhaps"}, "invalid"),
             ({"nothing": 1}, "invalid"),
-            ({"text": ["a"]}, "invalid"),
+            ({"$order": "nothing"}, "invalid"),
+            ({"$after": {"id": "x"}}, "invalid"),
+            ({"$order": "done", "$after": {"done": "perhaps", "id": 1}}, "invalid"),
+            ({"$order": "at", "$after": {"at": "once", "id": 1}}, "invalid"),
         ):
             with pytest.raises(Reject) as refused:
                 await ann.read("Message", query)
             assert refused.value.code == code, query
+
+
+async def test_pages_go_by_every_type_that_has_an_order(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute
+) -> None:
+    await execute(
+        """
+        DROP TABLE IF EXISTS every; DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+        CREATE TABLE every (key uuid PRIMARY KEY, small smallint NOT NULL, big bigint, real real, exact numeric,
+            rounded numeric(6, 2), word varchar(3), padded char(5), mood mood, day date, "At" timestamp, span interval,
+            bytes bytea, net inet, spans int4range, flag bool, json json, jsonb jsonb, list int[], point point);
+        INSERT INTO every SELECT gen_random_uuid(), n % 3, n * 10000000000 % 7, n / 7.0,
+            1.0000000000000000001 * (n % 4), n % 5 / 3.0, chr(97 + n % 4), 'p' || n % 2,
+            (ARRAY['sad', 'ok', 'happy'])[1 + n % 3]::mood, '2012-01-01',
+            timestamp '2012-01-01' + n % 4 * interval '1.000001 s', n * interval '1 day 1.5 s',
+            decode(lpad(to_hex(n), 2, '0'), 'hex'), ('10.0.0.' || n % 5)::inet, int4range(n % 4, 10), n % 2 = 0,
+            '{}', '{}', ARRAY[n], point(n, n) FROM generate_series(1, 12) n;
+        INSERT INTO every (key, small) VALUES (gen_random_uuid(), 1), (gen_random_uuid(), 2);
+        """
+    )
+    connection = await asyncpg.connect(postgresql.url)
+    without_order = {"json", "jsonb", "list", "point"}
+    async with listen(sync.model("Every"), postgresql.url, table="every"), connect(sync) as ann:
+        row = (await ann.read("Every"))[0]
+        assert row["id"] == row["key"]
+        for field in [*row.keys() - without_order]:
+            column = "key" if field == "id" else f'"{field}"'
+            for sign, direction, nulls in (("", "ASC", "FIRST"), ("-", "DESC", "LAST")):
+                query = {"$order": sign + field, "$limit": 3}
+                expected = f"SELECT key::text FROM every ORDER BY {column} {direction} NULLS {nulls}, key {direction}"
+                found = page = await ann.read("Every", query)
+                while page := await ann.read("Every", {**query, "$after": page[-1]}):
+                    found += page
+                    assert len(found) <= 14, query
+                rows = await connection.fetch(expected)
+                if field == "exact":  # equal as a browser has it
+                    assert sorted(row["id"] for row in found) == sorted(row["key"] for row in rows)
+                else:
+                    assert [row["id"] for row in found] == [row["key"] for row in rows], query
+            value = found[0][field]
+            same = await ann.read("Every", {field: value, "$limit": 20})
+            assert found[0] in same or field == "exact", (field, value)
+        for field in without_order:
+            with pytest.raises(Reject, match="invalid"):
+                await ann.read("Every", {"$order": field})
+        assert len(await ann.read("Every", {"list": [3]})) == 1
+        assert await ann.read("Every", {"word": "abcd"}) == [], "a cast would cut it"
+        with pytest.raises(Reject, match="invalid"):
+            await ann.read("Every", {"point": "(1,1)"})
+    await connection.close()
 
 
 DIFFICULT = 'app."Order ""é"""'
@@ -262,6 +318,88 @@ async def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(
     await uninstall(postgresql.url, "message")
     await uninstall(postgresql.url, "message")
     assert await triggers(postgresql) == []
+
+
+@pytest.fixture
+def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backsync_asgi.live.postgres.CHECK_EVERY", 0.05)
+
+
+@pytest.mark.usefixtures("checked_often")
+async def test_a_table_that_is_made_anew_is_followed(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a'), (2, 'b')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute(
+            "BEGIN; DROP TABLE message; CREATE TABLE message (id int PRIMARY KEY, text text, color text);"
+            "INSERT INTO message VALUES (2, 'c', 'red'); COMMIT"
+        )
+        await ann.until(lambda: seen == {2: {"id": 2, "text": "c", "color": "red"}})
+        await execute("INSERT INTO message VALUES (3)")  # by triggers again
+        await ann.until(lambda: 3 in seen)
+        assert await ann.read("Message", {"color": "red"}) == [{"id": 2, "text": "c", "color": "red"}]
+    assert "public.message was made anew or altered" in caplog.text
+
+
+@pytest.mark.usefixtures("checked_often")
+async def test_a_table_that_is_gone_for_a_while_is_followed_as_it_is_back(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, caplog: pytest.LogCaptureFixture
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a'), (2, 'b')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute("ALTER TABLE message RENAME TO letter")
+        await ann.until(lambda: "which the database has not" in caplog.text)
+        with pytest.raises(Reject, match="unavailable"):
+            await ann.read("Message")
+        await execute("DELETE FROM letter WHERE id = 1; ALTER TABLE letter ADD COLUMN color text DEFAULT 'red'")
+        await execute("ALTER TABLE letter RENAME TO message")
+        await ann.until(lambda: seen == {2: {**message(2, "b"), "color": "red"}}, within=DEADLINE)
+        await execute("UPDATE message SET text = 'c'")
+        await ann.until(lambda: seen[2]["text"] == "c")
+
+
+@pytest.mark.usefixtures("checked_often")
+@pytest.mark.parametrize(
+    "statement", ["ALTER TABLE message DISABLE TRIGGER ALL", "DROP TRIGGER backsync_update ON message"]
+)
+async def test_triggers_that_are_gone_are_made_again(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute, statement: str
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute(f"BEGIN; {statement}; UPDATE message SET text = 'unheard'; COMMIT")
+        await ann.until(lambda: seen[1]["text"] == "unheard")
+        assert len(await triggers(postgresql)) == 4
+        await execute("UPDATE message SET text = 'heard'")
+        await ann.until(lambda: seen[1]["text"] == "heard")
+
+
+@pytest.mark.usefixtures("checked_often")
+async def test_a_column_that_is_added_reaches_everybody(
+    sync: Backsync, postgresql: PostgreSQL, execute: Execute
+) -> None:
+    await execute("INSERT INTO message VALUES (1, 'a')")
+    async with listen(sync.model("Message"), postgresql.url, table="message"), connect(sync) as ann:
+        seen = await ann.subscribe("Message")
+        await execute("ALTER TABLE message ADD COLUMN color text DEFAULT 'red'")
+        await ann.until(lambda: seen == {1: {**message(1, "a"), "color": "red"}})
+        await execute("UPDATE message SET text = 'b'")
+        await ann.until(lambda: seen[1]["text"] == "b")
+
+
+@pytest.mark.usefixtures("execute")
+async def test_triggers_that_somebody_else_has_to_install_must_be_there(sync: Backsync, postgresql: PostgreSQL) -> None:
+    with pytest.raises(ValueError, match=r"install=False, but public\.message lacks backsync_delete, backsync_insert"):
+        async with listen(sync.model("Message"), postgresql.url, table="message", install=False):
+            pytest.fail("it is live")
+    async with listen(sync.model("Message"), postgresql.url, table="message"):
+        pass
+    async with listen(sync.model("Message"), postgresql.url, table="message", install=False):
+        pass
 
 
 async def test_a_column_that_is_renamed_or_added_does_not_stop_those_who_write(

@@ -8,6 +8,16 @@ from typing import Any
 from django.db import models
 
 
+class Label(models.Model):  # type: ignore[misc]
+    """The table of Tag once more, as somebody has it who has reflected it."""
+
+    name = models.CharField(max_length=20)
+
+    class Meta:  # noqa: D106 - Django's name
+        managed = False
+        db_table = "django_project_tag"
+
+
 class Tag(models.Model):  # type: ignore[misc]
     name = models.CharField(max_length=20)
 
@@ -35,6 +45,17 @@ class Ticket(models.Model):  # type: ignore[misc]
     price = models.DecimalField(max_digits=6, decimal_places=2)
     scan = models.FileField(null=True)
     day = models.DateField(null=True)
+
+
+class Sample(models.Model):  # type: ignore[misc]
+    id = models.IntegerField(primary_key=True)
+    word = models.CharField(max_length=20, null=True)
+    size = models.FloatField(null=True)
+    count = models.IntegerField()
+    done = models.BooleanField(null=True)
+    at = models.DateTimeField(null=True)
+    price = models.DecimalField(max_digits=8, decimal_places=2, null=True)
+    tags = models.JSONField(null=True)
 
 
 class Blob(models.Model):  # type: ignore[misc]
