@@ -33,7 +33,8 @@ class BacksyncError(Exception):
 class Reject(BacksyncError):
     """Raised by a handler, hook or store to refuse a request: the caller gets `code`, `message` and `details`.
 
-    Nothing is stored or broadcast and nothing is logged as a failure: a refusal is an ordinary answer.
+    Nothing is logged as a failure: a refusal is an ordinary answer. Raise it before anything is stored: what a handler
+    has committed is broadcast all the same.
 
     code: one of `CODES` or a code of your own (lower-case letters, digits, underscores, at most 64).
     message: for the person at the other end.

@@ -10,10 +10,13 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+logger = logging.getLogger("backsync")
 
 HandlerFunction = Callable[..., Any]
 Result = TypeVar("Result")
@@ -26,7 +29,8 @@ class HandlerTimeout(Exception):
 class Caller:
     """Calls handlers: async ones on the loop, plain ones in worker threads, all within a time limit and the middleware.
 
-    timeout: seconds. A plain function that takes longer is answered for, but its thread cannot be stopped.
+    timeout: seconds. A plain function that takes longer is answered for, but its thread cannot be stopped: what it
+        returns goes to `ctx.returned_late`.
     threads: how many plain functions run at once.
     """
 
@@ -36,6 +40,7 @@ class Caller:
         self._deadlines = Deadlines(timeout)
         self._is_async: dict[HandlerFunction, bool] = {}
         self._threads = Threads(threads)
+        self._going_on: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         """What the function returns. Raises HandlerTimeout, or what the function raises."""
@@ -64,13 +69,28 @@ class Caller:
         finally:
             self._deadlines.end(deadline)
 
+    async def to_the_end(self, work: Coroutine[Any, Any, Result], given_up: Callable[[], None]) -> Result:
+        """What the work returns. It goes on where whoever waits is cancelled, for one more time limit at most; what
+        has not ended then is cancelled, and `given_up` called."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._going_on.add(task)  # the event loop alone would not keep it
+        task.add_done_callback(self._going_on.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.add_done_callback(_log_failure)
+                task.get_loop().call_later(self._deadlines.seconds, _give_up, task, given_up)
+            raise
+
     async def _call(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         known = self._is_async.get(function)
         if known is None:
             known = self._is_async[function] = is_async(function)
         if known:
             return await function(ctx, *args)
-        return await self._threads.run(functools.partial(_call_plain, function, ctx, *args))
+        late = getattr(ctx, "returned_late", None)
+        return await self._threads.run(functools.partial(_call_plain, function, ctx, *args), late)
 
     def shutdown(self) -> None:
         """Let the worker threads go; running functions end by themselves."""
@@ -144,8 +164,11 @@ class Threads:
         self._idle = threading.Semaphore(0)
         self._count = 0
 
-    def run(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
-        """What `work` returns or raises, called in a thread with the caller's context. On the event loop only."""
+    def run(self, work: Callable[[], Result], late: Callable[[Result], None] | None = None) -> asyncio.Future[Result]:
+        """What `work` returns or raises, called in a thread with the caller's context. On the event loop only.
+
+        late: is given the result where it comes after the future was cancelled.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         context = contextvars.copy_context()
@@ -157,9 +180,9 @@ class Threads:
             try:
                 result = context.run(work)
             except BaseException as error:  # noqa: BLE001 - it is for whoever waits
-                settle = functools.partial(_settle, future, error, None)
+                settle = functools.partial(_settle, future, error, None, None)
             else:
-                settle = functools.partial(_settle, future, None, result)
+                settle = functools.partial(_settle, future, None, result, late)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle)
 
@@ -183,10 +206,25 @@ class Threads:
             idle.release()
 
 
-def _settle(future: asyncio.Future[Any], error: BaseException | None, result: Any) -> None:
+def _give_up(task: asyncio.Task[Any], given_up: Callable[[], None]) -> None:
+    if not task.done():
+        logger.error("A write did not end within its time limit, nor within another one; it may have been stored.")
+        task.cancel()
+        given_up()
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.warning("A write that nobody waited for any more failed: %r", task.exception())
+
+
+def _settle(
+    future: asyncio.Future[Any], error: BaseException | None, result: Any, late: Callable[[Any], None] | None
+) -> None:
     if future.cancelled():
-        return
-    if error is None:
+        if late is not None:
+            late(result)
+    elif error is None:
         future.set_result(result)
     else:
         future.set_exception(error)

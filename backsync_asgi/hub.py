@@ -245,12 +245,16 @@ class Topic:
         data: str,
         record: Mapping[str, Any] | None = None,
         version: int | None = None,
-    ) -> None:
-        """Append a change of a record; see `Push`. An older version than the last one that is known is ignored."""
-        if version is not None:
-            last = self.channel.get(str(id))
-            if last is not None and last.body.version is not None and last.body.version > version:
-                return
+        is_present: bool = False,
+    ) -> bool:
+        """Append a change of a record; see `Push`. False: it was ignored, for a newer version is known.
+
+        is_present: it is the record's state now, whatever was known: it may have been deleted, and added again.
+        """
+        if version is not None and not is_present:
+            last = self.version(id)
+            if last is not None and last > version:
+                return False
         self._before_change()
         size = len(data) + 64
         self.channel.put(str(id), lambda seq: Push(self, method, id, data, seq, record, version), size, self._hub.now())
@@ -258,6 +262,12 @@ class Topic:
         for audience in self.audiences.values():
             audience.tails.clear()
         self._hub.mark_dirty(self)
+        return True
+
+    def version(self, id: str | int) -> int | None:
+        """The version of a record that was published last, if that is remembered."""
+        last = self.channel.get(str(id))
+        return None if last is None else last.body.version
 
     def publish_event(self, method: str, data: str) -> None:
         """Send a transient event to those who keep up, in order with the changes."""

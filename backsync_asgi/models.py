@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import HTTPConnection
 
 from . import messages
+from .commits import Doubts, Handed
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
 from .gone import Gone
@@ -30,7 +31,7 @@ from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .sockjs.frames import Message, loads
 from .soon import Line, Soon
-from .stores.base import Id, Reader, Record, Store, equal, matches, parse_query
+from .stores.base import Id, Reader, Record, Store, Unsure, equal, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
 
@@ -40,10 +41,12 @@ Decorated = TypeVar("Decorated", bound=HandlerFunction)
 Result = TypeVar("Result")
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
+REFRESH_EVERY = 1.0  # seconds at least between having everybody read anew because of writes that have failed
 KEYS = 10_000  # encoded keys that are remembered, per model
 PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
 CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
-_STATE_METHODS = frozenset({"read", "upsert", "patch", "delete"})
+_WRITES = frozenset({"upsert", "patch", "delete"})
+_STATE_METHODS = _WRITES | {"read"}
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
 _SIGNALS = f"{__package__}.signals"
@@ -102,7 +105,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_model", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_model", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -113,6 +116,7 @@ class Context:
         self.id: Id | None = None
         self.unset: Sequence[str] = ()
         self._model = model
+        self._handed: Handed | None = None
 
     @property
     def state(self) -> Any:
@@ -133,13 +137,25 @@ class Context:
 
     @property
     def store(self) -> Store:
-        """The model's store."""
-        store = self.model.store
-        if store is None:
-            raise AttributeError(
-                f"The model {self.model.name!r} has no store. Give it one, such as store=MemoryStore()."
-            )
-        return store
+        """The model's store. What is written here is broadcast as the handler returns it; if it fails, as it is stored.
+
+        A write that has begun is brought to its end, also where the handler's time limit is over.
+        """
+        if self._handed is None:
+            self._handed = self.model.handed()
+        store: Any = self._handed
+        return store  # type: ignore[no-any-return]
+
+    def _end(self, failed: bool) -> None:
+        """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
+        if self._handed is not None:
+            self._handed.end(failed)
+            self._handed = None
+
+    def returned_late(self, result: Any) -> None:
+        """A plain handler has returned after its time limit."""
+        if self._model is not None and self.method in _WRITES:
+            self._model.finished_late(self, result)
 
 
 class BrokenOff(Exception):
@@ -178,8 +194,11 @@ class Model:
         self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
         self._prune_at = KEYS
         self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
+        self._catching = 0  # reads that look again at what was written meanwhile
+        self._deleted: set[str] = set()  # the records that were deleted meanwhile
         self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
+        self._doubts = Doubts(self._look)
         self._reader: Reader | None = None
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
@@ -372,24 +391,25 @@ class Model:
         messages.encode(record)  # what cannot be sent must not get into the store: no snapshot could leave it any more
         async with self._turn(record.get("id")):
             await self._find_place(record.get("id"))
-            stored = dict(record) if self.store is None else await self.store.upsert(record)
-            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
-        return stored
+            store = self.store
+            if store is not None:
+                return await self._commit(record.get("id"), lambda: store.upsert(record), self._tell_stored)
+            self.publish("upsert", record)
+        return dict(record)
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """Change some fields of a stored record, remove those named by `unset`, and broadcast it whole.
 
         Raises Reject("not_found"); ValueError for a model without a store.
         """
-        if self.store is None:
+        store = self.store
+        if store is None:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
         self._check_key(fields, unset)
         async with self._turn(id):
             await self._find_place(id)
-            stored = await self.store.patch(id, fields, unset)
-            self._soon.run(self._prepare("upsert", stored, is_known=self.store is not None))
-        return stored
+            return await self._commit(id, lambda: store.patch(id, fields, unset), self._tell_stored)
 
     async def delete(self, id: Id) -> bool:
         """Remove the record from the store and broadcast that. False: the store had none, nothing is broadcast."""
@@ -401,12 +421,23 @@ class Model:
             if not is_due():
                 return False
             await self._find_place(id)
-            deleted = self.store is None or await self.store.delete(id)
+            return await self._delete_stored(id)
+
+    async def _delete_stored(self, id: Id) -> bool:
+        def tell(deleted: bool) -> None:
             if deleted:
                 self.publish("delete", {"id": id})
             else:
                 self._note_gone(id)
-        return deleted
+
+        store = self.store
+        if store is not None:
+            return await self._commit(id, lambda: store.delete(id), tell)
+        tell(True)
+        return True
+
+    def _tell_stored(self, record: Record) -> None:
+        self._announce("upsert", record)
 
     def _note_gone(self, id: Id) -> None:
         """The store has no such record any more, which nobody has announced here."""
@@ -422,12 +453,20 @@ class Model:
         Raises ValueError for a record without an id, and for a key that is not the model's (TypeError: not a mapping);
         Reject("invalid") for a record without its key fields, EncodeError for what JSON cannot carry.
         """
-        self._soon.run(self._prepare(method, data, key))
+        self._soon.run(self._prepare(method, data, key), self._on_lost(method))
+
+    def publish_present(self, method: str, data: Any) -> None:
+        """`publish` what a database has now: of a record that was deleted and added again that is a lower version."""
+        self._soon.run(self._prepare(method, data, is_present=True), self._on_lost(method))
+
+    def _on_lost(self, method: str) -> Callable[[], None] | None:
+        """Whom to tell of a change that is dropped on its way to the event loop."""
+        return self.changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
 
     def _prepare(
-        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_known: bool = False
+        self, method: str, data: Any, key: Mapping[str, Any] | None = None, is_present: bool = False
     ) -> Callable[[], None]:
-        """Check and encode what is to be published; the rest is for the event loop. is_known: see `_leave_place`."""
+        """Check and encode what is to be published; the rest is for the event loop."""
         method = ALIASES.get(method, method)
         if method not in ("upsert", "delete"):
             if not messages.is_method_name(method) or method in _NO_EVENTS:
@@ -445,7 +484,7 @@ class Model:
         if not is_id(id):
             raise ValueError(f"{self.name}.publish got {messages.shorten(data)}, expected a record with an id.")
         record = data if method == "upsert" else {"id": id}
-        return self._prepare_change(method, record, messages.encode(record), is_known)
+        return self._prepare_change(method, record, messages.encode(record), is_known=False, is_present=is_present)
 
     def publish_soon(self, method: str, data: Any) -> None:
         """`publish` from any thread, at any time: never waits and never raises; what fails is logged.
@@ -457,7 +496,7 @@ class Model:
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
             logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
         else:
-            self._soon.put(act, self.changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None)
+            self._soon.put(act, self._on_lost(method))
 
     def upsert_soon(self, record: Mapping[str, Any]) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
@@ -476,6 +515,76 @@ class Model:
         """Changes that have happened could not be told: have everybody read anew, where there is anything to read."""
         if self.readable:
             self.refresh()
+
+    # Commits
+
+    def handed(self) -> Handed:
+        """The store for one request's handler. Raises AttributeError where there is none."""
+        if self.store is None:
+            raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
+        return Handed(self.store, self._commit, self._doubts.add, self._is_instant)
+
+    @property
+    def _is_instant(self) -> bool:
+        """Whether the store never waits once it has begun to write, so that nobody can come in between."""
+        return type(self.options.store) is MemoryStore
+
+    async def _commit(
+        self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
+    ) -> Result:
+        """What a write of the store returns, once `told` of it: nobody who goes away can come between the two."""
+        if self._is_instant:
+            result = await write()
+            told(result)
+            return result
+        return await self._call.to_the_end(self._write_and_tell(id, write, told), lambda: self._doubts.add(id))
+
+    async def _write_and_tell(
+        self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
+    ) -> Result:
+        """Keeps the turn of a writer that may leave before the store has answered."""
+        async with self._turn(id if self._turns.holds((self.name, str(id))) else None):
+            try:
+                result = await write()
+            except Unsure:
+                self._doubts.add(id)
+                raise
+            told(result)
+            return result
+
+    def finished_late(self, ctx: Context, result: Any) -> None:
+        """A handler has written when its request was answered already, and others may have written since."""
+        if self.readable:
+            self._doubts.add(ctx.id)
+        elif ctx.method != "delete":
+            self.publish_soon("upsert", result)
+        elif result is not False:
+            self.publish_soon("delete", {"id": ctx.id})
+
+    async def _look(self, id: Id | None) -> None:
+        """Have everybody see what there is of a record; None: of any."""
+        if self.store is None or id is None or "read" in self._handlers:  # what that shows, only it knows
+            if self.store is not None:
+                await self._call.limited(self.store.read({"$limit": 1}))  # once the store answers, and not sooner
+            self.refresh()
+            await asyncio.sleep(REFRESH_EVERY)
+            return
+        async with self._turn(id):
+            record = await self._call.limited(self.store.get(id))
+            if record is None:
+                self.publish("delete", {"id": id})
+            elif not self._is_told(record):
+                self._announce("upsert", record, is_present=True)
+
+    def _is_told(self, record: Record) -> bool:
+        """Whether this very version of a record was the last one that was broadcast."""
+        version = self._version_of(record)
+        topic = None if version is None else self._hub.find(self.name, self.place(record)[0])
+        return topic is not None and topic.version(record["id"]) == version
+
+    def _version_of(self, record: Mapping[str, Any]) -> int | None:
+        version = None if self.options.version is None else record.get(self.options.version)
+        return version if type(version) is int else None
 
     # Channels
 
@@ -551,8 +660,46 @@ class Model:
                 self._note_place(str(id), self.place(current))
 
     async def _read_rows(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
-        """The rows of the reader, records or their JSON texts. A publisher does not ask it where a record was: as with
-        `_learn_places`, once for each query, since what comes later is published."""
+        """The rows of the reader, records or their JSON texts."""
+        if not self._may_be_shared:
+            return await self._read_places(query, rows)
+        topic = None
+        with contextlib.suppress(Reject):  # a read need not name a channel
+            topic = self._hub.find(self.name, self.place(query)[0])
+        since = 0 if topic is None else topic.channel.seq
+        read = await self._read_places(query, rows)
+        changed = None if topic is None else topic.channel.since(since)
+        await self._catch_up({str(change.body.id) for change in changed or ()} | self._being_written())
+        return read
+
+    @property
+    def _may_be_shared(self) -> bool:
+        """Whether other processes may write the records, and versions tell which state is the newer one."""
+        return self.options.version is not None and self.options.store is not None and not self._is_instant
+
+    def _being_written(self) -> set[str]:
+        return {key[1] for key in self._turns.taken() if isinstance(key, tuple) and key[0] == self.name}
+
+    async def _catch_up(self, names: set[str]) -> None:
+        """Broadcast what other processes have made of the records that were written here while the store was read.
+
+        Who has read that must not get the older state that was written here after it. names: ids, as text.
+        """
+        assert self.store is not None
+        self._catching += 1
+        try:
+            for name in names:
+                record = await self._call.limited(self.store.get(name))
+                if record is not None and name not in self._deleted and not self._is_told(record):
+                    self._announce("upsert", record)
+        finally:
+            self._catching -= 1
+            if not self._catching:
+                self._deleted.clear()
+
+    async def _read_places(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
+        """A publisher does not ask the reader where a record was: as with `_learn_places`, once for each query, since
+        what comes later is published."""
         if not self.options.key:
             return await self._call.limited(rows)
         self._reading += 1
@@ -609,19 +756,28 @@ class Model:
             if topic.key != place[0]:
                 topic.publish("delete", id, gone)
 
-    def _announce(self, method: str, data: Mapping[str, Any]) -> str:
+    def _announce(self, method: str, data: Mapping[str, Any], *, is_present: bool = False) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        self._soon.run(self._prepare_change(method, data, body, self.options.store is not None))
+        act = self._prepare_change(method, data, body, self.options.store is not None, is_present)
+        self._soon.run(act, self.changes_lost)
         return body
 
-    def _prepare_change(self, method: str, data: Mapping[str, Any], body: str, is_known: bool) -> Callable[[], None]:
+    def _prepare_change(
+        self, method: str, data: Mapping[str, Any], body: str, is_known: bool, is_present: bool = False
+    ) -> Callable[[], None]:
         place = self.place(data) if method == "upsert" else None
         record = dict(data)  # the caller may go on with its own
-        return lambda: self._publish(method, record, body, place, is_known)
+        return lambda: self._publish(method, record, body, place, is_known, is_present)
 
     def _publish(
-        self, method: str, data: Mapping[str, Any], body: str, place: tuple[Key, str] | None, is_known: bool
+        self,
+        method: str,
+        data: Mapping[str, Any],
+        body: str,
+        place: tuple[Key, str] | None,
+        is_known: bool,
+        is_present: bool,
     ) -> None:
         id: Id = data["id"]
         if self.lives is not None:
@@ -635,9 +791,9 @@ class Model:
                 self._leave_place(id, place, is_known)
                 self._note_place(str(id), place)
             record = data if self._visible is not None else None
-            version = data.get(self.options.version) if self.options.version is not None else None
-            version = version if type(version) is int else None
-            self._hub.topic(self.name, *place).publish("upsert", id, body, record, version)
+            topic, version, store = self._hub.topic(self.name, *place), self._version_of(data), self.options.store
+            if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
+                self._doubts.add(id)  # it was deleted and added again, by another process, or this comes late
         store = self.options.store
         if store is not None:
             for evicted in store.take_evicted():
@@ -645,6 +801,8 @@ class Model:
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        if self._catching:
+            self._deleted.add(str(id))
         if self.gone is not None:
             self.gone.note("delete", id)
         if not self.options.key:
@@ -760,18 +918,23 @@ class Model:
 
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
-        method = request.method
+        method, failed = request.method, True
         try:
             if method == "read":
-                return await self.read_text(ctx, check_query(request.data))
-            if method in _STATE_METHODS:
-                return await self._write_all(ctx, request)
-            handler = self._handlers.get(method)
-            if handler is None or method == "subscribe":
-                raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-            return messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
+                text = await self.read_text(ctx, check_query(request.data))
+            elif method in _STATE_METHODS:
+                text = await self._write_all(ctx, request)
+            else:
+                handler = self._handlers.get(method)
+                if handler is None or method == "subscribe":
+                    raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
+                text = messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
+            failed = False
+            return text
         except Reject as error:
             raise self._hide_current(ctx, error) from None
+        finally:
+            ctx._end(failed)
 
     async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
         """What a handler returns, once that is done which it has said to be done soon: its result is what it said
@@ -876,6 +1039,8 @@ class Model:
         record = await self._call.limited(self.reader.get(query["id"])) if is_id(query["id"]) else None
         if record is None:
             raise self._not_found(query["id"])
+        if self._may_be_shared:
+            await self._catch_up({str(record["id"])} & self._being_written())
         return record
 
     @property
@@ -928,6 +1093,7 @@ class Model:
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
         body = self._announce("upsert", record)
+        ctx._end(failed=False)
         seen = self.show(ctx, record)
         if seen is record:
             return body
@@ -949,8 +1115,8 @@ class Model:
             typed = schema.load(data, stored, unset)
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
-            assert store is not None
-            return await self._call.limited(store.upsert(value))
+            own = store if store is not None and self._is_instant else ctx.store
+            return await self._call.limited(own.upsert(value))
         return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
@@ -971,7 +1137,7 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
-            return await self._call.limited(self.store.patch(data["id"], data, unset))
+            return await self._call.limited(ctx.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
         current = await self._call.limited(self.store.get(data["id"]))
         if current is None:
@@ -980,7 +1146,7 @@ class Model:
             return await self._upsert(ctx, data, current, unset)
         record = self._schema.record(self._schema.load(data, current, unset), data)
         changed = {field: record[field] for field in data if field in record}
-        return await self._call.limited(self.store.patch(data["id"], changed, unset))
+        return await self._call.limited(ctx.store.patch(data["id"], changed, unset))
 
     async def _delete(self, ctx: Context, id: Id, expected: Any) -> None:
         """expected: the version that the message names for it to be deleted only as that. A record that it sends along
@@ -991,13 +1157,14 @@ class Model:
         if handler is not None:
             deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(self.store.delete(id, *named.values()))
+            deleted = await self._call.limited(ctx.store.delete(id, *named.values()))
             if not deleted:
                 self._note_gone(id)
         else:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
+        ctx._end(failed=False)
 
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:

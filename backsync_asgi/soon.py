@@ -8,7 +8,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,8 +16,10 @@ logger = logging.getLogger("backsync")
 
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 
+Act = Callable[[], Coroutine[Any, Any, Any] | None]  # done when it has returned, and what it returns has
+
 # What to do, on whose behalf, and whom to tell if it has to be dropped.
-Waiting = tuple[Callable[[], Awaitable[Any] | None], contextvars.Context, Callable[[], None] | None]
+Waiting = tuple[Act, contextvars.Context, Callable[[], None] | None]
 
 
 class Line:
@@ -57,7 +59,7 @@ class Soon:
         self._dropped = 0
         self._lost: dict[Callable[[], None], None] = {}  # whom to tell of what was dropped
 
-    def put(self, act: Callable[[], Awaitable[Any] | None], on_lost: Callable[[], None] | None = None) -> None:
+    def put(self, act: Act, on_lost: Callable[[], None] | None = None) -> None:
         """Queue something to do on the loop. Safe in any thread; never waits.
 
         on_lost: called on the loop if it had to be dropped because too much waits; once for all that have the same.
@@ -74,7 +76,7 @@ class Soon:
                 line.soon = Soon(self)
             return line.soon
 
-    def _append(self, act: Callable[[], Awaitable[Any] | None], on_lost: Callable[[], None] | None) -> None:
+    def _append(self, act: Act, on_lost: Callable[[], None] | None) -> None:
         # On whose behalf: what a handler writes, from its thread, is held back until its reply like any other.
         context = contextvars.copy_context()
         with self._lock:
@@ -86,12 +88,12 @@ class Soon:
             self._waiting.append((act, context, on_lost))
             self._schedule()
 
-    def run(self, act: Callable[[], None]) -> None:
-        """Do it now on the event loop, soon from anywhere else."""
+    def run(self, act: Callable[[], None], on_lost: Callable[[], None] | None = None) -> None:
+        """Do it now on the event loop, soon from anywhere else; then as `put`."""
         if self._is_here():
             act()
         else:
-            self.put(act)
+            self.put(act, on_lost)
 
     def _is_here(self) -> bool:
         """Whether this is called on the event loop; without asking for the running one, which is a system call."""
@@ -145,10 +147,6 @@ class Soon:
                     tell()
                 waiting = context.run(act)
                 if waiting is not None:
-                    await asyncio.get_running_loop().create_task(_wait(waiting), context=context)
+                    await asyncio.get_running_loop().create_task(waiting, context=context)
             except Exception as error:  # noqa: BLE001 - one bad change must not stop those behind it
                 logger.error("A change that was published from another thread failed: %r", error)
-
-
-async def _wait(waiting: Awaitable[Any]) -> None:
-    await waiting

@@ -50,6 +50,14 @@ class Turns:
         """
         return nullcontext() if record is None else _Holding(self, record)
 
+    def holds(self, record: Hashable) -> bool:
+        """Whether the caller holds the record's turn, or shares its holder's."""
+        return record in self.held.get()
+
+    def taken(self) -> list[Hashable]:
+        """The records that are being written."""
+        return list(self._turns)
+
     async def take(self, record: Hashable) -> _Turn:
         """Wait for the record's turn, and hold it."""
         while True:

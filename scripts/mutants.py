@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = ("tests/convergence/test_machine.py", "-k", "Core or Asgi")
 FAULTS = ("tests/convergence/test_faults.py",)
+COMMITS = ("tests/test_commits.py",)
 LIMIT = 180  # seconds for one run; a fault may well show as a standstill
 
 
@@ -135,6 +136,41 @@ MUTANTS = (
         (('                topic.publish("delete", id, gone)', "                pass"),),
     ),
     Mutant("ephemeral record outlives its client", "ephemeral.py", (("        if is_back():", "        if True:"),)),
+    Mutant(
+        "commit broken off",
+        "handlers.py",
+        (("await asyncio.shield(task)", "await task"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "commit of a failed handler untold",
+        "models.py",
+        (("            ctx._end(failed)", "            ctx._end(False)"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "doubtful commit forgotten",
+        "models.py",
+        (("            except Unsure:\n                self._doubts.add(id)", "            except Unsure:"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "older version after a snapshot",
+        "models.py",
+        (("await self._catch_up({str(change.body.id) for", "set({str(change.body.id) for"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "record that is added again not followed",
+        "models.py",
+        (("                self._doubts.add(id)  # it was deleted", "                pass  # it was deleted"),),
+        examples=COMMITS,
+        machine=False,
+    ),
 )
 
 

@@ -219,6 +219,7 @@ async def test_a_handler_may_be_any_kind_of_function(sync: Backsync, kind: str) 
 
 async def test_a_handler_is_told_who_asks_and_what_for(sync: Backsync) -> None:
     store = MemoryStore()
+    await store.upsert({"id": "here"})
     seen: list[Any] = []
 
     @sync.model("M", store=store).on("look")
@@ -226,7 +227,7 @@ async def test_a_handler_is_told_who_asks_and_what_for(sync: Backsync) -> None:
         ctx.state.count = getattr(ctx.state, "count", 0) + 1
         seen.append((ctx.connection, hash(ctx.connection)))
         assert ctx.model is sync.model("M")
-        assert ctx.store is store
+        assert await ctx.store.get("here") == {"id": "here"}
         return [ctx.user, ctx.method, ctx.state.count, ctx.request.headers["x-test"], ctx.request.query_params["q"]]
 
     options: dict[str, Any] = {"headers": [(b"x-test", b"1")], "user": "ann", "query_string": b"q=2"}
@@ -1308,7 +1309,7 @@ async def test_a_store_that_hangs_is_answered_for_and_holds_nobody_up() -> None:
                 await asyncio.Event().wait()
             return await super().upsert(record)
 
-    sync = Backsync(limits=Limits(handler_timeout=0.02))
+    sync = Backsync(limits=Limits(handler_timeout=0.2))
     sync.model("M", store=Hanging())
     async with connect(sync) as client:
         assert (await client.error("M:upsert", {"id": "slow"}))["code"] == "timeout"
@@ -1819,7 +1820,7 @@ async def test_a_store_that_hangs_as_it_is_asked_for_a_record_holds_nobody_up(ev
                 await asyncio.Event().wait()
             return await super().get(id)
 
-    sync = Backsync(limits=Limits(handler_timeout=0.02))
+    sync = Backsync(limits=Limits(handler_timeout=0.2))
     model = sync.model("M", store=Hanging(), key=key)
 
     @model.on("upsert")

@@ -43,10 +43,13 @@ class Feed:
     Whoever commits takes a ticket before, and gives the new states with it after. Commits that write the same record
     wait for each other in the database, so their tickets have the order of the commits, even where the threads that
     come back from them do not. A state whose record has gone out with a newer ticket is left out.
+
+    is_present: the states are those that the database has now, whoever wrote them; see `Model.publish_present`.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, is_present: bool = False) -> None:
         self.model = model
+        self._is_present = is_present
         self._lock = threading.Lock()
         self._last = 0
         self._open: set[int] = set()
@@ -83,10 +86,11 @@ class Feed:
 
     def _publish(self, id: Id, record: Record | None) -> None:
         try:
+            publish = self.model.publish_present if self._is_present else self.model.publish
             if record is None:
-                self.model.publish("delete", {"id": id})
+                publish("delete", {"id": id})
             else:
-                self.model.publish("upsert", record)
+                publish("upsert", record)
         except Exception as error:  # noqa: BLE001 - it is committed: its author must not hear of a failure
             logger.error("The change of %s %r is committed but cannot be broadcast: %s", self.model.name, id, error)
 

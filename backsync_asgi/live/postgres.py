@@ -220,7 +220,7 @@ class Listener:
         self._chosen = fields
         self._to_record = to_record
         self._install = install
-        self._feed = Feed(model)
+        self._feed = Feed(model, is_present=True)
         self._versions: dict[str, int] | None = None  # by key as text: the xmin of the row that was last seen
         self._noted: dict[str, None] = {}  # keys, or ALL, in the order in which they were notified of
         self._news = asyncio.Event()

@@ -23,6 +23,10 @@ CHUNK = 500  # records that a snapshot reads at a time
 BY_ID = (("id", False),)  # the order of pages for which none is given
 
 
+class Unsure(Reject):
+    """`unavailable`, from a store that does not know whether a write was committed."""
+
+
 class Reader(Protocol):
     """What a model's records are read from: a store, or a table of the application's.
 
@@ -52,7 +56,8 @@ class Store(Reader, Protocol):
 
     A store raises Reject where a request is refused: `invalid` (details: a list of `{"field", "message"}`),
     `not_found`, `conflict` (details: `{"current": record}`), `too_large` (details: `{"limit": number}`), `unavailable`
-    (retrying is safe); and EncodeError for what JSON cannot carry. Nothing is stored then.
+    (retrying is safe); and EncodeError for what JSON cannot carry. Nothing is stored then; where that is not sure, it
+    raises `Unsure`, and the record is read again and broadcast as soon as that can be done.
 
     version: the field that counts a record's writes, from 1, or None. The store counts; a write or delete that names
     another value than the current one is a `conflict`, one that names none is unconditional.

@@ -33,7 +33,20 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-from .base import CHUNK, Id, Query, Record, check_version, invalid, matches, merge, missing, parse_query, replace
+from .base import (
+    CHUNK,
+    Id,
+    Query,
+    Record,
+    Unsure,
+    check_version,
+    invalid,
+    matches,
+    merge,
+    missing,
+    parse_query,
+    replace,
+)
 from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, snake_case
 
 logger = logging.getLogger("backsync")
@@ -246,19 +259,22 @@ class SQLStore:
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[Result]], *, write: bool = False) -> Result:
         """What the work returns, once it is committed; again on another connection where the first turns out dead."""
-        with explained(self.table.name):
-            home = await self._home()
-            for left in reversed(range(TRIES)):
-                committing = False
-                try:
-                    async with home.writing() if write else home.reading() as connection:
-                        result = await work(connection)
-                        committing = write
-                    return result
-                except DBAPIError as error:
-                    again = error.connection_invalidated or (write and _is_taken(error))
-                    if committing or not again or not left:
-                        raise
+        committing = False
+        try:
+            with explained(self.table.name):
+                home = await self._home()
+                for left in reversed(range(TRIES)):
+                    try:
+                        async with home.writing() if write else home.reading() as connection:
+                            result = await work(connection)
+                            committing = write
+                        return result
+                    except DBAPIError as error:
+                        again = error.connection_invalidated or (write and _is_taken(error))
+                        if committing or not again or not left:
+                            raise
+        except Reject as error:
+            raise Unsure(error.code, error.message) if committing and error.code == "unavailable" else error from None
         raise AssertionError("the last try returns or raises")
 
     async def _home(self) -> _Home:

@@ -10,6 +10,7 @@ import { debug } from "./debug.js";
 import { Emitter } from "./emitter.js";
 import { BacksyncError } from "./errors.js";
 import { browserHost, guarded, type Host, type Timer } from "./host.js";
+import { type Order, Pages } from "./pages.js";
 import { decode, type Incoming, isObject, type Message, type Query, splitEvent } from "./protocol.js";
 import { type OpenSocket, openSocket, type Socket, type SocketOptions } from "./socket.js";
 import { type OpenStorage, openStorage, type Storage } from "./storage.js";
@@ -53,6 +54,10 @@ export interface SubscribeOptions {
   query?: Query;
   /** False: no records, only what happens from now on. */
   snapshot?: false;
+  /** Records of a page, 1 to 1 000: only the first page comes, `more()` of the subscription opens the next one. */
+  page?: number | undefined;
+  /** The order of the pages: a field, `-field` for descending, or several. Default: by id. */
+  order?: Order | undefined;
 }
 
 /** Why a connection is `closed`. */
@@ -241,7 +246,15 @@ export class Connection {
       const form = 'subscribe("Todo", {}, {snapshot(records, seq) {…}, changes(changes) {…}})';
       throw new BacksyncError("usage", `subscribe() needs a model's name, options and a sink with snapshot and changes: ${form}.`);
     }
-    const subscription = this.#subscriptions.add(model, options.query, options.snapshot !== false, sink);
+    const { page, order, query } = options;
+    if (page === undefined ? order !== undefined : options.snapshot === false) {
+      throw new BacksyncError("usage", "subscribe() got order without page, or page without records. Give both order and page, or neither.");
+    }
+    const pages = page === undefined ? null : new Pages({ page, order, query }, sink, (data, answered) => {
+      this.request({ event: `${model}:read`, data }, {}, answered);
+    });
+    const asked = pages === null ? query : pages.query;
+    const subscription = this.#subscriptions.add(model, asked, options.snapshot !== false, pages ?? sink);
     if (this.#closed === null) this.open();
     else this.#subscriptions.failAll(this.#closedError(this.#closed));
     return subscription;

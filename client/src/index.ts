@@ -13,6 +13,7 @@ export { install } from "./backbone/install.js";
 export type { Installed, InstallOptions, LiveCallOptions, SyncListener } from "./backbone/install.js";
 export type { LivePromise } from "./backbone/live.js";
 export type { SyncPromise } from "./backbone/sync.js";
+export type { Order } from "./pages.js";
 export type { Change, Position, Query, ServerRecord } from "./protocol.js";
 export type { Sink, Subscription } from "./subscriptions.js";
 export { installLegacyNames } from "./legacy.js";

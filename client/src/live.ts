@@ -8,6 +8,7 @@ import { localName, recordName } from "./coalesce.js";
 import type { Connection, Status } from "./connection.js";
 import { BacksyncError } from "./errors.js";
 import { guarded } from "./host.js";
+import { inOrder, type Order } from "./pages.js";
 import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
 import { type PendingWrite, same, Shadow } from "./shadow.js";
 import type { Sink, Subscription } from "./subscriptions.js";
@@ -15,9 +16,15 @@ import type { Sink, Subscription } from "./subscriptions.js";
 export interface LiveCollectionOptions<Item> {
   /** For a keyed model its key fields; else what the server's read handler gets. */
   query?: Query;
-  /** Default: the server's order, what is new at the end. */
+  /** Default: the server's order, what is new at the end; with `page` that of `order`. */
   sort?: (one: Item, other: Item) => number;
+  /** Records of a page, 1 to 1 000: only the first page comes, `more()` opens the next one. */
+  page?: number;
+  /** The order of the pages: a field, `-field` for descending, or several. Default: by id. */
+  order?: Order;
 }
+
+const OPTIONS = ["query", "sort", "page", "order"];
 
 interface Entry<Item> {
   /** Its place in the collection's table: the name of its id, or a local name until there is one. */
@@ -33,6 +40,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   readonly #connection: Connection;
   readonly #model: string;
   readonly #sort: ((one: Item, other: Item) => number) | undefined;
+  readonly #query: Query | undefined;
   readonly #subscription: Subscription;
   readonly #listeners = new Set<() => void>();
   readonly #unbind: () => void;
@@ -52,11 +60,13 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       throw new BacksyncError("usage", "new LiveCollection() needs a connection first: write for example new LiveCollection(Backsync.connection, \"Todo\").");
     }
     for (const name of Object.keys(options)) {
-      if (name !== "query" && name !== "sort") throw new BacksyncError("usage", `LiveCollection does not know the option "${name}". It knows query and sort.`);
+      if (!OPTIONS.includes(name)) throw new BacksyncError("usage", `LiveCollection does not know the option "${name}". It knows ${OPTIONS.join(", ")}.`);
     }
+    const { query, page, order } = options;
     this.#connection = connection;
     this.#model = model;
-    this.#sort = options.sort;
+    this.#sort = options.sort ?? (page === undefined ? undefined : inOrder(order ?? []));
+    this.#query = query;
     this.ready = new Promise<this>((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -66,9 +76,10 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const sink: Sink = {
       snapshot: (records) => this.#fill(records),
       changes: (changes) => this.#apply(changes),
+      more: (records) => this.#add(records),
       failed: (error, over) => this.#failed(error, over),
     };
-    this.#subscription = connection.subscribe(model, options.query === undefined ? {} : { query: options.query }, sink);
+    this.#subscription = connection.subscribe(model, { ...(query === undefined ? {} : { query }), page, order }, sink);
   }
 
   /** All records, frozen; the same array as long as nothing in it has changed. */
@@ -87,6 +98,16 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   /** Why it is `closed`, or why the server does not let it catch up at present. */
   get error(): BacksyncError | null {
     return this.#error;
+  }
+
+  /** Whether the server has records after those of the pages that are open. */
+  get hasMore(): boolean {
+    return this.#subscription.hasMore;
+  }
+
+  /** Opens one more page; resolves when it is there, at once where there is none. Rejects if it is refused. */
+  more(): Promise<void> {
+    return this.#subscription.more();
   }
 
   /** Number of records with writes that have no answer yet. */
@@ -120,7 +141,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const entry = this.#entry(name ?? localName());
     const fields = entry.shadow.confirmed === undefined ? { ...this.#subscription.key, ...given } : given; // a new one is of this room
     const write: PendingWrite = { kind: name === null ? "create" : "write", fields: entry.shadow.differences(fields) };
-    const { query } = entry.shadow.confirmed === undefined ? this.#subscription : {};
+    const query = entry.shadow.confirmed === undefined ? this.#query : undefined;
     return this.#write(entry, { event: "upsert", data: fields }, write, query) as Promise<Item>;
   }
 
@@ -236,6 +257,14 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       if (entry.shadow.confirmed !== undefined) entry.shadow.confirmed = null;
       if (entry.shadow.pending) this.#entries.set(name, entry);
     }
+  }
+
+  #add(records: ServerRecord[]): void {
+    for (const record of records) {
+      const name = recordName(record.id);
+      if (name !== null) this.#entry(name).shadow.receive(safeRecord(record));
+    }
+    this.#changed();
   }
 
   #apply(changes: Change[]): void {

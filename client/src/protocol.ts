@@ -39,6 +39,8 @@ export interface Change {
   data: unknown;
   seq: number | null;
   key: Query | null;
+  /** What the server has said, where this is only what follows from it for a page's open records. */
+  origin?: Change;
 }
 
 export function isObject(value: unknown): value is Record<string, unknown> {

@@ -7,6 +7,7 @@ import type { Settle } from "./calls.js";
 import { BacksyncError } from "./errors.js";
 import { guarded, type Host, type Timer } from "./host.js";
 import { retryDelay } from "./backoff.js";
+import { Pages } from "./pages.js";
 import {
   type Change,
   canonical,
@@ -26,6 +27,8 @@ export interface Sink {
   snapshot(records: ServerRecord[], seq: number): void;
   /** What happened in one frame, in order. */
   changes(changes: Change[]): void;
+  /** Further records of a list that is read page by page; what is there stays. Without it they come as changes. */
+  more?(records: ServerRecord[]): void;
   /**
    * Refused. `over`: for good, by the server or because the connection is closed; unless it is closed, the records are
    * not to be seen any more. Else the server could not answer, and is asked again.
@@ -53,17 +56,31 @@ export class Subscription {
   position: Position | null = null;
   /** The key fields of its channel, for a keyed model, once the server has answered. */
   key: Query | null = null;
+  /** Where it is read page by page. */
+  readonly #pages: Pages | null;
 
   /** @internal */
-  constructor(model: string, query: Query | undefined, stop: () => void) {
+  constructor(model: string, query: Query | undefined, stop: () => void, pages: Pages | null) {
     this.model = model;
     this.query = query;
     this.#stop = stop;
+    this.#pages = pages;
+  }
+
+  /** Whether there are records after those of the pages that are open. */
+  get hasMore(): boolean {
+    return this.#pages?.hasMore ?? false;
+  }
+
+  /** Opens one more page; resolves when it is there, at once where there is none. Rejects if it is refused. */
+  more(): Promise<void> {
+    return this.#pages === null ? Promise.resolve() : this.#pages.more();
   }
 
   /** Ends it: nothing reaches the sink any more. */
   stop(): void {
     this.#stop();
+    this.#pages?.stop(new BacksyncError("aborted", `The subscription to ${this.model} was stopped.`));
   }
 }
 
@@ -123,7 +140,8 @@ export class Subscriptions {
   }
 
   add(model: string, query: Query | undefined, wantsRecords: boolean, sink: Sink, once = false): Subscription {
-    const subscription = new Subscription(model, query, () => this.#remove(entry));
+    const pages = sink instanceof Pages ? sink : null;
+    const subscription = new Subscription(model, query, () => this.#remove(entry), pages);
     const entry: Entry = {
       subscription,
       sink,

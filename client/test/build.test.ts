@@ -160,7 +160,7 @@ describe("the directory", () => {
   });
 
   it("is small", async () => {
-    const limits: Record<string, number> = { "backsync.js": 158_000, "backsync.mjs": 105_000 };
+    const limits: Record<string, number> = { "backsync.js": 163_000, "backsync.mjs": 110_000 };
     for (const [name, limit] of Object.entries(limits)) assert.ok((await readFile(path.join(out, name))).length < limit, name);
   });
 });

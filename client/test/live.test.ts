@@ -190,7 +190,7 @@ describe("LiveCollection", () => {
     await socket.frame(remove(1));
     assert.deepEqual(todos.records, [{ id: 1 }]);
     assert.equal(todos.status, "closed");
-    assert.throws(() => new LiveCollection(connection, "Todo", { querry: {} } as never), /does not know the option "querry".*query and sort/);
+    assert.throws(() => new LiveCollection(connection, "Todo", { querry: {} } as never), /does not know the option "querry".*query, sort, page, order/);
     assert.throws(() => todos.patch(undefined, {}), /undefined is no id/);
   });
 

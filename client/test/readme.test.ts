@@ -31,7 +31,7 @@ it("the README's code blocks run, one after the other", async () => {
     const readme = await readFile("README.md", "utf8");
     const scripts = [...readme.matchAll(/```html\n([^]*?)```/g)].flatMap(([, html]) => [...html!.matchAll(/<script>([^]*?)<\/script>/g)]);
     const blocks = [...scripts, ...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!);
-    assert.equal(blocks.length, 13);
+    assert.equal(blocks.length, 15);
     for (const code of blocks) {
       if (code.startsWith("import")) {
         for (const [, names] of code.matchAll(/import \{ ([^}]*) \} from "backsync"/g)) {
@@ -64,6 +64,10 @@ it("the README's code blocks run, one after the other", async () => {
       "Task:subscribe",
       "Task:upsert",
       "Task:unsubscribe",
+      "Line:subscribe",
+      "Line:unsubscribe",
+      "Line:subscribe",
+      "Line:unsubscribe",
       "ChatMessage:subscribe",
       "ChatMessage:typing",
       "ChatMessage:unsubscribe",

@@ -110,10 +110,11 @@ class Proxy:
 class NetSocketLine:
     """A WebSocket to a real server, raw or framed, through a proxy."""
 
-    def __init__(self, port: int, framed: bool, how: End, ears: Ears) -> None:
+    def __init__(self, port: int, framed: bool, how: End, ears: Ears, path: str = "") -> None:
         self.cable = Cable()
         self._ears = ears
         self._framed = framed
+        self._path = path
         self._over = False
         self._proxy = Proxy(port, self.cable, how)
         self._outgoing: asyncio.Queue[str] = asyncio.Queue()
@@ -131,7 +132,7 @@ class NetSocketLine:
 
     async def _run(self) -> None:
         port = await self._proxy.start()
-        path = f"/000/{secrets.token_hex(8)}/websocket" if self._framed else "/websocket"
+        path = self._path + (f"/000/{secrets.token_hex(8)}/websocket" if self._framed else "/websocket")
         sending: asyncio.Task[None] | None = None
         try:
             async with open_websocket(

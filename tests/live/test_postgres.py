@@ -68,7 +68,7 @@ class Seen(list[tuple[str, Any]]):
 @pytest.fixture
 def seen(sync: Backsync, monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen()
-    monkeypatch.setattr(sync.model("Message"), "publish", lambda method, data: seen.append((method, data)))
+    monkeypatch.setattr(sync.model("Message"), "publish_present", lambda method, data: seen.append((method, data)))
     return seen
 
 
@@ -277,6 +277,20 @@ async def test_two_programs_that_write_the_same_rows_leave_no_older_state(
         rows = {row["id"]: row["text"] for row in await connection.fetch("SELECT id, text FROM message")}
         await connection.close()
         await seen.until(lambda: {id: row["text"] for id, row in seen.rows.items()} == rows)
+
+
+async def test_a_row_that_is_deleted_and_added_again_begins_anew_also_where_versions_are_counted(
+    postgresql: PostgreSQL, execute: Execute
+) -> None:
+    sync = Backsync()
+    model = sync.model("Message", version="rev")
+    await execute("ALTER TABLE message ADD rev int; INSERT INTO message (id, rev) VALUES (1, 6)")
+    async with listen(model, postgresql.url, table="message"), connect(sync) as client:
+        view = await client.subscribe("Message")
+        await execute("UPDATE message SET rev = 7")
+        await client.until(lambda: view[1]["rev"] == 7)
+        await execute("BEGIN; DELETE FROM message; INSERT INTO message (id, rev) VALUES (1, 1); COMMIT")
+        await client.until(lambda: view[1]["rev"] == 1)
 
 
 # ── Installing ───────────────────────────────────────────────────────────────────────────────────────────────────────

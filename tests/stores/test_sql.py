@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import random
 import sqlite3
 import subprocess
@@ -22,8 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.stores import SQLStore
-from backsync_asgi.stores.base import parse_query
+from backsync_asgi.stores.base import Unsure, parse_query
+from backsync_asgi.stores.sql import parse_url
 from backsync_asgi.stores.tables import select
+from tests.forks import processes
 from tests.postgres import PostgreSQL, postgres
 from tests.servers import ROOT
 from tests.stores.writer import write
@@ -483,9 +484,28 @@ async def test_what_a_crashing_database_has_acknowledged_is_kept() -> None:
         await store.close()
 
 
+async def test_a_write_whose_commit_got_no_answer_says_that_it_may_be_stored(url: str) -> None:
+    engine = create_async_engine(parse_url(url))
+    store = SQLStore(engine=engine, table="unanswered")
+    await store.open()
+
+    def lose_the_answer(connection: sa.Connection) -> None:
+        connection.connection.commit()
+        raise ConnectionResetError("cut")
+
+    sa.event.listen(engine.sync_engine, "commit", lose_the_answer)
+    with pytest.raises(Unsure) as doubt:
+        await store.upsert({"id": "a"})
+    assert doubt.value.code == "unavailable"
+    sa.event.remove(engine.sync_engine, "commit", lose_the_answer)
+    assert await store.get("a") == {"id": "a"}
+    with pytest.raises(Reject) as refused:
+        await store.patch("b", {})
+    assert not isinstance(refused.value, Unsure)
+    await engine.dispose()
+
+
 def test_no_acknowledged_write_is_lost_when_the_process_is_killed(sqlite: str) -> None:
-    processes = multiprocessing.get_context("forkserver")  # starts from a process that has all imported
-    processes.set_forkserver_preload(["tests.stores.writer"])
     number = -1
     for _ in range(20):
         acknowledged, sender = processes.Pipe(duplex=False)

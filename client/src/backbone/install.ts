@@ -5,6 +5,7 @@ import { BacksyncError } from "../errors.js";
 import { type Change, canonical, modelName, type Query } from "../protocol.js";
 import type { Subscription } from "../subscriptions.js";
 import { guarded, type Host } from "../host.js";
+import type { Order } from "../pages.js";
 import { Binding, type LivePromise } from "./live.js";
 import { Records } from "./records.js";
 import { syncOver } from "./sync.js";
@@ -25,6 +26,10 @@ export interface InstallOptions {
 export interface LiveCallOptions {
   /** For a keyed model its key fields; else what the server's read handler gets. */
   query?: Query;
+  /** Records of a page, 1 to 1 000: only the first page comes, `more()` of what is returned opens the next one. */
+  page?: number;
+  /** The order of the pages: a field, `-field` for descending, or several. The collection's comparator should say the same. */
+  order?: Order;
   /** Instead of the default connection, or of the collection's `backsync`. */
   connection?: Connection;
   /** Whether writes that the server refuses are taken back. Default true. */
@@ -142,7 +147,7 @@ class Installation {
   }
 
   live(collection: BackboneCollection, options: LiveCallOptions = {}): LivePromise {
-    const known = ["query", "connection", "rollback", "destroy", "name"];
+    const known = ["query", "connection", "rollback", "destroy", "name", "page", "order"];
     for (const name of Object.keys(options)) {
       if (!known.includes(name)) throw new BacksyncError("usage", `live() does not know the option "${name}". It knows ${known.join(", ")}.`);
     }
@@ -169,6 +174,8 @@ class Installation {
     const binding: Binding = new Binding(collection, connection, this.#records, siblings(state), {
       model,
       query: options.query,
+      page: options.page,
+      order: options.order,
       destroy: options.destroy ?? false,
       heard: (change) => this.#tell(connection.host, collection, state, change),
       ended,

@@ -6,6 +6,7 @@
 import type { Connection } from "../connection.js";
 import { BacksyncError } from "../errors.js";
 import { guarded, type Host } from "../host.js";
+import type { Order } from "../pages.js";
 import { type Change, isObject, matches, type Query, safeRecord, type ServerRecord } from "../protocol.js";
 import type { Attributes } from "../shadow.js";
 import type { Sink, Subscription } from "../subscriptions.js";
@@ -19,11 +20,17 @@ export interface LivePromise extends Promise<BackboneCollection> {
    * no other room which it follows.
    */
   stop(): void;
+  /** Whether the server has records after those of the pages that are open. */
+  readonly hasMore: boolean;
+  /** Opens one more page; resolves when it is there, at once where there is none. Rejects if it is refused. */
+  more(): Promise<void>;
 }
 
 export interface BindingOptions {
   model: string;
   query: Query | undefined;
+  page: number | undefined;
+  order: Order | undefined;
   /** Whether a record that the server deletes also fires Backbone's `destroy`, as if the page had destroyed it. */
   destroy: boolean;
   /** Told of each change and event after it has been applied. */
@@ -59,9 +66,12 @@ export class Binding implements Sink {
     this.#options = options;
     this.promise = new Promise<BackboneCollection>((...settlers) => ([this.#resolve, this.#reject] = settlers)) as LivePromise;
     this.promise.catch(() => {}); // told by the `error` event, too
+    const { model, query, page, order } = options;
+    const subscription = connection.subscribe(model, { ...(query === undefined ? {} : { query }), page, order }, this);
+    this.#subscription = subscription;
     this.promise.stop = () => this.stop();
-    const { model, query } = options;
-    this.#subscription = connection.subscribe(model, query === undefined ? {} : { query }, this);
+    this.promise.more = () => subscription.more();
+    Object.defineProperty(this.promise, "hasMore", { get: () => subscription.hasMore });
   }
 
   /** The key fields of its channel; null: it has none, or the server has not answered yet. */
@@ -109,7 +119,12 @@ export class Binding implements Sink {
       this.#host.report(error);
       for (const change of changes) guarded(this.#host, () => this.#apply([change])); // repeats are harmless
     }
-    for (const change of changes) this.#options.heard(change);
+    for (const change of changes) this.#options.heard(change.origin ?? change);
+  }
+
+  more(records: ServerRecord[]): void {
+    const changes = records.map((data) => ({ method: "upsert", data, seq: null, key: null }));
+    guarded(this.#host, () => this.#apply(changes));
   }
 
   #isLast(): boolean {

@@ -1,0 +1,121 @@
+"""Commits: what a store has taken is told of, whatever fails after it; it knows neither models nor connections.
+
+`Handed` is a store as a handler has it; `Doubts` looks again at records whose present state nobody may have been told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from .messages import record_of
+from .stores.base import Id, Record, Store
+
+logger = logging.getLogger("backsync")
+
+Result = TypeVar("Result")
+
+MAX_DOUBTS = 1_000  # records of a model that are looked at one by one; more are read anew as a whole
+FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds until a store that did not answer is asked again, doubled each time
+
+
+class Commit(Protocol):
+    """Carries out a write of a record to its end, and calls `told` with what it returns."""
+
+    def __call__(
+        self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
+    ) -> Awaitable[Result]:
+        """id: of the record, None where the store gives one."""
+
+
+class Handed:
+    """A model's store as a handler has it. What is written is told of by what the handler returns; where it does not
+    come to that, or by tasks that outlive it, `tell` is called with the id of each record.
+
+    is_instant: the store never waits once it has begun to write.
+    """
+
+    __slots__ = ("_commit", "_is_instant", "_store", "_tell", "_written")
+
+    def __init__(self, store: Store, commit: Commit, tell: Callable[[Id], None], is_instant: bool) -> None:
+        self._store = store
+        self._is_instant = is_instant
+        self._commit = commit
+        self._tell = tell
+        self._written: dict[str, Id] | None = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def upsert(self, record: Mapping[str, Any]) -> Record:
+        """As the store's."""
+        if self._is_instant:  # the usual write, in memory: what `commit` does then, without its cost
+            stored = await self._store.upsert(record)
+            self._note(stored)
+            return stored
+        record = record_of(record)
+        return await self._commit(record.get("id"), lambda: self._store.upsert(record), self._note)
+
+    async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
+        """As the store's."""
+        return await self._commit(id, lambda: self._store.patch(id, fields, unset), self._note)
+
+    async def delete(self, id: Id, *version: Any) -> bool:
+        """As the store's."""
+
+        def note(deleted: bool) -> None:
+            if deleted:
+                self._note({"id": id})
+
+        return await self._commit(id, lambda: self._store.delete(id, *version), note)
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        if self._written is None:
+            self._tell(record["id"])
+        else:
+            self._written[str(record["id"])] = record["id"]
+
+    def end(self, failed: bool) -> None:
+        """The handler has ended; if it failed, what it has written is told of now."""
+        written, self._written = self._written, None
+        if failed:
+            for id in (written or {}).values():
+                self._tell(id)
+
+
+class Doubts:
+    """Records whose state is to be looked at and told, one after the other, and again until the store answers.
+
+    look: called with a record's id; with None where it is not known which records have changed.
+    """
+
+    def __init__(self, look: Callable[[Id | None], Coroutine[Any, Any, None]]) -> None:
+        self._look = look
+        self._ids: dict[str | None, tuple[Id | None, contextvars.Context]] = {}  # and on whose behalf
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, id: Id | None) -> None:
+        """Look at this record soon. On the event loop only."""
+        if len(self._ids) >= MAX_DOUBTS:
+            self._ids.clear()
+            id = None
+        self._ids[None if id is None else str(id)] = id, contextvars.copy_context()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        delay = FIRST_DELAY
+        while self._ids:
+            name = next(iter(self._ids))
+            id, context = self._ids.pop(name)
+            try:
+                await asyncio.get_running_loop().create_task(self._look(id), context=context)
+                delay = FIRST_DELAY
+            except Exception as error:  # noqa: BLE001 - whatever it is, clients would stay with an older state
+                logger.warning("A record whose write may be untold cannot be read yet: %r", error)
+                self._ids[name] = id, context
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_DELAY)
