@@ -20,8 +20,8 @@ from .errors import CODES, BadMessage, EncodeError, Reject
 from .handlers import Caller, HandlerFunction, HandlerTimeout
 from .hub import Acting, Hub, Subscriber, Topic, discard
 from .limits import Bucket, Limits, Memory
-from .messages import CONTROL, MAX_ID, Request
-from .models import NOW, BrokenOff, Context, Model, check_query
+from .messages import CONTROL, MAX_ID, Request, check_query
+from .models import NOW, BrokenOff, Context, Model
 from .retries import Retries, digest
 from .sockjs.frames import Frame, loads
 from .sockjs.receivers import Scope
@@ -538,7 +538,7 @@ class Connection:
                 return self._error(id, request.event, "bad_message", f"The id {id!r} was used for another request.")
             text = await asyncio.shield(known.outcome)
             model = self._site.models[request.model]  # it was carried out, so there is one
-            return model.show_reply(Context(self, model, request.method), text)
+            return model.visibility.show_reply(Context(self, model, request.method), text)
         if request.model not in self._site.models:
             return (await self._run(request, acting))[0]
         outcome: asyncio.Future[str] = self._site.loop.create_future()
@@ -742,7 +742,7 @@ class Connection:
             return await self._subscribe_now(model, request, query, acting)
 
     async def _subscribe_now(self, model: Model, request: Request, query: dict[str, Any], acting: Acting) -> str:
-        topic = self._site.hub.find(model.name, model.place(query)[0])
+        topic = self._site.hub.find(model.name, model.places.of(query)[0])
         before = None if topic is None else self._queries.get(topic)
         try:
             for _ in range(SNAPSHOT_TRIES):
@@ -821,7 +821,7 @@ class Connection:
         """
         if not ctx.model.tells_apart:
             return topic.channel.epoch
-        kind, _ = ctx.model.audience_of(ctx)
+        kind, _ = ctx.model.visibility.audience_of(ctx)
         view = self._site.number_of_view(self.user, kind if isinstance(kind, tuple) else None)
         return f"{topic.channel.epoch}.{view:x}"
 
@@ -839,7 +839,7 @@ class Connection:
 
     def _attach(self, ctx: Context, topic: Topic, query: Mapping[str, Any], seq: int) -> None:
         if self.is_open:
-            kind, view = ctx.model.audience_of(ctx)
+            kind, view = ctx.model.visibility.audience_of(ctx)
             self._queries[topic] = (ctx.model, query)
             self._subscriber.attach(topic, seq, kind, view)
 
@@ -863,7 +863,7 @@ class Connection:
             return text if text.startswith("[") else f"[{text}]"
         changes = topic.channel.since(topic.channel.floor) or []
         rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]
-        return messages.encode([seen for row in rows if (seen := model.show(ctx, row)) is not None])
+        return messages.encode([seen for row in rows if (seen := model.visibility.show(ctx, row)) is not None])
 
     def _lost(self, topic: Topic) -> None:
         self._renew(topic, *self._queries[topic])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .errors import BadMessage, EncodeError
+from .errors import BadMessage, EncodeError, Reject
 from .sockjs.frames import loads
 
 MAX_DEPTH = 32  # of arrays and objects in each other; nobody's record is deeper, and parsers are
@@ -85,6 +85,45 @@ def is_id(value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value) <= MAX_ID
     return type(value) is int and abs(value) <= MAX_SAFE_INTEGER
+
+
+def check_query(data: Any) -> dict[str, Any]:
+    """The query of a read or subscribe; nothing is an empty one. Raises Reject("invalid")."""
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise Reject("invalid", f"A query got {shorten(data)}, expected an object or nothing.")
+    return data
+
+
+def check_record(record: Mapping[Any, Any]) -> None:
+    """Raises Reject("invalid") for an id that is none, too many fields, or a field name that is too long."""
+    id = record.get("id")
+    faults = []
+    if id is not None and not is_id(id):
+        faults.append({"field": "id", "message": "expected a string of 1-128 characters or an integer"})
+    if len(record) > MAX_FIELDS:
+        raise Reject("too_large", f"A record may have {MAX_FIELDS} fields.", {"limit": MAX_FIELDS})
+    faults += [
+        {"field": shorten(str(key)), "message": f"a field's name has at most {MAX_KEY} characters"}
+        for key in record
+        if not isinstance(key, str) or len(key) > MAX_KEY
+    ]
+    if faults:
+        raise Reject(
+            "invalid",
+            "The record was refused: " + "; ".join(f"{it['field']}: {it['message']}" for it in faults),
+            faults,
+        )
+
+
+def check_unset(unset: Any) -> list[str]:
+    """The fields that a patch removes. Raises Reject("invalid")."""
+    if unset is None:
+        return []
+    if not isinstance(unset, list) or not all(isinstance(field, str) for field in unset):
+        raise Reject("invalid", f"unset got {shorten(unset)}, expected a list of field names.")
+    return unset
 
 
 def is_model_name(value: str) -> bool:

@@ -12,7 +12,6 @@ import copy
 import inspect
 import logging
 import sys
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -23,17 +22,18 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .commits import Doubts, Handed
 from .ephemeral import Lives
-from .errors import EncodeError, Reject
+from .errors import Reject
 from .gone import Gone
-from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature, is_async
-from .hub import Hub, Key, Push, Subscriber, Topic, View, as_it_is
-from .messages import ALIASES, MAX_FIELDS, MAX_KEY, Request, is_id
+from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature
+from .hub import Hub, Topic
+from .messages import ALIASES, Request, check_query, check_record, check_unset, is_id
+from .places import Place, Places
 from .schemas import Schema, Unknown, data_annotation, schema_of
-from .sockjs.frames import Message, loads
 from .soon import Line, Soon
 from .stores.base import Id, Reader, Record, Store, Unsure, equal, matches, parse_query
 from .stores.memory import MemoryStore
 from .turns import Turns
+from .visibility import Visibility
 
 logger = logging.getLogger("backsync")
 
@@ -42,9 +42,6 @@ Result = TypeVar("Result")
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
 REFRESH_EVERY = 1.0  # seconds at least between having everybody read anew because of writes that have failed
-KEYS = 10_000  # encoded keys that are remembered, per model
-PLACES = 100_000  # records of a keyed model whose channel is remembered, per model
-CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
 _WRITES = frozenset({"upsert", "patch", "delete"})
 _STATE_METHODS = _WRITES | {"read"}
 _RESERVED = frozenset({"unsubscribe", *ALIASES})
@@ -183,20 +180,14 @@ class Model:
         self._schemas: dict[str, Schema] = {}  # by method, where that says anything
         self._schema: Schema | None = None  # of all records
         self._configured = False
-        self._visible: Callable[[Context, Record], Any] | None = None
-        self._audience: Callable[[Context], Hashable] | None = None
+        self.visibility = Visibility(name, lambda connection: Context(connection, self, "visible"))
         self._hub = hub
         self._call = caller
         self._soon = soon
         self._turns = turns
-        self._places: OrderedDict[str, tuple[Key, str]] = OrderedDict()  # where records of a keyed model were last
-        self._keys: dict[tuple[tuple[Any, ...], tuple[type, ...]], tuple[Key, str]] = {}  # encoded, by values
-        self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
-        self._prune_at = KEYS
-        self._learned: set[str] = set()  # the queries of a keyed model whose records' places are known
+        self.places = Places(name, (), hub)
         self._catching = 0  # reads that look again at what was written meanwhile
         self._deleted: set[str] = set()  # the records that were deleted meanwhile
-        self._reading = 0  # reads of a keyed model that are under way
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
         self._reader: Reader | None = None
@@ -238,6 +229,7 @@ class Model:
 
     def _set_options(self, options: Options) -> None:
         self.options = options
+        self.places = Places(self.name, options.key, self._hub)
         self._schema = self._schema_of(options.schema or dict)
         for method, annotation in self._annotations.items():  # of handlers that were there before the options
             self._set_schema(method, annotation)
@@ -315,15 +307,7 @@ class Model:
         """
 
         def decorate(function: Decorated) -> Decorated:
-            check_signature(function, 2, "a visibility rule takes (ctx, record)")
-            if is_async(function):
-                raise TypeError(
-                    f"{function!r} is async: a visibility rule is a plain function, asked at each delivery."
-                )
-            if self._visible is not None:
-                raise ValueError(f"{self.name}.visible was given twice; there is one rule.")
-            self._visible = function
-            self._audience = audience
+            self.visibility.set_rule(function, audience)
             return function
 
         return decorate if function is None else decorate(function)
@@ -406,7 +390,7 @@ class Model:
         if store is None:
             raise ValueError(f"{self.name}.patch needs a store that knows the other fields; use upsert.")
         messages.encode(fields)
-        self._check_key(fields, unset)
+        self.places.check_patch(fields, unset)
         async with self._turn(id):
             await self._find_place(id)
             return await self._commit(id, lambda: store.patch(id, fields, unset), self._tell_stored)
@@ -475,7 +459,7 @@ class Model:
                     f"letters, digits and underscores, none of {sorted(_NO_EVENTS)}."
                 )
             body = messages.encode(data)
-            place = None if key is None else self._place_of_key(key)
+            place = None if key is None else self.places.of_key(key)
             return lambda: self._publish_event(method, body, place)
         if key is not None:
             raise ValueError(f"{self.name}.publish({method!r}) got a key, which a record has in its own fields.")
@@ -579,7 +563,7 @@ class Model:
     def _is_told(self, record: Record) -> bool:
         """Whether this very version of a record was the last one that was broadcast."""
         version = self._version_of(record)
-        topic = None if version is None else self._hub.find(self.name, self.place(record)[0])
+        topic = None if version is None else self._hub.find(self.name, self.places.of(record)[0])
         return topic is not None and topic.version(record["id"]) == version
 
     def _version_of(self, record: Mapping[str, Any]) -> int | None:
@@ -589,52 +573,8 @@ class Model:
     # Channels
 
     def topic_of(self, fields: Mapping[str, Any]) -> Topic:
-        """The channel that these fields belong to, of a record or a query.
-
-        Raises Reject("invalid") where a key field is missing or is no text, number or boolean.
-        """
-        return self._hub.topic(self.name, *self.place(fields))
-
-    def place(self, fields: Mapping[str, Any]) -> tuple[Key, str]:
-        """The key of a record or query, and as JSON text; empty for a model without key."""
-        names = self.options.key
-        if not names:
-            return (), ""
-        values = tuple([fields.get(name) for name in names])
-        kinds = tuple(map(type, values))  # True is 1 to a dict, and not to a browser
-        try:
-            known = self._keys.get((values, kinds))
-        except TypeError:  # a value that is no key at all
-            known = None
-        if known is None:
-            known = self._make_place(dict(zip(names, values, strict=True)))
-            if len(self._keys) >= KEYS:
-                self._keys.clear()
-            self._keys[values, kinds] = known
-        return known
-
-    def _make_place(self, key: Mapping[str, Any]) -> tuple[Key, str]:
-        expected = f"expected a text of at most {MAX_KEY} characters, an integer or a boolean"
-        faults = [
-            {
-                "field": name,
-                "message": f"{'missing' if value is None else f'got {messages.shorten(value)}'}, {expected}",
-            }
-            for name, value in key.items()
-            if not (isinstance(value, str) and len(value) <= MAX_KEY) and not isinstance(value, int)
-        ]
-        if faults:
-            names, told = ", ".join(key), "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
-            raise Reject(
-                "invalid", f"{self.name} is keyed: its records and subscriptions need {names}. {told}.", faults
-            )
-        return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
-
-    def _check_key(self, fields: Mapping[str, Any], unset: Sequence[str]) -> None:
-        """Raises Reject("invalid") for a patch that would leave the record without its key, before it is stored."""
-        changed = {name: fields.get(name) for name in self.options.key if name in fields or name in unset}
-        if changed:
-            self.place({**dict.fromkeys(self.options.key, ""), **changed, **dict.fromkeys(set(unset) & set(changed))})
+        """The channel that these fields belong to, of a record or a query; as `Places.of`."""
+        return self._hub.topic(self.name, *self.places.of(fields))
 
     def _turn(self, id: Id | None) -> AbstractAsyncContextManager[None]:
         """The turn of a record's writers; a new record has no others."""
@@ -643,11 +583,11 @@ class Model:
     def subscription_turn(self, connection: Connection, query: Mapping[str, Any]) -> AbstractAsyncContextManager[None]:
         """A client's subscriptions to one channel come one after the other, also where it need not wait for others."""
         asks_for_no_order = "subscribe" in self.concurrent
-        return self._turns.turn((connection.id, self.name, self.place(query)[0]) if asks_for_no_order else None)
+        return self._turns.turn((connection.id, self.name, self.places.of(query)[0]) if asks_for_no_order else None)
 
     def _seeks_place(self, id: Id | None) -> bool:
         """Whether a record may be somewhere of which only the store knows."""
-        return bool(self.options.key) and id is not None and str(id) not in self._places and self.store is not None
+        return id is not None and not self.places.knows(id) and self.options.store is not None
 
     async def _find_place(self, id: Id | None) -> None:
         """Learn where a record of a keyed model is before it is written, since the write may move it."""
@@ -656,8 +596,7 @@ class Model:
             return
         current = await store.get(id)
         if current is not None:
-            with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
-                self._note_place(str(id), self.place(current))
+            self.places.learn(current)
 
     async def _read_rows(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
         """The rows of the reader, records or their JSON texts."""
@@ -665,7 +604,7 @@ class Model:
             return await self._read_places(query, rows)
         topic = None
         with contextlib.suppress(Reject):  # a read need not name a channel
-            topic = self._hub.find(self.name, self.place(query)[0])
+            topic = self._hub.find(self.name, self.places.of(query)[0])
         since = 0 if topic is None else topic.channel.seq
         read = await self._read_places(query, rows)
         changed = None if topic is None else topic.channel.since(since)
@@ -698,63 +637,13 @@ class Model:
                 self._deleted.clear()
 
     async def _read_places(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
-        """A publisher does not ask the reader where a record was: as with `_learn_places`, once for each query, since
-        what comes later is published."""
+        """A publisher does not ask the reader where a record was: it is noted as somebody reads."""
         if not self.options.key:
             return await self._call.limited(rows)
-        self._reading += 1
-        try:
+        with self.places.reading():
             read = await self._call.limited(rows)
-            wanted = messages.encode(query) if all(name in query for name in self.options.key) else None
-            if wanted is not None and wanted not in self._learned:
-                if len(self._learned) >= KEYS:
-                    self._learned.clear()
-                self._learned.add(wanted)
-                self._learn_places([loads(row) if isinstance(row, str) else row for row in read])
-            return read
-        finally:
-            self._reading -= 1
-
-    def _learn_places(self, rows: Any) -> None:
-        """Note where records are that somebody reads: whoever gets them is to be told when they move."""
-        if not self.options.key:
-            return
-        for row in [rows] if isinstance(rows, Mapping) else rows:
-            if isinstance(row, Mapping) and is_id(row.get("id")) and str(row["id"]) not in self._places:
-                with contextlib.suppress(Reject):
-                    self._note_place(str(row["id"]), self.place(row))
-
-    def _note_place(self, id: str, place: tuple[Key, str]) -> None:
-        self._places[id] = place
-        self._places.move_to_end(id)
-        if len(self._places) > PLACES:
-            _, (key, _) = self._places.popitem(last=False)
-            self._forgotten.add(key)
-            if len(self._forgotten) > self._prune_at:
-                self._prune_at = 2 * len(self._topics_forgotten()) + KEYS
-
-    def _topics_forgotten(self) -> list[Topic]:
-        """The channels whose subscribers may have a record of which nobody knows any more that it is there."""
-        topics = [topic for key in self._forgotten if (topic := self._hub.find(self.name, key)) is not None]
-        self._forgotten = {topic.key for topic in topics}
-        return topics
-
-    def _leave_place(self, id: Id, place: tuple[Key, str], is_known: bool) -> None:
-        """A record comes to a place: it is gone for those who have it elsewhere. is_known: the store was asked where it
-        was before; else somebody may have it whose read is under way, or was too long ago."""
-        previous = self._places.get(str(id))
-        if previous == place:
-            return
-        if previous is not None:
-            topics = [self._hub.topic(self.name, *previous)]
-        elif is_known:
-            return
-        else:
-            topics = self._hub.topics_of(self.name) if self._reading else self._topics_forgotten()
-        gone = messages.encode({"id": id})
-        for topic in topics:
-            if topic.key != place[0]:
-                topic.publish("delete", id, gone)
+            self.places.learn_query(query, read)
+        return read
 
     def _announce(self, method: str, data: Mapping[str, Any], *, is_present: bool = False) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
@@ -766,7 +655,7 @@ class Model:
     def _prepare_change(
         self, method: str, data: Mapping[str, Any], body: str, is_known: bool, is_present: bool = False
     ) -> Callable[[], None]:
-        place = self.place(data) if method == "upsert" else None
+        place = self.places.of(data) if method == "upsert" else None
         record = dict(data)  # the caller may go on with its own
         return lambda: self._publish(method, record, body, place, is_known, is_present)
 
@@ -775,7 +664,7 @@ class Model:
         method: str,
         data: Mapping[str, Any],
         body: str,
-        place: tuple[Key, str] | None,
+        place: Place | None,
         is_known: bool,
         is_present: bool,
     ) -> None:
@@ -787,10 +676,8 @@ class Model:
         else:
             if self.gone is not None:
                 self.gone.note(method, id)
-            if self.options.key:
-                self._leave_place(id, place, is_known)
-                self._note_place(str(id), place)
-            record = data if self._visible is not None else None
+            self.places.move(id, place, is_known)
+            record = data if self.visibility.hides else None
             topic, version, store = self._hub.topic(self.name, *place), self._version_of(data), self.options.store
             if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
                 self._doubts.add(id)  # it was deleted and added again, by another process, or this comes late
@@ -805,101 +692,13 @@ class Model:
             self._deleted.add(str(id))
         if self.gone is not None:
             self.gone.note("delete", id)
-        if not self.options.key:
-            topics = [self._hub.topic(self.name)]
-        else:
-            place = self._places.pop(str(id), None)
-            # Who has the record is not known without its place; ids are not secret.
-            topics = self._hub.topics_of(self.name) if place is None else [self._hub.topic(self.name, *place)]
-        for topic in topics:
+        for topic in self.places.leave(id):
             topic.publish("delete", id, body)
 
-    def _place_of_key(self, key: Mapping[str, Any]) -> tuple[Key, str]:
-        """The channel that `publish` was given by its key."""
-        names = self.options.key
-        expected = f"key={{{', '.join(f'{messages.encode(name)}: …' for name in names)}}}"
-        if not names:
-            raise ValueError(f"{self.name}.publish got key={messages.shorten(key)}, but the model has no key.")
-        if not isinstance(key, Mapping):
-            raise TypeError(f"{self.name}.publish got key={messages.shorten(key)}, expected {expected}.")
-        if set(key) != set(names):
-            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}, expected {expected}.")
-        try:
-            return self.place(key)
-        except Reject as error:
-            raise ValueError(f"{self.name}.publish got key={messages.shorten(dict(key))}: {error.message}") from None
-
-    def _publish_event(self, method: str, body: str, place: tuple[Key, str] | None) -> None:
+    def _publish_event(self, method: str, body: str, place: Place | None) -> None:
         everywhere = bool(self.options.key) and place is None
         for topic in self._hub.topics_of(self.name) if everywhere else [self._hub.topic(self.name, *(place or ()))]:
             topic.publish_event(method, body)
-
-    # Visibility
-
-    def show(self, ctx: Context, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The record as this client may see it, or None."""
-        if self._visible is None:
-            return record
-        try:
-            seen = self._visible(ctx, copy.deepcopy(dict(record)))
-        except Exception:
-            logger.exception("The visibility rule of %s failed; the record is hidden.", self.name)
-            return None
-        if seen is True:
-            return record
-        if isinstance(seen, Mapping):
-            return {**seen, "id": record["id"]} if "id" in record else seen
-        if seen is not False and seen is not None:
-            got = messages.shorten(seen)
-            logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self.name, got)
-        return None
-
-    def show_reply(self, ctx: Context, reply: str) -> str:
-        """A remembered reply, as far as this client may see now what is in it."""
-        if self._visible is None:
-            return reply
-        message = loads(reply)
-        error = message.get("error")
-        details = error.get("details") if isinstance(error, dict) else None  # a text in the mode of 2012
-        if isinstance(details, dict) and isinstance(details.get("current"), dict):
-            details["current"] = self.show(ctx, details["current"])
-            if details["current"] is None:
-                message["error"]["message"] = CHANGED
-        data = message["data"]
-        if ctx.method not in _STATE_METHODS:
-            return messages.encode(message)
-        rows = data if isinstance(data, list) else [data]
-        shown = [
-            (self.show(ctx, row) or {"id": row["id"]}) if isinstance(row, dict) and is_id(row.get("id")) else row
-            for row in rows
-        ]
-        return messages.encode({**message, "data": shown if isinstance(data, list) else shown[0]})
-
-    def audience_of(self, ctx: Context) -> tuple[Hashable, View]:
-        """Whom this client sees the same as, and how they see changes."""
-        if self._visible is None:
-            return None, as_it_is
-        if self._audience is None:
-            return ctx.connection.id, self._view
-        try:
-            return ("audience", self._audience(ctx)), self._view
-        except Exception:
-            logger.exception("The audience function of %s failed; the client is an audience of its own.", self.name)
-            return ctx.connection.id, self._view
-
-    def _view(self, push: Push, subscriber: Subscriber) -> Message:
-        if push.record is None:
-            return push.message
-        seen = self.show(Context(subscriber.owner, self, "visible"), push.record)
-        if seen is None:
-            return push.gone
-        if seen is push.record:
-            return push.message
-        try:
-            return push.redacted(messages.encode(seen))
-        except EncodeError as error:
-            logger.error("The visibility rule of %s returned what cannot be sent: %s", self.name, error)
-            return push.gone
 
     # From the wire
 
@@ -911,7 +710,7 @@ class Model:
     @property
     def tells_apart(self) -> bool:
         """Whether one client may be shown something else than another."""
-        return self._visible is not None or "read" in self._handlers or "subscribe" in self._handlers
+        return self.visibility.hides or "read" in self._handlers or "subscribe" in self._handlers
 
     async def perform(self, ctx: Context, request: Request) -> str:
         """Carry out a request and return its reply's data as JSON text.
@@ -932,7 +731,7 @@ class Model:
             failed = False
             return text
         except Reject as error:
-            raise self._hide_current(ctx, error) from None
+            raise self.visibility.hide_current(ctx, error) from None
         finally:
             ctx._end(failed)
 
@@ -970,22 +769,13 @@ class Model:
                 raise BrokenOff(len(replies)) from error
         return "[" + ",".join(replies) + "]"
 
-    def _hide_current(self, ctx: Context, error: Reject) -> Reject:
-        """A conflict tells the current record, as far as this client may see it."""
-        current = error.details.get("current") if isinstance(error.details, dict) else None
-        if error.code != "conflict" or not isinstance(current, Mapping):
-            return error
-        seen = self.show(ctx, current)
-        message = CHANGED if seen is None else error.message
-        return Reject(error.code, message, {**error.details, "current": seen})
-
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         """The records that a query asks for, as this client may see them: a list, or one record for one id alone."""
         rows = await self._read(ctx, query)
-        if self._visible is None:
+        if not self.visibility.hides:
             return rows
         if isinstance(rows, Mapping):
-            seen = self.show(ctx, rows)
+            seen = self.visibility.show(ctx, rows)
             if seen is None:
                 raise self._not_found(rows.get("id"))
             return seen
@@ -994,7 +784,7 @@ class Model:
                 raise TypeError(
                     f"The read handler of {self.name} returned {messages.shorten(row)} as a row, expected a dict."
                 )
-        shown = [(row, dict(seen)) for row in rows if (seen := self.show(ctx, row)) is not None]
+        shown = [(row, dict(seen)) for row in rows if (seen := self.visibility.show(ctx, row)) is not None]
         if "read" in self._handlers:
             return [seen for _, seen in shown]
         # The reader has compared whole records: what is redacted must not be told by whether it matches, or by where
@@ -1008,13 +798,13 @@ class Model:
 
     async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
         """The ids of the records that a query asks for and this client may not see."""
-        rows = await self._read(ctx, query) if self._visible is not None and self.readable else []
+        rows = await self._read(ctx, query) if self.visibility.hides and self.readable else []
         rows = [rows] if isinstance(rows, Mapping) else rows
-        return [row["id"] for row in rows if is_id(row.get("id")) and self.show(ctx, row) is None]
+        return [row["id"] for row in rows if is_id(row.get("id")) and self.visibility.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""
-        if self.reader is None or "read" in self._handlers or self._visible is not None or set(query) == {"id"}:
+        if self.reader is None or "read" in self._handlers or self.visibility.hides or set(query) == {"id"}:
             return messages.encode(await self.read(ctx, query))
         texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
         return "[" + ",".join(texts) + "]"
@@ -1025,12 +815,9 @@ class Model:
     async def _read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         handler = self._handlers.get("read")
         if handler is not None:
-            self._reading += 1
-            try:
+            with self.places.reading():
                 rows = self._check_rows(await self._call(handler, ctx, self.loaded("read", dict(query))), query)
-                self._learn_places(rows)
-            finally:
-                self._reading -= 1
+                self.places.learn(rows)
             return rows
         if self.reader is None:
             raise Reject("unknown_method", f"{self.name} has neither a read handler nor a store.")
@@ -1058,7 +845,7 @@ class Model:
                 f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of records."
             )
         rows = rows if isinstance(rows, list) else list(rows)
-        if self._visible is not None or self.options.key:  # which look into them
+        if self.visibility.hides or self.options.key:  # which look into them
             return [messages.record_of(row) if messages.is_typed(row) else row for row in rows]
         return rows
 
@@ -1070,7 +857,7 @@ class Model:
         if method != "upsert" and not is_id(data.get("id")):
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
         if method == "upsert":
-            self.place(data)  # refuse a record without its key fields before anything is stored
+            self.places.of(data)  # refuse a record without its key fields before anything is stored
         ctx.id = data.get("id")
         async with self._turn(data.get("id")):
             if self.lives is not None:
@@ -1094,7 +881,7 @@ class Model:
             )
         body = self._announce("upsert", record)
         ctx._end(failed=False)
-        seen = self.show(ctx, record)
+        seen = self.visibility.show(ctx, record)
         if seen is record:
             return body
         return messages.encode({"id": record["id"]} if seen is None else seen)
@@ -1129,7 +916,7 @@ class Model:
         return schema.record(result, {name: it for name, it in sent.items() if name != self.options.version})
 
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
-        self._check_key(data, unset)
+        self.places.check_patch(data, unset)
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
@@ -1169,45 +956,6 @@ class Model:
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:
     return {field: value for field, value in {**stored, **data}.items() if field == "id" or field not in unset}
-
-
-def check_query(data: Any) -> dict[str, Any]:
-    """The query of a read or subscribe; nothing is an empty one. Raises Reject("invalid")."""
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise Reject("invalid", f"A query got {messages.shorten(data)}, expected an object or nothing.")
-    return data
-
-
-def check_record(record: Mapping[Any, Any]) -> None:
-    """Raises Reject("invalid") for an id that is none, too many fields, or a field name that is too long."""
-    id = record.get("id")
-    faults = []
-    if id is not None and not is_id(id):
-        faults.append({"field": "id", "message": "expected a string of 1-128 characters or an integer"})
-    if len(record) > MAX_FIELDS:
-        raise Reject("too_large", f"A record may have {MAX_FIELDS} fields.", {"limit": MAX_FIELDS})
-    faults += [
-        {"field": messages.shorten(str(key)), "message": f"a field's name has at most {MAX_KEY} characters"}
-        for key in record
-        if not isinstance(key, str) or len(key) > MAX_KEY
-    ]
-    if faults:
-        raise Reject(
-            "invalid",
-            "The record was refused: " + "; ".join(f"{it['field']}: {it['message']}" for it in faults),
-            faults,
-        )
-
-
-def check_unset(unset: Any) -> list[str]:
-    """The fields that a patch removes. Raises Reject("invalid")."""
-    if unset is None:
-        return []
-    if not isinstance(unset, list) or not all(isinstance(field, str) for field in unset):
-        raise Reject("invalid", f"unset got {messages.shorten(unset)}, expected a list of field names.")
-    return unset
 
 
 async def _collect(chunks: AsyncIterator[list[str]]) -> list[str]:

@@ -126,14 +126,14 @@ MUTANTS = (
     Mutant("echo before the reply", "hub.py", (("            acting.hold(self)", "            pass"),)),
     Mutant(
         "bytes of an invisible record pushed",
-        "models.py",
+        "visibility.py",
         (("if seen is None:\n            return push.gone", "if seen is None:\n            return push.message"),),
     ),
     Mutant("hold not released", "hub.py", (("            self.subscriber.release(topic)", "            pass"),)),
     Mutant(
         "moved record stays in its old room",
-        "models.py",
-        (('                topic.publish("delete", id, gone)', "                pass"),),
+        "places.py",
+        (('topic.publish("delete", id, messages.encode({"id": id}))', "pass"),),
     ),
     Mutant("ephemeral record outlives its client", "ephemeral.py", (("        if is_back():", "        if True:"),)),
     Mutant(

@@ -1406,7 +1406,7 @@ async def test_a_record_that_moves_while_its_room_is_read_leaves_no_ghost() -> N
 
 
 async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backsync_asgi.models.PLACES", 2)
+    monkeypatch.setattr("backsync_asgi.places.PLACES", 2)
     sync = Backsync()
     model = rooms_of_a_database(sync, {number: {"id": number, "room": "a"} for number in range(5)})
     async with testing.connect(sync) as client:
@@ -1415,10 +1415,10 @@ async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkey
         await client.upsert("Person", {"id": 0, "room": "b"})
         await client.until(lambda: set(a) == {1, 2, 3, 4} and set(b) == {0})
         assert not c.events, "no record of this room was forgotten"
-        assert model._forgotten == {('"a"',)}
+        assert model.places._forgotten == {('"a"',)}
         sync._hub._topics.pop(("Person", ('"a"',)))  # as when nobody has listened for long
         assert not model._topics_forgotten()
-        assert not model._forgotten
+        assert not model.places._forgotten
 
 
 @pytest.mark.parametrize("way", ["snapshot", "filtered", "handler"])

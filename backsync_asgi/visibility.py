@@ -1,0 +1,134 @@
+"""Visibility: who sees which records of a model, and what of them, by a rule of the developer's."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol
+
+from . import messages
+from .errors import EncodeError, Reject
+from .handlers import check_signature, is_async
+from .hub import Push, Subscriber, View, as_it_is
+from .messages import is_id
+from .sockjs.frames import Message, loads
+
+logger = logging.getLogger("backsync")
+
+CHANGED = "Somebody else has changed it in the meantime."  # to who may not see how
+SHOWN = frozenset({"read", "upsert", "patch", "delete"})  # the methods whose replies are records
+
+
+class Identified(Protocol):
+    """A connection, as far as its name goes."""
+
+    id: str
+
+
+class Viewer(Protocol):
+    """Who is shown something: a handler's context."""
+
+    method: str | None
+
+    @property
+    def connection(self) -> Identified: ...
+
+
+class Visibility:
+    """The rule of one model, if it has one. context_of: a context for who is shown a change, by its connection."""
+
+    def __init__(self, model: str, context_of: Callable[[Any], Any]) -> None:
+        self._model = model
+        self._context_of = context_of
+        self._rule: Callable[[Any, dict[str, Any]], Any] | None = None
+        self._audience: Callable[[Any], Hashable] | None = None
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is a rule."""
+        return self._rule is not None
+
+    def set_rule(self, rule: Callable[..., Any], audience: Callable[[Any], Hashable] | None) -> None:
+        """Take the rule. Raises TypeError for a function that is none, ValueError for a second one."""
+        check_signature(rule, 2, "a visibility rule takes (ctx, record)")
+        if is_async(rule):
+            raise TypeError(f"{rule!r} is async: a visibility rule is a plain function, asked at each delivery.")
+        if self._rule is not None:
+            raise ValueError(f"{self._model}.visible was given twice; there is one rule.")
+        self._rule = rule
+        self._audience = audience
+
+    def show(self, ctx: Viewer, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The record as this client may see it, or None."""
+        if self._rule is None:
+            return record
+        try:
+            seen = self._rule(ctx, copy.deepcopy(dict(record)))
+        except Exception:
+            logger.exception("The visibility rule of %s failed; the record is hidden.", self._model)
+            return None
+        if seen is True:
+            return record
+        if isinstance(seen, Mapping):
+            return {**seen, "id": record["id"]} if "id" in record else seen
+        if seen is not False and seen is not None:
+            got = messages.shorten(seen)
+            logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self._model, got)
+        return None
+
+    def show_reply(self, ctx: Viewer, reply: str) -> str:
+        """A remembered reply, as far as this client may see now what is in it."""
+        if self._rule is None:
+            return reply
+        message = loads(reply)
+        error = message.get("error")
+        details = error.get("details") if isinstance(error, dict) else None  # a text in the mode of 2012
+        if isinstance(details, dict) and isinstance(details.get("current"), dict):
+            details["current"] = self.show(ctx, details["current"])
+            if details["current"] is None:
+                message["error"]["message"] = CHANGED
+        data = message["data"]
+        if ctx.method not in SHOWN:
+            return messages.encode(message)
+        rows = data if isinstance(data, list) else [data]
+        shown = [
+            (self.show(ctx, row) or {"id": row["id"]}) if isinstance(row, dict) and is_id(row.get("id")) else row
+            for row in rows
+        ]
+        return messages.encode({**message, "data": shown if isinstance(data, list) else shown[0]})
+
+    def audience_of(self, ctx: Viewer) -> tuple[Hashable, View]:
+        """Whom this client sees the same as, and how they see changes."""
+        if self._rule is None:
+            return None, as_it_is
+        if self._audience is None:
+            return ctx.connection.id, self._view
+        try:
+            return ("audience", self._audience(ctx)), self._view
+        except Exception:
+            logger.exception("The audience function of %s failed; the client is an audience of its own.", self._model)
+            return ctx.connection.id, self._view
+
+    def _view(self, push: Push, subscriber: Subscriber) -> Message:
+        if push.record is None:
+            return push.message
+        seen = self.show(self._context_of(subscriber.owner), push.record)
+        if seen is None:
+            return push.gone
+        if seen is push.record:
+            return push.message
+        try:
+            return push.redacted(messages.encode(seen))
+        except EncodeError as error:
+            logger.error("The visibility rule of %s returned what cannot be sent: %s", self._model, error)
+            return push.gone
+
+    def hide_current(self, ctx: Viewer, error: Reject) -> Reject:
+        """A conflict tells the current record, as far as this client may see it."""
+        current = error.details.get("current") if isinstance(error.details, dict) else None
+        if error.code != "conflict" or not isinstance(current, Mapping):
+            return error
+        seen = self.show(ctx, current)
+        message = CHANGED if seen is None else error.message
+        return Reject(error.code, message, {**error.details, "current": seen})
