@@ -1417,7 +1417,7 @@ async def test_a_record_whose_place_was_forgotten_leaves_every_other_room(monkey
         assert not c.events, "no record of this room was forgotten"
         assert model.places._forgotten == {('"a"',)}
         sync._hub._topics.pop(("Person", ('"a"',)))  # as when nobody has listened for long
-        assert not model._topics_forgotten()
+        assert not model.places._topics_forgotten()
         assert not model.places._forgotten
 
 
