@@ -58,7 +58,7 @@ class Writer:
             return True
         for index, event in enumerate(events):
             try:
-                steps = self._send(event).__await__()
+                steps = self._send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
                 waits_for = next(steps, _DONE)
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
@@ -75,7 +75,7 @@ class Writer:
         try:
             await _Rest(steps, waits_for)
             while self._events:
-                await self._send(self._events.pop(0))
+                await self._send({**self._events.pop(0)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
             self._fail(error)
         finally:

@@ -243,6 +243,32 @@ def http(name: str, send: Send, limit: int = 100) -> HttpReceiver:
     return HttpReceiver(Writer(send), TRANSPORTS[name], "cb", [(b"x", b"y")], limit, 25.0)
 
 
+async def test_middleware_that_changes_an_event_changes_it_for_its_own_client_only() -> None:
+    """As Starlette's GZipMiddleware does."""
+
+    class Compressing(Peer):
+        async def send(self, event: Event) -> None:
+            for key in event.keys() & {"body", "text"}:
+                event[key] = "changed"
+            await super().send(event)
+
+    frame = batch([Message("shared")])
+    for peer in (Compressing(), Peer()):
+        stream = http("xhr_streaming", peer.send)
+        stream.start()
+        assert not stream.declines(frame)
+        assert peer.sent[-1]["body"] == ("changed" if isinstance(peer, Compressing) else b'a["shared"]\n')
+        socket = SocketReceiver(Writer(peer.send), raw=False)
+        socket.write(OPEN, last=False)
+        assert not socket.declines(frame.framed_events)
+        peer.reads.clear()
+        socket.write(frame, last=False)
+        socket.write(frame, last=False)
+        await settle(socket._writer, peer)
+        assert peer.sent[-1]["text"] == ("changed" if isinstance(peer, Compressing) else 'a["shared"]')
+        assert frame.framed_events[0]["text"] == 'a["shared"]'
+
+
 async def test_a_poll_is_one_complete_response() -> None:
     peer = Peer()
     receiver = http("xhr", peer.send)
