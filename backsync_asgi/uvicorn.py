@@ -86,6 +86,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._on_writability: Callable[[], None] | None = None
         self._on_message: Callable[[str | bytes], bool] | None = None
+        self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
         self.queue = Inbox()  # type: ignore[assignment]
         self.writable = Gate()  # type: ignore[assignment]
@@ -119,9 +120,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._on_writability = callback
 
     def on_message(self, callback: Callable[[str | bytes], bool]) -> None:
-        """Hand messages over as they come, behind those that wait for `receive`. One for which it returns False has
-        to wait for `receive`, and so have those behind it."""
+        """Hand messages over as they come. One for which it returns False goes by `receive`, and so do those behind it
+        until all of them are `heard`."""
         self._on_message = callback
+
+    def heard(self) -> None:
+        """A message from `receive` is dealt with. To be called for each: middleware may hold one back for a while, and
+        what comes meanwhile must not overtake it."""
+        self._unheard -= self._unheard > 0  # middleware may add messages of its own
 
     # What uvicorn calls
 
@@ -134,12 +140,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """A message is complete."""
-        if self._on_message is not None and not self.close_sent and self.queue.empty():
+        if self._on_message is not None and not self._unheard and not self.close_sent:
             data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
             message = text_of(data) if self.curr_msg_data_type == "text" else bytes(data)
             if message is not None and self._on_message(message):
                 self.frames = []
                 return
+        self._unheard += 1
         super().send_receive_event_to_app()
 
     async def send(self, message: Any) -> None:

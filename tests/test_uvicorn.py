@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from backsync_asgi import Backsync, Context
+from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol
 
 HANDSHAKE = (
-    b"GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 TEXT, BYTES, CLOSE = 1, 2, 8
@@ -80,6 +83,8 @@ class App:
                 self.got.append(event["code"])
                 return
             self.got.append(event.get("text") or event.get("bytes"))
+            if self.takes is not None:
+                self.direct.heard()
 
     def take(self, message: str | bytes) -> bool:
         assert self.takes is not None
@@ -90,7 +95,7 @@ class App:
 
 
 @asynccontextmanager
-async def connection(app: App, more: bytes = b"") -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
+async def connection(app: ASGIApp, more: bytes = b"") -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
     """A connection after its handshake, with which `more` has come."""
     config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
     config.load()
@@ -103,7 +108,8 @@ async def connection(app: App, more: bytes = b"") -> AsyncIterator[tuple[WebSock
     yield protocol, transport
     if not protocol.disconnected:
         protocol.connection_lost(None)
-    app.may_receive.set()
+    if isinstance(app, App):
+        app.may_receive.set()
     await settle()
 
 
@@ -157,6 +163,52 @@ async def test_messages_keep_their_order_whoever_takes_them(steps: Sequence[tupl
             if settling:
                 await settle()
     assert app.got == [*map(str, range(len(steps))), 1005]
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_nothing_overtakes_a_message_that_middleware_holds_back(takes: bool) -> None:
+    app = App(lambda message: takes)
+    may_pass = asyncio.Event()
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        async def held_back() -> Event:
+            event = await receive()
+            if event["type"] == "websocket.receive":
+                await may_pass.wait()
+            return event
+
+        await app(scope, held_back, send)
+
+    async with connection(middleware, frame(b"1")) as (protocol, _):
+        protocol.data_received(frame(b"2"))
+        await settle()
+        takes = True
+        protocol.data_received(frame(b"3"))
+        assert app.got == []
+        may_pass.set()
+        await settle()
+        protocol.data_received(frame(b"4"))
+        assert app.got == ["1", "2", "3", "4"], "the last one at once"
+
+
+async def test_handlers_find_the_context_of_their_connection() -> None:
+    said: ContextVar[str] = ContextVar("said", default="nothing")
+    heard: list[str] = []
+    sync = Backsync()
+
+    @sync.model("Thing").on("ask")
+    async def ask(ctx: Context, data: None) -> None:
+        heard.append(said.get())
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        said.set("something")
+        await sync(scope, receive, send)
+
+    async with connection(middleware) as (protocol, _):
+        for _ in range(2):
+            protocol.data_received(frame(b'{"event":"Thing:ask"}'))
+            await settle()
+    assert heard == ["something"] * 2
 
 
 async def test_a_message_that_has_to_wait_stops_the_reading() -> None:

@@ -231,6 +231,8 @@ class Direct(Protocol):
 
     def on_message(self, callback: Callable[[str | bytes], bool]) -> None: ...
 
+    def heard(self) -> None: ...
+
 
 class SocketReceiver:
     """An open WebSocket: framed as SockJS frames it, or raw."""
