@@ -88,6 +88,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._on_message: Callable[[str | bytes], bool] | None = None
         self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
+        self._stopped = False
         self.queue = Inbox()  # type: ignore[assignment]
         self.writable = Gate()  # type: ignore[assignment]
         self.writable.set()
@@ -110,13 +111,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def write_frame(self) -> Callable[[bytes], None]:
-        """What writes whole RFC 6455 frames, unmasked, after the handshake; not to be called once the application has
-        sent `websocket.close`. It is the transport's, to spare a call: it may be kept while `frames_writable`."""
+        """What writes whole RFC 6455 frames, unmasked, after the handshake; to be called only while `frames_writable`.
+        It is the transport's, to spare a call."""
         return self.transport.write
 
     def on_writability(self, callback: Callable[[], None]) -> None:
         """Call back each time that `frames_writable` has changed: whether the peer is there and keeps up, so that the
-        transport's buffer is below its high-water mark."""
+        transport's buffer is below its high-water mark, and no close frame has been sent."""
         self._on_writability = callback
 
     def on_message(self, callback: Callable[[str | bytes], bool]) -> None:
@@ -154,6 +155,33 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.accept":
             self.request = self.response = None  # type: ignore[assignment]  # kilobytes that nobody needs any more
+        elif message["type"] == "websocket.close":
+            self._stop_writing()
+
+    def handle_close(self, event: Any) -> None:
+        """The peer's close frame has come, and ours is sent."""
+        super().handle_close(event)
+        self._stop_writing()
+
+    def handle_parser_exception(self) -> None:
+        """The peer does not speak the protocol; our close frame is sent."""
+        super().handle_parser_exception()
+        self._stop_writing()
+
+    def eof_received(self) -> None:
+        """The peer sends nothing more; the transport closes."""
+        super().eof_received()
+        self._stop_writing()
+
+    def keepalive_timeout(self) -> None:
+        """The peer has not answered a ping; our close frame is sent, unless it stands behind what is not read."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def shutdown(self) -> None:
+        """The server ends; our close frame is sent."""
+        super().shutdown()
+        self._stop_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed: it must not be written to."""
@@ -168,7 +196,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """The transport's buffer is low again."""
         super().resume_writing()
-        self._set_writable(True)
+        self._set_writable(not self._stopped)
+
+    def _stop_writing(self) -> None:
+        """Nothing may follow a close frame, and a peer that does not read what stands before it is not waited for."""
+        self._stopped = True
+        self._set_writable(False)
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _set_writable(self, writable: bool) -> None:
         self.frames_writable = writable

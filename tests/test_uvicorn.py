@@ -34,6 +34,8 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closing = False
+        self.aborted = False
+        self.buffered = 0
         self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -44,6 +46,12 @@ class FakeTransport(asyncio.Transport):
 
     def close(self) -> None:
         self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered
 
     def is_closing(self) -> bool:
         return self.closing
@@ -258,6 +266,44 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
         protocol.resume_writing()
         protocol.connection_lost(None)
         assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+async def close(protocol: WebSocketProtocol) -> None:
+    await protocol.send({"type": "websocket.close", "code": 3000})
+
+
+ENDS: dict[str, Callable[[WebSocketProtocol], Any]] = {
+    "the peer's close frame": lambda protocol: protocol.data_received(frame(b"", CLOSE)),
+    "a frame that is none": lambda protocol: protocol.data_received(b"\xff\xff"),
+    "the end of what the peer sends": lambda protocol: protocol.eof_received(),
+    "the server's end": lambda protocol: protocol.shutdown(),
+    "the application's close": close,
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("reads", [True, False])
+async def test_no_frame_follows_a_close_frame(end: Callable[[WebSocketProtocol], Any], reads: bool) -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        said: list[bool] = []
+        app.direct.on_writability(lambda: said.append(app.direct.frames_writable))
+        protocol.close_timeout = 0.0
+        transport.buffered = 0 if reads else 1
+        if (ending := end(protocol)) is not None:
+            await ending
+        protocol.resume_writing()
+        assert set(said) == {False}
+        await settle()
+        assert transport.aborted is not reads, "a peer that does not read is not waited for"
+
+
+async def test_a_peer_that_answers_no_ping_is_gone_though_it_reads_nothing_either() -> None:
+    async with connection(App(lambda message: True)) as (protocol, transport):
+        transport.buffered = 1
+        protocol.keepalive_timeout()
+        assert transport.written.startswith(b"\x88"), "a close frame, if it gets through"
+        assert transport.aborted
 
 
 async def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
