@@ -22,6 +22,8 @@ __all__ = ["CompressingWebSocketProtocol", "WebSocketProtocol"]
 EXTENSION = "backsync.frames"
 UVICORN_MAX_SIZE = 16 * 1024 * 1024  # uvicorn's default for --ws-max-size
 MAX_SIZE = 262_144  # bytes of one message as framed: twice what an upload may have, for the escapes
+# Bytes in one read after which the others get a turn: uvloop would go on with a peer that floods for up to 8 MB.
+MUCH = 65_536
 
 
 class Gate:
@@ -138,6 +140,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         scope: Any = getattr(self, "scope", None)
         if scope is not None and not self.conn.extensions:
             scope["extensions"][EXTENSION] = self
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        super().data_received(data)
+        if len(data) >= MUCH and not self.read_paused and not self._stopped:
+            self.read_paused = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
 
     def send_receive_event_to_app(self) -> None:
         """A message is complete."""

@@ -233,6 +233,25 @@ async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
         assert transport.reading
 
 
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_flood_lets_others_have_their_turn(takes: bool) -> None:
+    app = App(lambda message: takes)
+    async with connection(app) as (protocol, transport):
+        app.may_receive.clear()
+        flood = frame(b"x" * 100) * 700
+        protocol.data_received(flood)
+        assert not transport.reading
+        await settle()
+        assert transport.reading is takes
+        app.may_receive.set()
+        while len(app.got) < 700:
+            await settle()
+        assert transport.reading
+        protocol.data_received(flood + frame(b"", CLOSE))
+        await settle()
+        assert app.got[-2:] == ["x" * 100, 1005]
+
+
 async def test_text_that_is_no_utf8_ends_the_connection() -> None:
     app = App(lambda message: True)
     async with connection(app) as (protocol, transport):
