@@ -103,13 +103,15 @@ class App:
 
 
 @asynccontextmanager
-async def connection(app: ASGIApp, more: bytes = b"") -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
+async def connection(
+    app: ASGIApp, more: bytes = b"", path: bytes = b"/websocket"
+) -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
     """A connection after its handshake, with which `more` has come."""
     config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
     config.load()
     protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
     protocol.connection_made(transport)
-    protocol.data_received(HANDSHAKE + more)
+    protocol.data_received(HANDSHAKE.replace(b"/websocket", path) + more)
     await settle()
     assert transport.written.startswith(b"HTTP/1.1 101 ")
     transport.written = b""
@@ -197,6 +199,26 @@ async def test_nothing_overtakes_a_message_that_middleware_holds_back(takes: boo
         await settle()
         protocol.data_received(frame(b"4"))
         assert app.got == ["1", "2", "3", "4"], "the last one at once"
+
+
+async def test_a_peer_that_talks_nonsense_and_does_not_read_is_closed_once() -> None:
+    sync, sent = Backsync(), []
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(event: Event) -> None:
+            sent.append(event["type"])
+            await send(event)
+
+        await sync(scope, receive, noted)
+
+    async with connection(middleware, path=b"/a/b/websocket") as (protocol, transport):
+        protocol.pause_writing()
+        protocol.data_received(frame(b"nonsense") * 1000)
+        await settle()
+        protocol.resume_writing()
+        await settle()
+        assert sent[1:] == ["websocket.send", "websocket.close"], "what waits for the peer does not grow"
+        assert transport.written == bytes([0x80 | CLOSE, 17]) + (3000).to_bytes(2, "big") + b"Broken framing."
 
 
 async def test_handlers_find_the_context_of_their_connection() -> None:

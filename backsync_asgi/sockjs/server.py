@@ -542,8 +542,9 @@ class Server:
 
     def _drop(self, session: Session, receiver: SocketReceiver, code: int, reason: str) -> None:
         """End a WebSocket whose peer does not speak the protocol."""
-        receiver.drop(code, reason)
-        session.detach(receiver, code, reason)
+        if session.close_frame is None:  # else it is ended already, and waits only for a peer that may not read
+            receiver.drop(code, reason)
+            session.detach(receiver, code, reason)
 
     # Time
 
