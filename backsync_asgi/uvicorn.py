@@ -195,6 +195,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """The server ends; our close frame is sent."""
+        if self._stopped and not self.close_sent:
+            self.stop_keepalive()
+            return  # the transport closes already; uvicorn's own would fail, and with it the end of all the others
         super().shutdown()
         self._stop_writing()
 

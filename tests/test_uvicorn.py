@@ -339,6 +339,18 @@ async def test_no_frame_follows_a_close_frame(end: Callable[[WebSocketProtocol],
         assert transport.aborted is not reads, "a peer that does not read is not waited for"
 
 
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+async def test_the_server_may_end_while_a_connection_does(end: Callable[[WebSocketProtocol], Any]) -> None:
+    async with connection(App(lambda message: True)) as (protocol, transport):
+        transport.buffered = 1
+        if (ending := end(protocol)) is not None:
+            await ending
+        said = transport.written
+        protocol.shutdown()
+        assert transport.closing or end is ENDS["the end of what the peer sends"], "which its transport sees to"
+        assert transport.written == said, "no second close frame"
+
+
 async def test_a_peer_that_answers_no_ping_is_gone_though_it_reads_nothing_either() -> None:
     async with connection(App(lambda message: True)) as (protocol, transport):
         transport.buffered = 1
