@@ -91,6 +91,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
         self._stopped = False
+        self._abort_timer: asyncio.TimerHandle | None = None
         self.queue = Inbox()  # type: ignore[assignment]
         self.writable = Gate()  # type: ignore[assignment]
         self.writable.set()
@@ -204,6 +205,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed: it must not be written to."""
         super().connection_lost(exc)
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
         self._set_writable(False)
 
     def pause_writing(self) -> None:
@@ -220,8 +223,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Nothing may follow a close frame, and a peer that does not read what stands before it is not waited for."""
         self._stopped = True
         self._set_writable(False)
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(self.close_timeout, self.transport.abort)
+        if self._abort_timer is None and not self.disconnected:
+            self._abort_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _set_writable(self, writable: bool) -> None:
         self.frames_writable = writable
