@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
 from types import CellType
@@ -105,7 +106,8 @@ class Writer:
         self._events.clear()
         transport = find_transport(self._send, self._receive)
         if transport is not None:
-            transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
+                transport.abort()
         elif self._task is not None:
             self._task.cancel()
 

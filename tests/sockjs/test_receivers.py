@@ -228,6 +228,35 @@ async def test_an_abort_cuts_the_connection_of_a_real_server_through_middleware(
     assert cycle.transport.aborted
 
 
+async def test_an_abort_of_a_connection_that_is_closed_already_is_harmless() -> None:
+    """It may come seconds later. A transport of asyncio that was closed with a full buffer fails then."""
+    closed = asyncio.Event()
+
+    class Cycle(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.transport = transport
+            transport.write(bytes(16 * 2**20))
+            transport.close()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            closed.set()
+
+        async def send(self, event: Event) -> None:
+            pass
+
+    cycle = Cycle()
+    async with (
+        asyncio.timeout(DEADLINE),
+        await asyncio.get_running_loop().create_server(lambda: cycle, "127.0.0.1", 0) as server,
+    ):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await reader.read()
+        await closed.wait()
+        Writer(cycle.send).abort()
+        writer.close()
+
+
 async def test_an_abort_before_anything_was_written_is_harmless() -> None:
     peer = Peer()
     writer = Writer(peer.send)
