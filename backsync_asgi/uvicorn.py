@@ -22,6 +22,8 @@ __all__ = ["CompressingWebSocketProtocol", "WebSocketProtocol"]
 EXTENSION = "backsync.frames"
 UVICORN_MAX_SIZE = 16 * 1024 * 1024  # uvicorn's default for --ws-max-size
 MAX_SIZE = 262_144  # bytes of one message as framed: twice what an upload may have, for the escapes
+# Bytes in one read after which the others get a turn: uvloop would go on with a peer that floods for up to 8 MB.
+MUCH = 65_536
 
 
 class Gate:
@@ -86,7 +88,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._on_writability: Callable[[], None] | None = None
         self._on_message: Callable[[str | bytes], bool] | None = None
+        self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
+        self._stopped = False
+        self._abort_timer: asyncio.TimerHandle | None = None
         self.queue = Inbox()  # type: ignore[assignment]
         self.writable = Gate()  # type: ignore[assignment]
         self.writable.set()
@@ -109,19 +114,24 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def write_frame(self) -> Callable[[bytes], None]:
-        """What writes whole RFC 6455 frames, unmasked, after the handshake; not to be called once the application has
-        sent `websocket.close`. It is the transport's, to spare a call: it may be kept while `frames_writable`."""
+        """What writes whole RFC 6455 frames, unmasked, after the handshake; to be called only while `frames_writable`.
+        It is the transport's, to spare a call."""
         return self.transport.write
 
     def on_writability(self, callback: Callable[[], None]) -> None:
         """Call back each time that `frames_writable` has changed: whether the peer is there and keeps up, so that the
-        transport's buffer is below its high-water mark."""
+        transport's buffer is below its high-water mark, and no close frame has been sent."""
         self._on_writability = callback
 
     def on_message(self, callback: Callable[[str | bytes], bool]) -> None:
-        """Hand messages over as they come, behind those that wait for `receive`. One for which it returns False has
-        to wait for `receive`, and so have those behind it."""
+        """Hand messages over as they come. One for which it returns False goes by `receive`, and so do those behind it
+        until all of them are `heard`."""
         self._on_message = callback
+
+    def heard(self) -> None:
+        """A message from `receive` is dealt with. To be called for each: middleware may hold one back for a while, and
+        what comes meanwhile must not overtake it."""
+        self._unheard -= self._unheard > 0  # middleware may add messages of its own
 
     # What uvicorn calls
 
@@ -132,14 +142,28 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if scope is not None and not self.conn.extensions:
             scope["extensions"][EXTENSION] = self
 
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        super().data_received(data)
+        if len(data) >= MUCH and not self.read_paused and not self._stopped:
+            self.read_paused = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+
     def send_receive_event_to_app(self) -> None:
         """A message is complete."""
-        if self._on_message is not None and not self.close_sent and self.queue.empty():
+        if self._on_message is not None and not self._unheard and not self.close_sent:
             data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
             message = text_of(data) if self.curr_msg_data_type == "text" else bytes(data)
             if message is not None and self._on_message(message):
                 self.frames = []
                 return
+        self._unheard += 1
         super().send_receive_event_to_app()
 
     async def send(self, message: Any) -> None:
@@ -147,10 +171,42 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.accept":
             self.request = self.response = None  # type: ignore[assignment]  # kilobytes that nobody needs any more
+        elif message["type"] == "websocket.close":
+            self._stop_writing()
+
+    def handle_close(self, event: Any) -> None:
+        """The peer's close frame has come, and ours is sent."""
+        super().handle_close(event)
+        self._stop_writing()
+
+    def handle_parser_exception(self) -> None:
+        """The peer does not speak the protocol; our close frame is sent."""
+        super().handle_parser_exception()
+        self._stop_writing()
+
+    def eof_received(self) -> None:
+        """The peer sends nothing more; the transport closes."""
+        super().eof_received()
+        self._stop_writing()
+
+    def keepalive_timeout(self) -> None:
+        """The peer has not answered a ping; our close frame is sent, unless it stands behind what is not read."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def shutdown(self) -> None:
+        """The server ends; our close frame is sent."""
+        if self._stopped and not self.close_sent:
+            self.stop_keepalive()
+            return  # the transport closes already; uvicorn's own would fail, and with it the end of all the others
+        super().shutdown()
+        self._stop_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed: it must not be written to."""
         super().connection_lost(exc)
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
         self._set_writable(False)
 
     def pause_writing(self) -> None:
@@ -161,7 +217,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """The transport's buffer is low again."""
         super().resume_writing()
-        self._set_writable(True)
+        self._set_writable(not self._stopped)
+
+    def _stop_writing(self) -> None:
+        """Nothing may follow a close frame, and a peer that does not read what stands before it is not waited for."""
+        self._stopped = True
+        self._set_writable(False)
+        if self._abort_timer is None and not self.disconnected:
+            self._abort_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _set_writable(self, writable: bool) -> None:
         self.frames_writable = writable

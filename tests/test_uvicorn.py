@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from backsync_asgi import Backsync, Context
+from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol
 
 HANDSHAKE = (
-    b"GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 TEXT, BYTES, CLOSE = 1, 2, 8
@@ -31,6 +34,7 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closing = False
+        self.aborted = False
         self.reading = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -41,6 +45,9 @@ class FakeTransport(asyncio.Transport):
 
     def close(self) -> None:
         self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closing
@@ -80,6 +87,8 @@ class App:
                 self.got.append(event["code"])
                 return
             self.got.append(event.get("text") or event.get("bytes"))
+            if self.takes is not None:
+                self.direct.heard()
 
     def take(self, message: str | bytes) -> bool:
         assert self.takes is not None
@@ -90,20 +99,23 @@ class App:
 
 
 @asynccontextmanager
-async def connection(app: App, more: bytes = b"") -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
+async def connection(
+    app: ASGIApp, more: bytes = b"", path: bytes = b"/websocket"
+) -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
     """A connection after its handshake, with which `more` has come."""
     config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
     config.load()
     protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
     protocol.connection_made(transport)
-    protocol.data_received(HANDSHAKE + more)
+    protocol.data_received(HANDSHAKE.replace(b"/websocket", path) + more)
     await settle()
     assert transport.written.startswith(b"HTTP/1.1 101 ")
     transport.written = b""
     yield protocol, transport
     if not protocol.disconnected:
         protocol.connection_lost(None)
-    app.may_receive.set()
+    if isinstance(app, App):
+        app.may_receive.set()
     await settle()
 
 
@@ -159,6 +171,72 @@ async def test_messages_keep_their_order_whoever_takes_them(steps: Sequence[tupl
     assert app.got == [*map(str, range(len(steps))), 1005]
 
 
+@pytest.mark.parametrize("takes", [True, False])
+async def test_nothing_overtakes_a_message_that_middleware_holds_back(takes: bool) -> None:
+    app = App(lambda message: takes)
+    may_pass = asyncio.Event()
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        async def held_back() -> Event:
+            event = await receive()
+            if event["type"] == "websocket.receive":
+                await may_pass.wait()
+            return event
+
+        await app(scope, held_back, send)
+
+    async with connection(middleware, frame(b"1")) as (protocol, _):
+        protocol.data_received(frame(b"2"))
+        await settle()
+        takes = True
+        protocol.data_received(frame(b"3"))
+        assert app.got == []
+        may_pass.set()
+        await settle()
+        protocol.data_received(frame(b"4"))
+        assert app.got == ["1", "2", "3", "4"], "the last one at once"
+
+
+async def test_a_peer_that_talks_nonsense_and_does_not_read_is_closed_once() -> None:
+    sync, sent = Backsync(), []
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(event: Event) -> None:
+            sent.append(event["type"])
+            await send(event)
+
+        await sync(scope, receive, noted)
+
+    async with connection(middleware, path=b"/a/b/websocket") as (protocol, transport):
+        protocol.pause_writing()
+        protocol.data_received(frame(b"nonsense") * 1000)
+        await settle()
+        protocol.resume_writing()
+        await settle()
+        assert sent[1:] == ["websocket.send", "websocket.close"], "what waits for the peer does not grow"
+        assert transport.written == bytes([0x80 | CLOSE, 17]) + (3000).to_bytes(2, "big") + b"Broken framing."
+
+
+async def test_handlers_find_the_context_of_their_connection() -> None:
+    said: ContextVar[str] = ContextVar("said", default="nothing")
+    heard: list[str] = []
+    sync = Backsync()
+
+    @sync.model("Thing").on("ask")
+    async def ask(ctx: Context, data: None) -> None:
+        heard.append(said.get())
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        said.set("something")
+        await sync(scope, receive, send)
+
+    async with connection(middleware) as (protocol, _):
+        for _ in range(2):
+            protocol.data_received(frame(b'{"event":"Thing:ask"}'))
+            await settle()
+    assert heard == ["something"] * 2
+
+
 async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
     app = App(lambda message: False)
     async with connection(app) as (protocol, transport):
@@ -171,6 +249,25 @@ async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
         await settle()
         assert app.got == ["1", "2"]
         assert transport.reading
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_flood_lets_others_have_their_turn(takes: bool) -> None:
+    app = App(lambda message: takes)
+    async with connection(app) as (protocol, transport):
+        app.may_receive.clear()
+        flood = frame(b"x" * 100) * 700
+        protocol.data_received(flood)
+        assert not transport.reading
+        await settle()
+        assert transport.reading is takes
+        app.may_receive.set()
+        while len(app.got) < 700:
+            await settle()
+        assert transport.reading
+        protocol.data_received(flood + frame(b"", CLOSE))
+        await settle()
+        assert app.got[-2:] == ["x" * 100, 1005]
 
 
 async def test_text_that_is_no_utf8_ends_the_connection() -> None:
@@ -206,6 +303,55 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
         protocol.resume_writing()
         protocol.connection_lost(None)
         assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+async def close(protocol: WebSocketProtocol) -> None:
+    await protocol.send({"type": "websocket.close", "code": 3000})
+
+
+ENDS: dict[str, Callable[[WebSocketProtocol], Any]] = {
+    "the peer's close frame": lambda protocol: protocol.data_received(frame(b"", CLOSE)),
+    "a frame that is none": lambda protocol: protocol.data_received(b"\xff\xff"),
+    "the end of what the peer sends": lambda protocol: protocol.eof_received(),
+    "the server's end": lambda protocol: protocol.shutdown(),
+    "the application's close": close,
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("reads", [True, False])
+async def test_no_frame_follows_a_close_frame(end: Callable[[WebSocketProtocol], Any], reads: bool) -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        said: list[bool] = []
+        app.direct.on_writability(lambda: said.append(app.direct.frames_writable))
+        protocol.close_timeout = 0.0
+        if (ending := end(protocol)) is not None:
+            await ending
+        protocol.resume_writing()
+        assert set(said) == {False}
+        if reads:
+            protocol.connection_lost(None)
+        await settle()
+        assert transport.aborted is not reads, "a peer that does not read is not waited for"
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+async def test_the_server_may_end_while_a_connection_does(end: Callable[[WebSocketProtocol], Any]) -> None:
+    async with connection(App(lambda message: True)) as (protocol, transport):
+        if (ending := end(protocol)) is not None:
+            await ending
+        said = transport.written
+        protocol.shutdown()
+        assert transport.closing or end is ENDS["the end of what the peer sends"], "which its transport sees to"
+        assert transport.written == said, "no second close frame"
+
+
+async def test_a_peer_that_answers_no_ping_is_gone_though_it_reads_nothing_either() -> None:
+    async with connection(App(lambda message: True)) as (protocol, transport):
+        protocol.keepalive_timeout()
+        assert transport.written.startswith(b"\x88"), "a close frame, if it gets through"
+        assert transport.aborted
 
 
 async def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:

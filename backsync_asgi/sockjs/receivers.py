@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Generator, MutableMapping, Sequence
 from types import CellType
@@ -59,7 +60,7 @@ class Writer:
         ahead = iter(events)
         for event in ahead:
             try:
-                steps = self._send(event).__await__()
+                steps = self._send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
                 waits_for = next(steps, _DONE)
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
                 self._fail(error)
@@ -76,7 +77,7 @@ class Writer:
         try:
             await _Rest(steps, waits_for)
             while self._events:
-                await self._send(self._events.pop(0))
+                await self._send({**self._events.pop(0)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
             self._fail(error)
         finally:
@@ -106,7 +107,8 @@ class Writer:
         self._events.clear()
         transport = find_transport(self._send, self._receive)
         if transport is not None:
-            transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
+                transport.abort()
         elif self._task is not None:
             self._task.cancel()
 
@@ -231,6 +233,8 @@ class Direct(Protocol):
     def on_writability(self, callback: Callable[[], None]) -> None: ...
 
     def on_message(self, callback: Callable[[str | bytes], bool]) -> None: ...
+
+    def heard(self) -> None: ...
 
 
 class SocketReceiver:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import hashlib
 import logging
@@ -499,22 +500,22 @@ class Server:
         self, session: Session, receiver: SocketReceiver, receive: Receive, direct: Direct | None
     ) -> MutableMapping[str, Any]:
         """Pass on what comes, until the end. Returns the event that says how it ended."""
-        waits: list[bool] = []  # not empty while a message has come by `receive` and waits for the application
-
         if direct is not None:
-            direct.on_message(functools.partial(self._take, session, receiver, waits))
+            # In this request's context: handlers are to find there what middleware has put into it.
+            run: Callable[..., bool] = contextvars.copy_context().run
+            direct.on_message(functools.partial(run, self._take, session, receiver))
         while (event := await receive())["type"] != "websocket.disconnect":
             if session.behind:
-                waits.append(True)
                 await session.caught_up()
-                waits.clear()
             self._hear(session, receiver, event["bytes"] if event.get("text") is None else event["text"])
             del event  # else the last message is kept as long as its client is idle
+            if direct is not None:
+                direct.heard()
         return event
 
-    def _take(self, session: Session, receiver: SocketReceiver, waits: list[bool], message: str | bytes) -> bool:
-        """Take a message at once; False where it has to wait its turn, behind others, and come by `receive`."""
-        if waits or session.behind:
+    def _take(self, session: Session, receiver: SocketReceiver, message: str | bytes) -> bool:
+        """Take a message at once; False where it has to wait until there is room, and come by `receive`."""
+        if session.behind:
             return False
         self._hear(session, receiver, message)
         return True
@@ -541,8 +542,9 @@ class Server:
 
     def _drop(self, session: Session, receiver: SocketReceiver, code: int, reason: str) -> None:
         """End a WebSocket whose peer does not speak the protocol."""
-        receiver.drop(code, reason)
-        session.detach(receiver, code, reason)
+        if session.close_frame is None:  # else it is ended already, and waits only for a peer that may not read
+            receiver.drop(code, reason)
+            session.detach(receiver, code, reason)
 
     # Time
 

@@ -228,6 +228,35 @@ async def test_an_abort_cuts_the_connection_of_a_real_server_through_middleware(
     assert cycle.transport.aborted
 
 
+async def test_an_abort_of_a_connection_that_is_closed_already_is_harmless() -> None:
+    """It may come seconds later. A transport of asyncio that was closed with a full buffer fails then."""
+    closed = asyncio.Event()
+
+    class Cycle(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.transport = transport
+            transport.write(bytes(16 * 2**20))
+            transport.close()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            closed.set()
+
+        async def send(self, event: Event) -> None:
+            pass
+
+    cycle = Cycle()
+    async with (
+        asyncio.timeout(DEADLINE),
+        await asyncio.get_running_loop().create_server(lambda: cycle, "127.0.0.1", 0) as server,
+    ):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await reader.read()
+        await closed.wait()
+        Writer(cycle.send).abort()
+        writer.close()
+
+
 async def test_an_abort_before_anything_was_written_is_harmless() -> None:
     peer = Peer()
     writer = Writer(peer.send)
@@ -241,6 +270,32 @@ async def test_an_abort_before_anything_was_written_is_harmless() -> None:
 
 def http(name: str, send: Send, limit: int = 100) -> HttpReceiver:
     return HttpReceiver(Writer(send), TRANSPORTS[name], "cb", [(b"x", b"y")], limit, 25.0)
+
+
+async def test_middleware_that_changes_an_event_changes_it_for_its_own_client_only() -> None:
+    """As Starlette's GZipMiddleware does."""
+
+    class Compressing(Peer):
+        async def send(self, event: Event) -> None:
+            for key in event.keys() & {"body", "text"}:
+                event[key] = "changed"
+            await super().send(event)
+
+    frame = batch([Message("shared")])
+    for peer in (Compressing(), Peer()):
+        stream = http("xhr_streaming", peer.send)
+        stream.start()
+        assert not stream.declines(frame)
+        assert peer.sent[-1]["body"] == ("changed" if isinstance(peer, Compressing) else b'a["shared"]\n')
+        socket = SocketReceiver(Writer(peer.send), raw=False)
+        socket.write(OPEN, last=False)
+        assert not socket.declines(frame.framed_events)
+        peer.reads.clear()
+        socket.write(frame, last=False)
+        socket.write(frame, last=False)
+        await settle(socket._writer, peer)
+        assert peer.sent[-1]["text"] == ("changed" if isinstance(peer, Compressing) else 'a["shared"]')
+        assert frame.framed_events[0]["text"] == 'a["shared"]'
 
 
 async def test_a_poll_is_one_complete_response() -> None:
