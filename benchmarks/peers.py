@@ -54,6 +54,7 @@ def _table() -> dict[str, Competitor]:
         Competitor("ours-eventsource", "asgi", "ours", "backsync-eventsource", protocol=OURS),
         Competitor("c", "c", "server", "ws"),
         Competitor("bare", "asgi", "bare", "ws"),
+        Competitor("prebuilt", "asgi", "prebuilt", "ws", protocol=OURS),
         Competitor("starlette", "asgi", "starlette_loop", "ws"),
         Competitor("ws", "node", "ws", "ws"),
         Competitor("socket.io", "node", "socketio", "socketio"),
@@ -89,7 +90,7 @@ def missing(competitor: Competitor) -> str | None:
     """What has to be installed before it can take part."""
     if competitor.kind == "node" and not (HERE / "node_modules").exists():
         return "node_modules"
-    if competitor.kind == "c" or competitor.module in ("ours", "bare", "starlette_loop"):
+    if competitor.kind == "c" or competitor.module in ("ours", "bare", "prebuilt", "starlette_loop"):
         return None
     if competitor.kind in ("asgi", "python") and not ENVIRONMENT.exists():
         return ".venv"

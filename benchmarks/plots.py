@@ -19,6 +19,7 @@ COLOURS = {
     "ours-plain": "#f0a59c",
     "c": "#222222",
     "bare": "#777777",
+    "prebuilt": "#aaaaaa",
     "ws": "#0a6e4f",
     "sockjs-node": "#38a07c",
     "socket.io": "#8fd0b5",

@@ -127,7 +127,7 @@ def spread_out(scenario: str, names: Iterable[str], burst: int, plan: Plan, resu
 
 
 def one_change(plan: Plan, results: Results) -> None:
-    spread_out("A", WEBSOCKETS, 1, plan, results)
+    spread_out("A", (*WEBSOCKETS, "prebuilt"), 1, plan, results)
 
 
 def bursts(plan: Plan, results: Results) -> None:
