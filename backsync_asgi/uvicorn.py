@@ -160,10 +160,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """A message is complete."""
-        if self._on_message is not None and not self._unheard and not self.close_sent:
+        if not self.close_sent:
             data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
             message = text_of(data) if self.curr_msg_data_type == "text" else bytes(data)
-            if message is not None and self._on_message(message):
+            if message is None:  # uvicorn would log a traceback for whatever anybody sends
+                self.frames = []
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+            if self._on_message is not None and not self._unheard and self._on_message(message):
                 self.frames = []
                 return
         self._unheard += 1

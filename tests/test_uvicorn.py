@@ -273,7 +273,7 @@ async def test_a_flood_lets_others_have_their_turn(takes: bool) -> None:
         assert app.got[-2:] == ["x" * 100, 1005]
 
 
-async def test_text_that_is_no_utf8_ends_the_connection() -> None:
+async def test_text_that_is_no_utf8_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     app = App(lambda message: True)
     async with connection(app) as (protocol, transport):
         protocol.data_received(frame(b"\xff"))
@@ -281,6 +281,7 @@ async def test_text_that_is_no_utf8_ends_the_connection() -> None:
         assert app.got == [1007]
         assert transport.written == b"\x88\x02" + (1007).to_bytes(2, "big")
         assert transport.closing
+    assert not caplog.records
 
 
 async def test_nothing_is_handed_over_once_the_application_has_closed() -> None:
