@@ -502,7 +502,10 @@ def table_of(schema: type[Any], name: str | None = None, metadata: sa.MetaData |
     """
     hints = typing.get_type_hints(schema)
     if "id" not in hints:
-        raise ValueError(f"table_of got {schema.__name__}, which has no field `id`.")
+        raise ValueError(
+            f"table_of got {schema.__name__}, which has no field `id`, expected one for the primary key, such as "
+            "`id: int | None = None`."
+        )
     optional: frozenset[str] = getattr(schema, "__optional_keys__", frozenset())
     columns = []
     for field, hint in hints.items():

@@ -1209,6 +1209,7 @@ def test_versions_that_are_not_shown_are_not_the_models(sync: Backsync) -> None:
         (Message, {"bulk": "sometimes"}, ValueError, "expected 'publish' or 'ignore'"),
         (Message, {"session": 5}, TypeError, "expected a sessionmaker"),
         (dict, {}, TypeError, "expected a class that SQLAlchemy maps"),
+        (Message(text="a"), {}, TypeError, "expected a class that SQLAlchemy maps"),
     ],
 )
 def test_what_cannot_be_live_says_why(
