@@ -50,12 +50,17 @@ class Fault(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of a record's type. name: on the wire. accepted: all names it is read by. type: with its annotations."""
+    """A field of a record's type. name: on the wire. accepted: all names it is read by. type: with its annotations.
+
+    default: its value where it is left out, MISSING where there is none or factory makes it.
+    """
 
     name: str
     accepted: frozenset[str]
     type: Any
     required: bool
+    default: Any = dataclasses.MISSING
+    factory: Callable[[], Any] | None = None
 
 
 class Column(NamedTuple):
@@ -242,15 +247,15 @@ def fields_of(annotation: Any) -> tuple[Field, ...] | None:
     if hasattr(cls, "__struct_fields__"):
         if kind.__struct_config__.array_like:
             return None
-        own = sys.modules["msgspec"].structs.fields(annotation)
-        found = [Field(it.encode_name, frozenset({it.encode_name}), it.type, it.required) for it in own]
+        found = [_field_of_struct(it) for it in sys.modules["msgspec"].structs.fields(annotation)]
     elif _is_model(kind):
         found = [_field_of_model(kind, name, it) for name, it in kind.model_fields.items()]
     elif dataclasses.is_dataclass(cls):
         made = [it for it in dataclasses.fields(cls) if it.init]
         none = dataclasses.MISSING
         required = {it.name for it in made if it.default is none and it.default_factory is none}
-        found = _plain_fields(annotation, cls, [it.name for it in made], required)
+        plain = _plain_fields(annotation, cls, [it.name for it in made], required)
+        found = [it._replace(**_default(of.default, of.default_factory)) for it, of in zip(plain, made, strict=True)]
     elif hasattr(cls, "__required_keys__"):
         found = _plain_fields(annotation, cls, list(typing.get_type_hints(cls)), kind.__required_keys__)
     else:
@@ -274,7 +279,19 @@ def _field_of_model(cls: Any, name: str, info: Any) -> Field:
     if alias is None or any(cls.model_config.get(it) for it in ("populate_by_name", "validate_by_name")):
         accepted.add(name)
     annotation = typing.Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-    return Field(info.serialization_alias or name, frozenset(accepted), annotation, info.is_required())
+    needs_others = bool(getattr(info, "default_factory_takes_validated_data", False))
+    default = {} if info.is_required() or needs_others else _default(info.default, info.default_factory)
+    return Field(info.serialization_alias or name, frozenset(accepted), annotation, info.is_required(), **default)
+
+
+def _field_of_struct(info: Any) -> Field:
+    default = {} if info.required else _default(info.default, info.default_factory)
+    return Field(info.encode_name, frozenset({info.encode_name}), info.type, info.required, **default)
+
+
+def _default(value: Any, factory: Any) -> dict[str, Any]:
+    """What a Field has of a default; each library marks in its own way that there is no factory."""
+    return {"factory": factory} if callable(factory) else {"default": value}
 
 
 def _plain_fields(annotation: Any, cls: Any, names: list[str], required: Collection[str]) -> list[Field]:
