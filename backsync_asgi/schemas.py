@@ -63,16 +63,6 @@ class Field(NamedTuple):
     factory: Callable[[], Any] | None = None
 
 
-class Column(NamedTuple):
-    """A field as a table sees it. type: of its values: a scalar type, else `dict`, `list` or `object` for JSON.
-    optional: None is allowed, or the field may be missing.
-    """
-
-    name: str
-    type: type[Any]
-    optional: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What data must be like. Made by `schema_of`.
@@ -411,47 +401,6 @@ def _base_of(annotation: Any) -> Any:
             annotation = others[0]
         else:
             return annotation
-
-
-def columns(annotation: Any) -> list[Column]:
-    """The fields of a record's type as a table sees them, in their order.
-
-    Raises TypeError for a type that is no single kind of record.
-    """
-    fields = fields_of(annotation)
-    if fields is None:
-        raise TypeError(f"Got {_named(annotation)}, expected a dataclass, TypedDict, msgspec.Struct or pydantic model.")
-    return [Column(it.name, _column_type(it.type), not it.required or _allows_none(it.type)) for it in fields]
-
-
-def _allows_none(annotation: Any) -> bool:
-    if annotation in (Any, object, None, types.NoneType):
-        return True
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Annotated, typing.Union, types.UnionType):
-        return any(_allows_none(it) for it in typing.get_args(annotation))
-    return False
-
-
-def _column_type(annotation: Any) -> type[Any]:
-    base = _base_of(annotation)
-    origin = typing.get_origin(base)
-    cls = origin or base
-    if base in (Any, object) or origin in (typing.Union, types.UnionType):
-        return object
-    if origin is Literal or (isinstance(cls, type) and issubclass(cls, enum.Enum)):
-        values = typing.get_args(base) if origin is Literal else [it.value for it in cls]
-        kinds = {type(it) for it in values}
-        return kinds.pop() if len(kinds) == 1 else object
-    if not isinstance(cls, type):
-        return object
-    if hasattr(cls, "__struct_config__"):
-        return list if cls.__struct_config__.array_like else dict
-    if issubclass(cls, Mapping) or fields_of(base) is not None:
-        return dict
-    if issubclass(cls, collections.abc.Collection) and not issubclass(cls, str):
-        return list
-    return cls
 
 
 # Faults
