@@ -44,6 +44,10 @@ OTHERWISE = 400  # for codes of the application's own
 CLOSED = {4501: "unauthorized", 4503: "forbidden", 4500: "forbidden", 1012: "unavailable"}
 WRITES = {"POST": "upsert", "PUT": "upsert", "PATCH": "patch", "DELETE": "delete"}
 COLLECTION, RECORD = ("GET", "HEAD", "POST"), ("GET", "HEAD", "PUT", "PATCH", "DELETE")
+UNHEEDED = (
+    "If-None-Match",
+    "If-Unmodified-Since",
+)  # conditions of a write: to pass one over could lose somebody's data
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 RETRY = 1.0  # seconds, where an error that passes does not say how long it takes
 MAX_BUCKETS = 10_000  # hosts whose rates are known
@@ -298,12 +302,19 @@ class Call:
         return id
 
     def _expected_version(self, model: str) -> int | None:
-        expected = self._headers.get(b"if-match")
-        if expected is None:
+        for name in UNHEEDED:
+            if name.lower().encode() in self._headers:
+                raise Reject("invalid", f"Got {name}, which no write looks at; expected If-Match, or none of them.")
+        header = self._headers.get(b"if-match")
+        if header is None:
             return None
-        version, found = self._site.models[model].options.version, _ETAG.fullmatch(expected.decode("latin-1").strip())
-        if version is None or found is None:
-            raise Reject("invalid", f"Got If-Match: {messages.shorten(expected)}, expected the ETag of one version.")
+        if self._site.models[model].options.version is None:
+            raise Reject("invalid", f"Got If-Match, but {model} does not count versions: leave it out.")
+        expected = header.decode("latin-1").strip()
+        found = _ETAG.fullmatch(expected)
+        if found is None:
+            got = messages.shorten(expected)
+            raise Reject("invalid", f"Got If-Match: {got}, expected the ETag of one version, with its quotes.")
         return int(found[1])
 
     def _etag(self, model: str, record: Any) -> Headers:
@@ -321,7 +332,8 @@ class Call:
         try:
             record = loads(body)
         except ValueError as error:
-            raise Reject("bad_message", f"Got {messages.shorten(body)}, expected a JSON object: {error}") from None
+            got = messages.shorten(body.decode(errors="replace"))
+            raise Reject("bad_message", f"Got {got}, expected a JSON object: {error}") from None
         if not isinstance(record, dict):
             raise Reject("invalid", f"Got {messages.shorten(record)}, expected a record: a JSON object.")
         if messages.too_deep(body, record):

@@ -50,22 +50,17 @@ class Fault(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of a record's type. name: on the wire. accepted: all names it is read by. type: with its annotations."""
+    """A field of a record's type. name: on the wire. accepted: all names it is read by. type: with its annotations.
+
+    default: its value where it is left out, MISSING where there is none or factory makes it.
+    """
 
     name: str
     accepted: frozenset[str]
     type: Any
     required: bool
-
-
-class Column(NamedTuple):
-    """A field as a table sees it. type: of its values: a scalar type, else `dict`, `list` or `object` for JSON.
-    optional: None is allowed, or the field may be missing.
-    """
-
-    name: str
-    type: type[Any]
-    optional: bool
+    default: Any = dataclasses.MISSING
+    factory: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,15 +237,15 @@ def fields_of(annotation: Any) -> tuple[Field, ...] | None:
     if hasattr(cls, "__struct_fields__"):
         if kind.__struct_config__.array_like:
             return None
-        own = sys.modules["msgspec"].structs.fields(annotation)
-        found = [Field(it.encode_name, frozenset({it.encode_name}), it.type, it.required) for it in own]
+        found = [_field_of_struct(it) for it in sys.modules["msgspec"].structs.fields(annotation)]
     elif _is_model(kind):
         found = [_field_of_model(kind, name, it) for name, it in kind.model_fields.items()]
     elif dataclasses.is_dataclass(cls):
         made = [it for it in dataclasses.fields(cls) if it.init]
         none = dataclasses.MISSING
         required = {it.name for it in made if it.default is none and it.default_factory is none}
-        found = _plain_fields(annotation, cls, [it.name for it in made], required)
+        plain = _plain_fields(annotation, cls, [it.name for it in made], required)
+        found = [it._replace(**_default(of.default, of.default_factory)) for it, of in zip(plain, made, strict=True)]
     elif hasattr(cls, "__required_keys__"):
         found = _plain_fields(annotation, cls, list(typing.get_type_hints(cls)), kind.__required_keys__)
     else:
@@ -274,7 +269,19 @@ def _field_of_model(cls: Any, name: str, info: Any) -> Field:
     if alias is None or any(cls.model_config.get(it) for it in ("populate_by_name", "validate_by_name")):
         accepted.add(name)
     annotation = typing.Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-    return Field(info.serialization_alias or name, frozenset(accepted), annotation, info.is_required())
+    needs_others = bool(getattr(info, "default_factory_takes_validated_data", False))
+    default = {} if info.is_required() or needs_others else _default(info.default, info.default_factory)
+    return Field(info.serialization_alias or name, frozenset(accepted), annotation, info.is_required(), **default)
+
+
+def _field_of_struct(info: Any) -> Field:
+    default = {} if info.required else _default(info.default, info.default_factory)
+    return Field(info.encode_name, frozenset({info.encode_name}), info.type, info.required, **default)
+
+
+def _default(value: Any, factory: Any) -> dict[str, Any]:
+    """What a Field has of a default; each library marks in its own way that there is no factory."""
+    return {"factory": factory} if callable(factory) else {"default": value}
 
 
 def _plain_fields(annotation: Any, cls: Any, names: list[str], required: Collection[str]) -> list[Field]:
@@ -394,47 +401,6 @@ def _base_of(annotation: Any) -> Any:
             annotation = others[0]
         else:
             return annotation
-
-
-def columns(annotation: Any) -> list[Column]:
-    """The fields of a record's type as a table sees them, in their order.
-
-    Raises TypeError for a type that is no single kind of record.
-    """
-    fields = fields_of(annotation)
-    if fields is None:
-        raise TypeError(f"Got {_named(annotation)}, expected a dataclass, TypedDict, msgspec.Struct or pydantic model.")
-    return [Column(it.name, _column_type(it.type), not it.required or _allows_none(it.type)) for it in fields]
-
-
-def _allows_none(annotation: Any) -> bool:
-    if annotation in (Any, object, None, types.NoneType):
-        return True
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Annotated, typing.Union, types.UnionType):
-        return any(_allows_none(it) for it in typing.get_args(annotation))
-    return False
-
-
-def _column_type(annotation: Any) -> type[Any]:
-    base = _base_of(annotation)
-    origin = typing.get_origin(base)
-    cls = origin or base
-    if base in (Any, object) or origin in (typing.Union, types.UnionType):
-        return object
-    if origin is Literal or (isinstance(cls, type) and issubclass(cls, enum.Enum)):
-        values = typing.get_args(base) if origin is Literal else [it.value for it in cls]
-        kinds = {type(it) for it in values}
-        return kinds.pop() if len(kinds) == 1 else object
-    if not isinstance(cls, type):
-        return object
-    if hasattr(cls, "__struct_config__"):
-        return list if cls.__struct_config__.array_like else dict
-    if issubclass(cls, Mapping) or fields_of(base) is not None:
-        return dict
-    if issubclass(cls, collections.abc.Collection) and not issubclass(cls, str):
-        return list
-    return cls
 
 
 # Faults

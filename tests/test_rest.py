@@ -226,7 +226,10 @@ async def test_versions_are_etags() -> None:
         stale = error(await http.patch("/api/Todo/a", json={"n": 3}, headers={"If-Match": '"1"'}), 412, "conflict")
         assert stale["details"]["current"] == {"id": "a", "n": 2, "rev": 2}
         error(await http.put("/api/Todo/a", json={"n": 3, "rev": 1}), 409, "conflict")
-        error(await http.put("/api/Todo/a", json={}, headers={"If-Match": "*"}), 422, "invalid")
+        for condition in ({"If-Match": "*"}, {"If-None-Match": "*"}, {"If-Unmodified-Since": "today"}):
+            error(await http.put("/api/Todo/a", json={}, headers=condition), 422, "invalid")
+        unquoted = error(await http.delete("/api/Todo/a", headers={"If-Match": "2"}), 422, "invalid")
+        assert unquoted["message"] == "Got If-Match: '2', expected the ETag of one version, with its quotes."
         stale = error(await http.delete("/api/Todo/a", headers={"If-Match": '"1"'}), 412, "conflict")
         assert stale["details"]["current"] == {"id": "a", "n": 2, "rev": 2}
         assert (await http.get("/api/Todo/a")).headers["etag"] == '"2"'

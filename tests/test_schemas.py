@@ -27,7 +27,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from backsync_asgi import messages
 from backsync_asgi.errors import EncodeError, Reject
-from backsync_asgi.schemas import MAX_FAULTS, Column, Schema, columns, data_annotation, schema_of
+from backsync_asgi.schemas import MAX_FAULTS, Schema, data_annotation, schema_of
 
 T = TypeVar("T")
 
@@ -943,34 +943,6 @@ def test_an_annotation_that_is_nowhere_is_refused_with_the_remedy() -> None:
 
     with pytest.raises(TypeError, match=r"annotates 'message' with 'Nowhere': name 'Nowhere' is not defined\. Define"):
         data_annotation(handler)
-
-
-# Tables
-
-
-@pytest.mark.parametrize("annotation", [PersonDataclass, PersonDict, PersonStruct, PersonModel])
-def test_a_table_is_derived_from_a_record(annotation: Any) -> None:
-    found = columns(annotation)
-    assert [it.name for it in found] == [it.name for it in columns(PersonStruct)]
-    assert found[0] == Column("name", str, False)
-    types = {it.name: it.type for it in found}
-    assert types == {
-        "name": str, "id": object, "age": int, "ratio": float, "admin": bool, "note": str, "colour": str, "level": int,
-        "kind": str, "born": datetime.date, "seen": datetime.datetime, "token": uuid.UUID, "price": decimal.Decimal,
-        "place": dict, "places": list, "named": dict, "pair": list, "either": object, "friend": dict, "any": object,
-    }  # fmt: skip
-
-
-def test_a_column_is_named_as_the_record_is_sent() -> None:
-    assert columns(RenamedStruct) == [Column("fullName", str, False), Column("id", int, True)]
-    assert columns(RenamedModel) == columns(RenamedStruct)
-    assert columns(LimitsStruct)[0] == Column("size", int, True)
-
-
-@pytest.mark.parametrize("annotation", [str, list[NoteStruct], NoteStruct | NoteModel, dict[str, Any]])
-def test_what_is_no_record_has_no_columns(annotation: Any) -> None:
-    with pytest.raises(TypeError, match="expected a dataclass, TypedDict"):
-        columns(annotation)
 
 
 # Whatever is sent

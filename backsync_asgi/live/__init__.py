@@ -39,11 +39,12 @@ def live(
     A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why, and
     for an async engine with one connection for all sessions: a client that reads would roll back others.
     """
-    if hasattr(mapped, "__mapper__"):
+    is_class = isinstance(mapped, type)
+    if is_class and hasattr(mapped, "__mapper__"):
         from .sqlalchemy import LiveMapping
 
         return LiveMapping(model, mapped, session=session, fields=fields, to_record=to_record, bulk=bulk)
-    if hasattr(mapped, "_meta") and hasattr(mapped, "_base_manager"):
+    if is_class and hasattr(mapped, "_meta") and hasattr(mapped, "_base_manager"):
         if session is not None:
             raise TypeError(f"live({model.name}) got session={session!r}; a Django model needs none.")
         from .django import LiveModel
@@ -68,7 +69,8 @@ def listen(
     live. Later a lost connection is made again, a table that was made anew gets its triggers, and what has changed
     meanwhile is found and broadcast.
 
-    dsn: `postgresql://user:password@host:port/database`. table: its name as in SQL, such as `message` or `app."Order"`.
+    dsn: `postgresql://user:password@host:port/database`, with or without a driver's name.
+    table: its name as in SQL, such as `message` or `app."Order"`.
     fields: the columns that make a record; by default all. to_record: `(row)` to a record, instead; the row as the
         database makes JSON of it (`to_jsonb`).
     install: False leaves the triggers to you, where the program may not make them (`live.postgres.install` does): they

@@ -115,16 +115,19 @@ class Table:
         return int(key) if self.key_type in INTEGERS else key
 
 
+FIND = """
+    SELECT c.oid::int8, c.relkind::text AS kind, quote_ident(n.nspname) AS schema,
+           quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)
+"""
+
+
 async def describe(connection: Any, name: str) -> Table:
     """Look a table up by its name, with a schema and quotes if need be. Raises ValueError, TypeError."""
-    row = await connection.fetchrow(
-        """
-        SELECT c.oid::int8, c.relkind::text AS kind, quote_ident(n.nspname) AS schema,
-               quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)
-        """,
-        name,
-    )
+    try:
+        row = await connection.fetchrow(FIND, name)
+    except asyncpg.InvalidNameError:
+        row = None
     if row is None:
         raise ValueError(f'listen got table={name!r}, which the database has not; names are as in SQL: app."Order".')
     if row["kind"] not in ("r", "p"):
@@ -187,7 +190,7 @@ async def install(connection: Any, table: Table) -> None:
 
 async def uninstall(dsn: str, table: str) -> None:
     """Remove from a table what `listen` has installed. Raises ValueError where there is no such table."""
-    connection = await asyncpg.connect(dsn)
+    connection = await asyncpg.connect(without_driver(dsn))
     try:
         found = await describe(connection, table)
         async with connection.transaction():
@@ -197,6 +200,11 @@ async def uninstall(dsn: str, table: str) -> None:
             await connection.execute(f"DROP FUNCTION IF EXISTS {found.schema}.backsync_notify()")
     finally:
         await connection.close()
+
+
+def without_driver(dsn: str) -> str:
+    """A URL as asyncpg reads it: one of SQLAlchemy's names a driver, too."""
+    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
 
 
 class Listener:
@@ -215,7 +223,7 @@ class Listener:
         if model.store is not None:
             raise ValueError(f"listen({model.name}) got a model with a store: records have one home. Leave out store=.")
         self._model = model
-        self._dsn = dsn
+        self._dsn = without_driver(dsn)
         self._name = table
         self._chosen = fields
         self._to_record = to_record

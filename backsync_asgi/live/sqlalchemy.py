@@ -8,6 +8,7 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -494,7 +495,7 @@ class LiveMapping:
     def _may_be_home(self, engine: Engine) -> bool:
         """Whether the table may be the one that is meant, and not a namesake in another database."""
         home = self._engine
-        return home is None or engine.dialect is home.dialect or engine.url == home.url
+        return home is None or engine.dialect is home.dialect or place_of(engine) == place_of(home)
 
     def _refusal(self, what: str, remedy: str) -> UnseenWrite:
         return UnseenWrite(
@@ -583,6 +584,15 @@ def engine_of(sessions: Callable[[], Any] | None) -> Engine | None:
     if isinstance(bind, AsyncEngine):
         return bind.sync_engine
     return bind if isinstance(bind, Engine) else None
+
+
+def place_of(engine: Engine) -> tuple[str, str | None, int | None, str | None]:
+    """Where its database is, whichever driver and user it goes there with; of SQLite, the file."""
+    url = engine.url
+    database = url.database
+    if url.get_backend_name() == "sqlite" and database not in (None, "", ":memory:"):
+        database = os.path.abspath(database)
+    return url.get_backend_name(), url.host, url.port, database
 
 
 def check_pool(model: Model, engine: Engine) -> None:

@@ -27,10 +27,10 @@ try:
     )
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
     from sqlalchemy.schema import CreateIndex
-except ModuleNotFoundError as error:
+except ImportError as error:
+    _name = error.name or "greenlet"  # which `pip install sqlalchemy` alone leaves out
     raise ModuleNotFoundError(
-        f'SQLStore needs {error.name}: pip install "backsync-asgi[sqlite]" or "backsync-asgi[postgres]".',
-        name=error.name,
+        f'SQLStore needs {_name}: pip install "backsync-asgi[sqlite]" or "backsync-asgi[postgres]".', name=_name
     ) from None
 
 from .base import (
@@ -94,6 +94,8 @@ class SQLStore:
             raise ValueError("SQLStore takes a url or an engine, and got both.")
         self._engine = engine
         self._url = None if url is None else parse_url(url)
+        at = engine.url if engine is not None else self._url
+        self._at = "" if at is None else at.set(password=None, query={}).render_as_string()
         if engine is not None:
             self._dialect = engine.dialect.name
         elif self._url is not None:
@@ -168,7 +170,7 @@ class SQLStore:
         """The same as JSON texts in chunks, all of one moment."""
         statement, rest, limit = self._select(query)
         left = limit
-        with explained(self.table.name):
+        with explained(self.table.name, at=self._at):
             async with (await self._home()).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
@@ -261,7 +263,7 @@ class SQLStore:
         """What the work returns, once it is committed; again on another connection where the first turns out dead."""
         committing = False
         try:
-            with explained(self.table.name):
+            with explained(self.table.name, at=self._at):
                 home = await self._home()
                 for left in reversed(range(TRIES)):
                     try:
@@ -338,10 +340,10 @@ class SQLStore:
 
 
 @contextmanager
-def explained(name: str, refusal: str = "The record breaks a rule of its table.") -> Iterator[None]:
+def explained(name: str, refusal: str = "The record breaks a rule of its table.", *, at: str = "") -> Iterator[None]:
     """Turn what the database says of a table into a refusal; the log has its text, clients do not.
 
-    refusal: what clients are told where the data is wrong, not the database.
+    refusal: what clients are told where the data is wrong, not the database. at: where it is, for the log.
     """
     try:
         yield
@@ -351,7 +353,7 @@ def explained(name: str, refusal: str = "The record breaks a rule of its table."
             raise Reject("invalid", refusal, []) from None
         if isinstance(error, ProgrammingError):
             raise
-        logger.error("The database of %s is not available: %r", name, error)
+        logger.error("The database of %s%s is not available: %r", name, at and f", {at},", error)
         raise Reject("unavailable", "The database is not available; try again.") from None
 
 
@@ -412,10 +414,16 @@ def parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except SQLAlchemyError:
-        raise ValueError("SQLStore got what is no URL, expected such as 'sqlite:///todo.db'.") from None
+        got = "an empty text" if not url else "what is no URL"  # which may hold a password
+        raise ValueError(
+            f"SQLStore got {got}, expected such as 'sqlite:///todo.db' or 'postgresql://user@host/database'."
+        ) from None
     parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
     if parsed.drivername not in DRIVERS.values():
-        raise ValueError(f"SQLStore got {parsed.drivername}, expected one of {', '.join(DRIVERS.values())}.")
+        raise ValueError(
+            f"SQLStore got a URL that begins with {parsed.drivername}://, expected sqlite:// or postgresql://, without "
+            "a driver's name."
+        )
     if parsed.drivername == "sqlite+aiosqlite" and parsed.database in (None, "", ":memory:"):
         raise ValueError("SQLStore got SQLite without a file; for records in memory there is MemoryStore.")
     return parsed

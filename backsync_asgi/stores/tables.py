@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -20,6 +21,7 @@ from sqlalchemy.types import UserDefinedType
 
 from backsync_asgi.errors import Reject
 from backsync_asgi.messages import encode, is_id, shorten
+from backsync_asgi.schemas import Field, fields_of
 
 from .base import Record, Selection, encode_record, equal, invalid
 
@@ -492,34 +494,58 @@ _TYPES: Mapping[Any, Any] = {
     decimal.Decimal: sa.Numeric(),
 }
 
+NOTHING = (None, dataclasses.MISSING)  # defaults that leave a column NULL, or must be named
+
 
 def table_of(schema: type[Any], name: str | None = None, metadata: sa.MetaData | None = None) -> sa.Table:
     """A table with a column for each field of a dataclass, TypedDict, msgspec.Struct or pydantic model.
 
     `str`, `int`, `float`, `bool`, dates, times, `UUID`, enums and `Decimal` become columns of their kind, `| None`
     allows NULL, everything else is JSON. `id` is the primary key. name: the table's, else the schema's in lower case.
-    Raises ValueError for a schema without an `id`.
+    Columns are named as the record is sent, and have the schema's defaults. Raises ValueError for a schema without an
+    `id`, TypeError for what is no schema.
     """
-    hints = typing.get_type_hints(schema)
-    if "id" not in hints:
-        raise ValueError(f"table_of got {schema.__name__}, which has no field `id`.")
-    optional: frozenset[str] = getattr(schema, "__optional_keys__", frozenset())
-    columns = []
-    for field, hint in hints.items():
-        if typing.get_origin(hint) is typing.ClassVar:
-            continue
-        kinds = set(typing.get_args(hint)) if _is_union(hint) else {hint}
-        nullable = type(None) in kinds or field in optional
-        kinds -= {type(None)}
-        kind = kinds.pop() if len(kinds) == 1 else None
-        if field == "id" and kind not in (str, int, uuid.UUID):
-            kind = str
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            type_: Any = sa.Enum(kind, native_enum=False, values_callable=lambda them: [str(it.value) for it in them])
-        else:
-            type_ = _TYPES.get(kind, sa.JSON())
-        columns.append(sa.Column(field, type_, primary_key=field == "id", nullable=nullable and field != "id"))
+    fields = fields_of(typing.cast(Any, schema))
+    if fields is None:
+        raise TypeError(f"table_of got {schema!r}, expected a dataclass, TypedDict, msgspec.Struct or pydantic model.")
+    if not any(field.name == "id" for field in fields):
+        raise ValueError(
+            f"table_of got {schema.__name__}, which has no field `id`, expected one for the primary key, such as "
+            "`id: int | None = None`."
+        )
+    columns = [_column_of(field) for field in fields]
     return sa.Table(name or snake_case(schema.__name__), sa.MetaData() if metadata is None else metadata, *columns)
+
+
+def _column_of(field: Field) -> sa.Column[Any]:
+    hint = _unannotated(field.type)
+    kinds = {_unannotated(it) for it in typing.get_args(hint)} if _is_union(hint) else {hint}
+    nullable = type(None) in kinds or (not field.required and field.factory is None and field.default in NOTHING)
+    kinds -= {type(None)}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if field.name == "id":
+        return sa.Column("id", _TYPES[kind if kind in (str, int, uuid.UUID) else str], primary_key=True)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        type_: Any = sa.Enum(kind, native_enum=False, values_callable=lambda them: [str(it.value) for it in them])
+    else:
+        type_ = _TYPES.get(kind, sa.JSON())
+    return sa.Column(field.name, type_, nullable=nullable, default=_default_of(field, type_))
+
+
+def _default_of(field: Field, type_: Any) -> Any:
+    """A column's default: a value, or a function that makes one."""
+
+    def as_kept(value: Any) -> Any:
+        return orjson.loads(encode(value)) if isinstance(type_, sa.JSON) else value
+
+    make = field.factory
+    if make is None:
+        return None if field.default in NOTHING else as_kept(field.default)
+    return as_kept(make()) if make in (dict, frozenset, list, set, tuple) else lambda: as_kept(make())
+
+
+def _unannotated(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 def _is_union(hint: Any) -> bool:

@@ -23,3 +23,9 @@ export class BacksyncError extends Error {
     return new BacksyncError(known, typeof message === "string" ? message : known, details);
   }
 }
+
+/** Says in the console that a live collection has ended, where the page has not closed the connection itself. */
+export function warnOfEnd(model: string, error: BacksyncError): void {
+  const byPage = error.code === "closed" && (error.details as { code?: unknown }).code === 1000;
+  if (!byPage) console.warn(`backsync: ${model} is not live: ${error.message} (${error.code})`);
+}

@@ -6,7 +6,7 @@
 import type { StartOptions } from "./calls.js";
 import { localName, recordName } from "./coalesce.js";
 import type { Connection, Status } from "./connection.js";
-import { BacksyncError } from "./errors.js";
+import { BacksyncError, warnOfEnd } from "./errors.js";
 import { guarded } from "./host.js";
 import { inOrder, type Order } from "./pages.js";
 import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
@@ -287,8 +287,10 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   #failed(error: BacksyncError, over: boolean): void {
     this.#error = error;
     if (over && error.code !== "closed") this.#replace([]); // what the server does not show any more is not shown
-    if (over) this.#end(error);
-    else this.#changed();
+    if (over) {
+      warnOfEnd(this.#model, error);
+      this.#end(error);
+    } else this.#changed();
   }
 
   #end(error: BacksyncError): void {

@@ -1,7 +1,7 @@
 /** LiveCollection: records without Backbone, under the page's own writes. */
 
 import assert from "node:assert/strict";
-import { beforeEach, describe, it } from "node:test";
+import { beforeEach, describe, it, mock } from "node:test";
 
 import type { Connection } from "../src/connection.js";
 import { LiveCollection } from "../src/live.js";
@@ -179,8 +179,11 @@ describe("LiveCollection", () => {
     const refused = new LiveCollection(connection, "Todo");
     let told = 0;
     refused.subscribe(() => (told += 1));
+    const warned = mock.method(console, "warn", () => {});
     await socket.refuse(socket.takeOne("Todo:subscribe"), "forbidden");
     await assert.rejects(refused.ready, { code: "forbidden" });
+    assert.match(String(warned.mock.calls[0]?.arguments[0]), /Todo is not live: no: forbidden/);
+    warned.mock.restore();
     assert.deepEqual([refused.status, refused.error?.code], ["closed", "forbidden"]);
     assert.ok(told > 0);
     const { todos } = await live([{ id: 1 }]);

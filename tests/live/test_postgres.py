@@ -316,7 +316,7 @@ async def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(
             assert await triggers(postgresql) == first
     assert len(first) == 4
     await uninstall(postgresql.url, "message")
-    await uninstall(postgresql.url, "message")
+    await uninstall(postgresql.url.replace("://", "+asyncpg://"), "message")  # as SQLAlchemy has it
     assert await triggers(postgresql) == []
 
 
@@ -417,6 +417,7 @@ async def test_a_column_that_is_renamed_or_added_does_not_stop_those_who_write(
     ("table", "options", "error", "text"),
     [
         ("nothing", {}, ValueError, "table='nothing', which the database has not"),
+        ("two words", {}, ValueError, "table='two words', which the database has not"),
         ("grade", {}, TypeError, "whose primary key is pupil, subject; a record has one id"),
         ("heap", {}, TypeError, "whose primary key is missing"),
         ("looks", {}, TypeError, "which is no table"),

@@ -1209,6 +1209,7 @@ def test_versions_that_are_not_shown_are_not_the_models(sync: Backsync) -> None:
         (Message, {"bulk": "sometimes"}, ValueError, "expected 'publish' or 'ignore'"),
         (Message, {"session": 5}, TypeError, "expected a sessionmaker"),
         (dict, {}, TypeError, "expected a class that SQLAlchemy maps"),
+        (Message(text="a"), {}, TypeError, "expected a class that SQLAlchemy maps"),
     ],
 )
 def test_what_cannot_be_live_says_why(
@@ -1271,6 +1272,22 @@ def test_a_namesake_in_another_database_is_left_alone(sync: Backsync, tmp_path: 
             connection.execute(statement)
     ours.dispose()
     theirs.dispose()
+
+
+def test_text_is_refused_on_every_engine_of_the_database_whatever_its_driver(
+    sync: Backsync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, of_a_job = (
+        create_async_engine("sqlite+aiosqlite:///app.sqlite"),
+        create_engine(f"sqlite:///{tmp_path}/app.sqlite"),
+    )
+    Base.metadata.create_all(of_a_job)
+    with made_live(sync, "Message", Message, session=ours):
+        for statement in (text("update message set text = 'x'"), text("delete from message")):
+            with of_a_job.begin() as connection, pytest.raises(UnseenWrite):
+                connection.execute(statement)
+    of_a_job.dispose()
 
 
 def test_statements_of_others_are_not_looked_at_twice(heard: Heard, tmp_path: Path) -> None:

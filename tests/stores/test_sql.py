@@ -91,6 +91,7 @@ async def refusal(work: Awaitable[Any]) -> Reject:
     ("missing", "name", "remedy"),
     [
         ("sqlalchemy", "SQLStore", 'pip install "backsync-asgi[sqlite]"'),
+        ("greenlet", "SQLStore", 'pip install "backsync-asgi[sqlite]"'),
         ("aiosqlite", "SQLStore", 'pip install "backsync-asgi[sqlite]"'),
         ("sqlalchemy", "MemoryStore", None),
     ],
@@ -179,7 +180,7 @@ async def test_a_database_that_is_not_there_is_told_as_the_app_starts(
     for thread in threading.enumerate():  # aiosqlite's says goodbye to the event loop, which must be there
         if "_connection_worker_thread" in thread.name:
             await asyncio.to_thread(thread.join, DEADLINE)
-    assert "The database of todo is not available" in caplog.text
+    assert f"The database of todo, {parse_url(url)}, is not available" in caplog.text
 
 
 async def test_many_processes_may_make_the_table_at_once(make: Make) -> None:

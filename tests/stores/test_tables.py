@@ -7,9 +7,9 @@ import decimal
 import enum
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import pydantic
@@ -323,6 +323,65 @@ async def test_a_schema_of_numbered_records(make: Make) -> None:
     assert table.name == "prices"
     assert isinstance(table.c.price.type, sa.Numeric)
     assert table.c.id.primary_key
+
+
+@dataclass
+class DataWithDefaults:
+    id: int | None = None
+    text: str = "a"
+    state: State = State.OPEN
+    tags: list[str] = field(default_factory=list)
+    key: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+class StructWithDefaults(msgspec.Struct):
+    id: int | None = None
+    text: Annotated[str, msgspec.Meta(max_length=5)] = "a"
+    state: State = State.OPEN
+    tags: list[str] = []
+    key: uuid.UUID = msgspec.field(default_factory=uuid.uuid4)
+
+
+class PydanticWithDefaults(pydantic.BaseModel):
+    id: int | None = None
+    text: str = pydantic.Field("a", max_length=5)
+    state: State = State.OPEN
+    tags: list[str] = []
+    key: uuid.UUID = pydantic.Field(default_factory=uuid.uuid4)
+
+
+@pytest.mark.parametrize("schema", [DataWithDefaults, StructWithDefaults, PydanticWithDefaults])
+async def test_what_a_record_leaves_out_has_the_default_of_the_schema(make: Make, schema: Any) -> None:
+    store = make(schema)
+    first, second = await store.upsert({}), await store.upsert({"text": "b", "tags": ["x"]})
+    keys = {uuid.UUID(record.pop("key")) for record in (first, second)}
+    assert first == {"id": 1, "text": "a", "state": "open", "tags": []}
+    assert second == {"id": 2, "text": "b", "state": "open", "tags": ["x"]}
+    assert len(keys) == 2, "each has its own"
+    replaced = await store.upsert({"id": 2})
+    assert (replaced["text"], replaced["tags"]) == ("a", [])
+
+
+class RenamedStruct(msgspec.Struct, rename="camel"):
+    id: int
+    full_name: str
+
+
+class RenamedPydantic(pydantic.BaseModel):
+    id: int
+    full_name: str = pydantic.Field(alias="fullName")
+
+
+@pytest.mark.parametrize("schema", [RenamedStruct, RenamedPydantic])
+async def test_columns_are_named_as_the_record_is_sent(make: Make, schema: Any) -> None:
+    store = make(schema)
+    assert await store.upsert({"id": 1, "fullName": "Ann"}) == {"id": 1, "fullName": "Ann"}
+    assert await store.read({"fullName": "Ann"}) == [{"id": 1, "fullName": "Ann"}]
+
+
+def test_what_is_no_schema_is_no_table() -> None:
+    with pytest.raises(TypeError, match="expected a dataclass, TypedDict, msgspec.Struct or pydantic model"):
+        table_of(dict)
 
 
 def test_a_schema_without_an_id_is_no_table() -> None:

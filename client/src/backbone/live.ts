@@ -4,7 +4,7 @@
  */
 
 import type { Connection } from "../connection.js";
-import { BacksyncError } from "../errors.js";
+import { BacksyncError, warnOfEnd } from "../errors.js";
 import { guarded, type Host } from "../host.js";
 import type { Order } from "../pages.js";
 import { type Change, isObject, matches, type Query, safeRecord, type ServerRecord } from "../protocol.js";
@@ -95,8 +95,7 @@ export class Binding implements Sink {
       if (error.code !== "closed") this.#fill(new Map(), { fromServer: true, snapshot: true, seq: null }); // no longer to be seen
       this.#options.ended(error);
       this.#reject(error);
-      const byPage = error.code === "closed" && (error.details as { code?: unknown }).code === 1000;
-      if (!byPage) console.warn(`backsync: ${this.#options.model} is not live: ${error.message} (${error.code})`);
+      warnOfEnd(this.#options.model, error);
       if (error.code === "closed" && !this.#isLast()) return; // one connection is closed, however many rooms it carried
     }
     this.#collection.trigger("error", this.#collection, error, { fromServer: true });
