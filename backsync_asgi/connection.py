@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import orjson
 from starlette.requests import HTTPConnection
 
 from . import messages
@@ -804,14 +803,14 @@ class Connection:
             answer["key"] = {name: query[name] for name in model.options.key}
         self._attach(ctx, topic, query, answer["seq"] if present is None else min(present, answer["seq"]))
         acting.hold(topic)  # until the reply
+        records = None
         if seq is None and wants_records:
             snapshot = self._begin_snapshot(topic)
-            answer["records"] = orjson.Fragment(await self._records(ctx, topic, query))
+            records = await self._records(ctx, topic, query)
             if user != self._users or not self._end_snapshot(topic, snapshot):
                 return None
-        text = messages.encode(answer)
         self._subscriber.catch_up(topic, answer["seq"])
-        return text
+        return messages.encode(answer) if records is None else messages.with_records(answer, records)
 
     def _epoch(self, ctx: Context, topic: Topic) -> str:
         """The channel's epoch as this client is told it.
@@ -927,8 +926,8 @@ class Connection:
             for row in rows:
                 self._subscriber.send(messages.push(f"{topic.name}:upsert", messages.encode(row)))
         else:
-            snapshot = {"epoch": epoch, "seq": seq, "records": orjson.Fragment(records)}
-            self._subscriber.send(messages.push(f"{topic.name}:snapshot", messages.encode(snapshot), topic.key_text))
+            snapshot = messages.with_records({"epoch": epoch, "seq": seq}, records)
+            self._subscriber.send(messages.push(f"{topic.name}:snapshot", snapshot, topic.key_text))
 
     def _overflown(self) -> None:
         limit = self._site.limits.replies

@@ -356,6 +356,11 @@ def change(event: str, data: str, seq: int, key: str = "") -> str:
     return f'{{"event":"{event}","data":{data},"seq":{seq}{keyed}}}'
 
 
+def with_records(data: Mapping[str, Any], records: str) -> str:
+    """The data of a snapshot, which has some fields and records; these are JSON text, which is copied as it is."""
+    return f'{encode(data)[:-1]},"records":{records}}}'
+
+
 def push(event: str, data: str, key: str = "") -> str:
     """A message without an id and a position: a transient event or a control message; `data` and `key` as above."""
     keyed = f',"key":{key}' if key else ""

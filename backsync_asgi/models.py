@@ -959,4 +959,7 @@ def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[
 
 
 async def _collect(chunks: AsyncIterator[list[str]]) -> list[str]:
-    return [text async for chunk in chunks for text in chunk]
+    texts: list[str] = []
+    async for chunk in chunks:
+        texts += chunk
+    return texts

@@ -19,7 +19,7 @@ Row = TypeVar("Row")
 MAX_PAGE = 1_000  # records of one page; a query without a limit reads all
 MAX_ORDER = 8  # fields by which records are ordered
 MAX_RECORD = 65_536  # bytes of a record as JSON; a client's message is not larger either
-CHUNK = 500  # records that a snapshot reads at a time
+CHUNK = 2_000  # records that a snapshot reads at a time
 BY_ID = (("id", False),)  # the order of pages for which none is given
 
 

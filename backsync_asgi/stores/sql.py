@@ -174,8 +174,8 @@ class SQLStore:
             async with (await self._home()).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
-                        kept = [row for row in rows if not rest or matches(self.layout.record(row), rest)]
-                        yield [self.layout.text(row) for row in kept[:left]]
+                        kept = [row for row in rows if matches(self.layout.record(row), rest)] if rest else rows
+                        yield self.layout.texts(kept[:left])
                         if left is not None and (left := left - len(kept)) <= 0:
                             return
 

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -64,8 +64,8 @@ class Layout(Selectable, Protocol):
     def record(self, row: sa.Row[Any]) -> Record:
         """The record in a row."""
 
-    def text(self, row: sa.Row[Any]) -> str:
-        """The same as JSON text."""
+    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
+        """The same of many rows, as JSON texts."""
 
 
 def select(layout: Selectable, selection: Selection) -> tuple[sa.Select[Any], dict[str, Any]]:
@@ -156,9 +156,8 @@ class FreeForm:
         record: Record = orjson.loads(row[0])
         return record
 
-    def text(self, row: sa.Row[Any]) -> str:
-        text: str = row[0]
-        return text
+    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
+        return [row[0] for row in rows]
 
     def equals(self, field: str, value: Any) -> Condition | None:
         if field == "id":
@@ -373,8 +372,8 @@ class Columns(Fields):
         cells = zip(self.fields.items(), row, strict=True)
         return {field: _from_column(column, value) for (field, column), value in cells}
 
-    def text(self, row: sa.Row[Any]) -> str:
-        return encode(self.record(row))
+    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
+        return [encode(self.record(row)) for row in rows]
 
 
 def _is_nullable(column: Any) -> bool:
