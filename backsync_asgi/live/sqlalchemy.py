@@ -25,7 +25,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import Query, matches
+from backsync_asgi.stores.base import CHUNK, Query, matches
 from backsync_asgi.stores.sql import explained
 from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
@@ -35,7 +35,6 @@ from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
 
-CHUNK = 2_000  # rows of a large result that are held at a time; each chunk costs two trips to PostgreSQL
 AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old ones 999
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 

@@ -26,7 +26,7 @@ from django.db import connection, connections
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import listen, live
-from backsync_asgi.stores.base import Reader
+from backsync_asgi.stores.base import CHUNK, Reader
 from backsync_asgi.testing import Client, connect
 from tests.live.django_project.models import Sample as DjangoSample
 from tests.postgres import PostgreSQL
@@ -148,7 +148,7 @@ async def in_django() -> AsyncIterator[Table]:
 @contextlib.asynccontextmanager
 async def in_postgresql(engine: AsyncEngine, url: str) -> AsyncIterator[Table]:
     async with in_sqlalchemy(engine, engine) as table:
-        table.sync, table.at_once = Backsync(), 500
+        table.sync, table.at_once = Backsync(), CHUNK
         async with listen(table.sync.model("Sample"), url, table="sample"):
             yield table
 

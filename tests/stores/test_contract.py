@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from backsync_asgi import Reject
 from backsync_asgi.errors import EncodeError
 from backsync_asgi.stores import MemoryStore, SQLStore, Store
+from backsync_asgi.stores.base import CHUNK
 from tests.postgres import PostgreSQL
 
 Make = Callable[[], AbstractAsyncContextManager[Store]]
@@ -430,12 +431,12 @@ async def test_what_json_cannot_carry_is_not_stored(store: Store) -> None:
 
 
 async def test_a_snapshot_comes_in_chunks(store: Store) -> None:
-    for number in range(1_001):
+    for number in range(2 * CHUNK + 1):
         await store.upsert({"id": number})
     async with contextlib.aclosing(store.snapshot({})) as chunks:
         sizes = [len(chunk) async for chunk in chunks]
-    assert sum(sizes) == 1_001
-    assert max(sizes) <= 500
+    assert sum(sizes) == 2 * CHUNK + 1
+    assert max(sizes) <= CHUNK
     async with contextlib.aclosing(store.snapshot({})) as chunks:
         async for chunk in chunks:
             assert chunk[0] == '{"id":0}'
