@@ -62,11 +62,11 @@ MUTANTS = (
                 "        pass",
             ),
             (
-                "        text = messages.encode(answer)\n        self._subscriber.catch_up",
+                '        self._subscriber.catch_up(topic, answer["seq"])',
                 '        if seq is None:\n            answer["seq"] = topic.channel.seq\n'
                 '        self._attach(ctx, topic, query, answer["seq"])\n'
                 "        acting.hold(topic)\n"
-                "        text = messages.encode(answer)\n        self._subscriber.catch_up",
+                '        self._subscriber.catch_up(topic, answer["seq"])',
             ),
         ),
     ),
