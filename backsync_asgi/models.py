@@ -105,7 +105,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_handed", "_model", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_is_over", "_model", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -117,6 +117,7 @@ class Context:
         self.unset: Sequence[str] = ()
         self._model = model
         self._handed: Handed | None = None
+        self._is_over = False  # the handler has ended
 
     @property
     def state(self) -> Any:
@@ -143,11 +144,14 @@ class Context:
         """
         if self._handed is None:
             self._handed = self.model.handed()
+            if self._is_over:  # a task asks for it that has outlived its handler
+                self._handed.end(failed=False)
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
     def _end(self, failed: bool) -> None:
         """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
+        self._is_over = True
         if self._handed is not None:
             self._handed.end(failed)
             self._handed = None
@@ -577,10 +581,11 @@ class Model:
                 self._announce("upsert", record, is_present=True)
 
     def _is_told(self, record: Record) -> bool:
-        """Whether this very version of a record was the last one that was broadcast."""
-        version = self._version_of(record)
-        topic = None if version is None else self._hub.find(self.name, self.place(record)[0])
-        return topic is not None and topic.version(record["id"]) == version
+        """Whether this very state of a record was the last one that was broadcast. A version alone does not tell: that
+        of a record which was deleted and added again unheard may be the same."""
+        counts = self._version_of(record) is not None
+        topic = self._hub.find(self.name, self.place(record)[0]) if counts else None
+        return topic is not None and topic.shows(record["id"], messages.encode(record))
 
     def _version_of(self, record: Mapping[str, Any]) -> int | None:
         version = None if self.options.version is None else record.get(self.options.version)
@@ -958,8 +963,11 @@ class Model:
         for record in request.data:
             if len(replies) % WRITES_AT_ONCE == WRITES_AT_ONCE - 1:
                 await asyncio.sleep(0)
+            each = Context(ctx.connection, self, ctx.method, ctx.user)  # a task of one handler's may outlive it
+            failed = True
             try:
-                replies.append(await self._write(ctx, request, record))
+                replies.append(await self._write(each, request, record))
+                failed = False
             except Reject as error:
                 done = {"done": len(replies)}
                 details = {**error.details, **done} if isinstance(error.details, dict) else done
@@ -968,6 +976,8 @@ class Model:
                 raise
             except BaseException as error:
                 raise BrokenOff(len(replies)) from error
+            finally:
+                each._end(failed)
         return "[" + ",".join(replies) + "]"
 
     def _hide_current(self, ctx: Context, error: Reject) -> Reject:

@@ -314,6 +314,29 @@ async def test_what_a_task_of_the_handlers_own_writes_after_it_is_broadcast(sync
         await until_equal(author, view, store)
 
 
+async def test_so_is_what_it_writes_by_the_store_of_the_handlers_context(sync: Backsync, store: Slow) -> None:
+    tasks = []
+    go_on = asyncio.Event()
+
+    async def later(ctx: Context, id: Id) -> None:
+        await go_on.wait()
+        await ctx.store.upsert({"id": id, "n": 2})
+
+    @sync.model("M", store=store).on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        tasks.append(asyncio.create_task(later(ctx, record["id"])))
+        if record["id"] == 4:
+            go_on.set()
+            await asyncio.sleep(0)
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.upsert("M", [{"id": 3, "n": 1}, {"id": 4, "n": 1}])
+        await asyncio.gather(*tasks)
+        await author.until(lambda: view[3]["n"] == 2)
+
+
 async def test_where_a_read_handler_decides_what_is_shown_it_is_asked(sync: Backsync, store: Slow) -> None:
     model = sync.model("M", store=store)
 
@@ -587,6 +610,22 @@ async def test_a_record_that_was_deleted_and_added_again_elsewhere_is_followed(s
         await store.write_elsewhere({"id": 1, "by": "them"})
         await author.upsert("M", {"id": 1, "by": "us anew"})
         await author.until(lambda: view[1] == {"id": 1, "by": "us anew", "rev": 2})
+
+
+async def test_so_is_one_that_a_failing_handler_has_deleted_and_added_again(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore(), version="rev")
+
+    @model.on("again")
+    async def again(ctx: Context, record: Record) -> None:
+        await ctx.store.delete(record["id"])
+        await ctx.store.upsert(record)
+        raise RuntimeError("it has another content, and the same version")
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.upsert("M", {"id": 1, "n": 1})
+        assert await code_of(author.call("M:again", {"id": 1, "n": 2})) == "handler_error"
+        await author.until(lambda: view.get(1) == {"id": 1, "n": 2, "rev": 1})
 
 
 async def test_what_is_deleted_while_it_is_read_again_stays_deleted(shared: tuple[Backsync, Shared]) -> None:
