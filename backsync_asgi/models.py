@@ -576,9 +576,20 @@ class Model:
         async with self._turn(id):
             record = await self._call.limited(self.store.get(id))
             if record is None:
+                self._places.pop(str(id), None)  # it may have been elsewhere meanwhile, which nobody was told
                 self.publish("delete", {"id": id})
-            elif not self._is_told(record):
+            elif self._leave_others(record) and not self._is_told(record):
                 self._announce("upsert", record, is_present=True)
+
+    def _leave_others(self, record: Record) -> bool:
+        """A record may have been in channels to which that was not told: it is gone there. False: it has no channel."""
+        here = None
+        with contextlib.suppress(Reject):  # a row may lack its key
+            here = self.place(record)[0]
+        for topic in self._hub.topics_of(self.name) if self.options.key else []:
+            if topic.key != here:
+                topic.publish("delete", record["id"], messages.encode({"id": record["id"]}))
+        return here is not None
 
     def _is_told(self, record: Record) -> bool:
         """Whether this very state of a record was the last one that was broadcast. A version alone does not tell: that

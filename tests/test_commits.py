@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi import Backsync, Context, Reject, commits
 from backsync_asgi.client import View
 from backsync_asgi.commits import MAX_DOUBTS
 from backsync_asgi.limits import Limits
@@ -337,6 +337,31 @@ async def test_so_is_what_it_writes_by_the_store_of_the_handlers_context(sync: B
         await author.until(lambda: view[3]["n"] == 2)
 
 
+async def test_a_record_is_gone_from_each_channel_that_it_has_passed_before_a_handler_failed(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore(), key="room")
+    stays, goes_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("upsert")
+    async def walk(ctx: Context, record: Record) -> Record:
+        await ctx.store.upsert({"id": 1, "room": "b"})
+        stays.set()
+        await goes_on.wait()
+        await ctx.store.upsert({"id": 1, "room": "c"})
+        raise RuntimeError("on the way")
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as author, connect(sync) as reader:
+        first = await reader.subscribe("M", {"room": "a"})
+        walking = asyncio.create_task(code_of(author.upsert("M", {"id": 1, "room": "c"})))
+        await stays.wait()
+        between, last = await reader.subscribe("M", {"room": "b"}), await reader.subscribe("M", {"room": "c"})
+        assert dict(between) == {1: {"id": 1, "room": "b"}}
+        goes_on.set()
+        assert await walking == "handler_error"
+        await reader.until(lambda: dict(last) == {1: {"id": 1, "room": "c"}})
+        await reader.until(lambda: (dict(first), dict(between)) == ({}, {}))
+
+
 async def test_where_a_read_handler_decides_what_is_shown_it_is_asked(sync: Backsync, store: Slow) -> None:
     model = sync.model("M", store=store)
 
@@ -516,6 +541,48 @@ async def test_a_write_of_which_the_store_is_not_sure_is_read_again_when_it_can_
         assert "cannot be read yet" in caplog.text
         assert await code_of(model.upsert({"id": 9})) == "unavailable"
         await reader.until(lambda: 9 in view)
+
+
+async def test_a_record_that_cannot_be_told_keeps_no_other_waiting(
+    sync: Backsync, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MemoryStore):
+        async def get(self, id: Id) -> Record | None:
+            if id == "broken":
+                raise RuntimeError("nobody can read it")
+            return await super().get(id)
+
+    monkeypatch.setattr(commits, "FIRST_DELAY", 60.0)
+
+    @sync.model("M", store=Broken()).on("upsert")
+    async def save(ctx: Context, record: Record) -> Any:
+        await ctx.store.upsert(record)
+        raise RuntimeError
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        assert await code_of(author.upsert("M", {"id": "broken"})) == "handler_error"
+        await author.until(lambda: "cannot be read yet" in caplog.text)
+        assert await code_of(author.upsert("M", {"id": 2})) == "handler_error"
+        await author.until(lambda: dict(view) == {2: {"id": 2}})
+
+
+async def test_a_record_that_is_left_without_a_channel_is_gone_and_not_looked_at_for_ever(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sync.model("M", store=MemoryStore(), key="room")
+
+    @model.on("leave")
+    async def leave(ctx: Context, data: Any) -> None:
+        await ctx.store.upsert({"id": 1})
+        raise RuntimeError
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as author:
+        view = await author.subscribe("M", {"room": "a"})
+        assert await code_of(author.call("M:leave")) == "handler_error"
+        await author.until(lambda: dict(view) == {})
+    assert "cannot be read yet" not in caplog.text
 
 
 async def test_too_many_doubts_have_everybody_read_anew(sync: Backsync, monkeypatch: pytest.MonkeyPatch) -> None:
