@@ -272,6 +272,11 @@ class Model:
             raise ValueError(f"{self.name}.read_from got {reader!r}, but reads from {self.reader!r}: one is enough.")
         self._reader = reader
 
+    def start(self) -> None:
+        """Another event loop runs."""
+        if self.lives is not None:
+            self.lives.start()
+
     def soon(self, act: Callable[[], None]) -> None:
         """Call the function on the event loop: at once where this is it, else soon."""
         self._soon.run(act)

@@ -314,6 +314,9 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         home = self._homes.get(loop)
         if home is None:
+            for ended in [it for it in self._homes if it.is_closed()]:
+                del self._homes[ended]  # which its home would keep
+            self._working = {task for task in self._working if not task.get_loop().is_closed()}
             home = _Home(self._engine or self._make_engine(), own=self._engine is None)
             self._homes[loop] = home
             await anext(home.guard)

@@ -155,6 +155,7 @@ def test_a_store_lives_in_any_event_loop_and_closes_with_it(url: str) -> None:
         return len(await store.read({}))
 
     assert [asyncio.run(use(number)) for number in range(3)] == [1, 2, 3]
+    assert len(store._homes) == 1, "it keeps nothing of loops that have ended"
 
 
 async def test_the_table_is_made_as_the_app_starts(url: str) -> None:
