@@ -262,8 +262,13 @@ class Backsync:
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
+            is_new = self._loop is not None  # in place of one that has ended
             self._loop = self._site.loop = self._caller.loop = loop
             self._hub.start()
+            if is_new:
+                self._turns.start()
+                for model in self._site.models.values():
+                    model.start()
             self._soon.start(loop)
             self._server.start()
 

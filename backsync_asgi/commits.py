@@ -95,20 +95,36 @@ class Doubts:
     def __init__(self, look: Callable[[Id | None], Coroutine[Any, Any, None]]) -> None:
         self._look = look
         self._ids: dict[str | None, tuple[Id | None, contextvars.Context]] = {}  # and on whose behalf
+        self._failed: dict[str | None, tuple[Id | None, contextvars.Context]] = {}  # that are looked at again later
+        self._added = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, id: Id | None) -> None:
         """Look at this record soon. On the event loop only."""
-        if len(self._ids) >= MAX_DOUBTS:
+        if len(self._ids) + len(self._failed) >= MAX_DOUBTS:
             self._ids.clear()
+            self._failed.clear()
             id = None
-        self._ids[None if id is None else str(id)] = id, contextvars.copy_context()
-        if self._task is None or self._task.done():
+        name = None if id is None else str(id)
+        self._failed.pop(name, None)
+        self._ids[name] = id, contextvars.copy_context()
+        self._added.set()
+        if self._task is None or self._task.done() or self._task.get_loop().is_closed():
+            self._added = asyncio.Event()  # which belongs to an event loop
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         delay = FIRST_DELAY
-        while self._ids:
+        while self._ids or self._failed:
+            if not self._ids:
+                self._added.clear()
+                try:
+                    async with asyncio.timeout(delay):
+                        await self._added.wait()  # one that fails keeps no other waiting
+                except TimeoutError:
+                    self._ids, self._failed = self._failed, {}
+                    delay = min(2 * delay, LAST_DELAY)
+                continue
             name = next(iter(self._ids))
             id, context = self._ids.pop(name)
             try:
@@ -116,6 +132,5 @@ class Doubts:
                 delay = FIRST_DELAY
             except Exception as error:  # noqa: BLE001 - whatever it is, clients would stay with an older state
                 logger.warning("A record whose write may be untold cannot be read yet: %r", error)
-                self._ids[name] = id, context
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LAST_DELAY)
+                if name not in self._ids:  # else it is looked at again anyway
+                    self._failed[name] = id, context

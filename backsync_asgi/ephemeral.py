@@ -60,6 +60,13 @@ class Lives:
         self._retry_delay = RETRY
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def start(self) -> None:
+        """Another event loop runs: what was to happen on the last one happens on this one."""
+        self._timer = None
+        self._set_timer()
+        if self._retry_timer is not None:
+            self._retry()
+
     def check(self, connection: Owner, id: Id | None) -> None:
         """Raises Reject("forbidden") for a record that somebody else wrote."""
         key = str(id)

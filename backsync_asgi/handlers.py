@@ -90,7 +90,14 @@ class Caller:
         if known:
             return await function(ctx, *args)
         late = getattr(ctx, "returned_late", None)
-        return await self._threads.run(functools.partial(_call_plain, function, ctx, *args), late)
+        future = self._threads.run(functools.partial(_call_plain, function, ctx, *args), late)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # It has returned, and before that could be noticed the time was over.
+            if late is not None and future.done() and not future.cancelled() and future.exception() is None:
+                late(future.result())
+            raise
 
     def shutdown(self) -> None:
         """Let the worker threads go; running functions end by themselves."""

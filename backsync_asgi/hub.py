@@ -269,6 +269,11 @@ class Topic:
         last = self.channel.get(str(id))
         return None if last is None else last.body.version
 
+    def shows(self, id: str | int, data: str) -> bool:
+        """Whether that, JSON text, is what was published last of a record."""
+        last = self.channel.get(str(id))
+        return last is not None and last.body.method == "upsert" and last.body.data == data
+
     def publish_event(self, method: str, data: str) -> None:
         """Send a transient event to those who keep up, in order with the changes."""
         self._before_change()

@@ -102,7 +102,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_handed", "_model", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_is_over", "_model", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -114,6 +114,7 @@ class Context:
         self.unset: Sequence[str] = ()
         self._model = model
         self._handed: Handed | None = None
+        self._is_over = False  # the handler has ended
 
     @property
     def state(self) -> Any:
@@ -140,11 +141,14 @@ class Context:
         """
         if self._handed is None:
             self._handed = self.model.handed()
+            if self._is_over:  # a task asks for it that has outlived its handler
+                self._handed.end(failed=False)
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
     def _end(self, failed: bool) -> None:
         """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
+        self._is_over = True
         if self._handed is not None:
             self._handed.end(failed)
             self._handed = None
@@ -259,6 +263,11 @@ class Model:
         if self.reader is not None:
             raise ValueError(f"{self.name}.read_from got {reader!r}, but reads from {self.reader!r}: one is enough.")
         self._reader = reader
+
+    def start(self) -> None:
+        """Another event loop runs."""
+        if self.lives is not None:
+            self.lives.start()
 
     def soon(self, act: Callable[[], None]) -> None:
         """Call the function on the event loop: at once where this is it, else soon."""
@@ -556,15 +565,27 @@ class Model:
         async with self._turn(id):
             record = await self._call.limited(self.store.get(id))
             if record is None:
+                self.places.leave(id)  # it may have been elsewhere meanwhile, which nobody was told
                 self.publish("delete", {"id": id})
-            elif not self._is_told(record):
+            elif self._leave_others(record) and not self._is_told(record):
                 self._announce("upsert", record, is_present=True)
 
+    def _leave_others(self, record: Record) -> bool:
+        """A record may have been in channels to which that was not told: it is gone there. False: it has no channel."""
+        here = None
+        with contextlib.suppress(Reject):  # a row may lack its key
+            here = self.places.of(record)[0]
+        for topic in self._hub.topics_of(self.name) if self.options.key else []:
+            if topic.key != here:
+                topic.publish("delete", record["id"], messages.encode({"id": record["id"]}))
+        return here is not None
+
     def _is_told(self, record: Record) -> bool:
-        """Whether this very version of a record was the last one that was broadcast."""
-        version = self._version_of(record)
-        topic = None if version is None else self._hub.find(self.name, self.places.of(record)[0])
-        return topic is not None and topic.version(record["id"]) == version
+        """Whether this very state of a record was the last one that was broadcast. A version alone does not tell: that
+        of a record which was deleted and added again unheard may be the same."""
+        counts = self._version_of(record) is not None
+        topic = self._hub.find(self.name, self.places.of(record)[0]) if counts else None
+        return topic is not None and topic.shows(record["id"], messages.encode(record))
 
     def _version_of(self, record: Mapping[str, Any]) -> int | None:
         version = None if self.options.version is None else record.get(self.options.version)
@@ -757,8 +778,11 @@ class Model:
         for record in request.data:
             if len(replies) % WRITES_AT_ONCE == WRITES_AT_ONCE - 1:
                 await asyncio.sleep(0)
+            each = Context(ctx.connection, self, ctx.method, ctx.user)  # a task of one handler's may outlive it
+            failed = True
             try:
-                replies.append(await self._write(ctx, request, record))
+                replies.append(await self._write(each, request, record))
+                failed = False
             except Reject as error:
                 done = {"done": len(replies)}
                 details = {**error.details, **done} if isinstance(error.details, dict) else done
@@ -767,6 +791,8 @@ class Model:
                 raise
             except BaseException as error:
                 raise BrokenOff(len(replies)) from error
+            finally:
+                each._end(failed)
         return "[" + ",".join(replies) + "]"
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:

@@ -53,7 +53,7 @@ RETRY = 1.0  # seconds, where an error that passes does not say how long it take
 MAX_BUCKETS = 10_000  # hosts whose rates are known
 
 _INTEGER = re.compile(r"-?[0-9]{1,16}")
-_ETAG = re.compile(r'"(\d+)"')
+_ETAG = re.compile(r'"([0-9]{1,16})"')
 _SINCE = re.compile(r"([^:]+):(\d{1,16})")
 
 

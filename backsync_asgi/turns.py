@@ -42,6 +42,11 @@ class Turns:
         self._turns: dict[Hashable, _Turn] = {}
         self._waits: dict[object, tuple[Mapping[Hashable, _Turn], _Turn]] = {}  # who waits: what it shares, for what
 
+    def start(self) -> None:
+        """Another event loop runs: those who held or waited for a turn on the last one do not come back."""
+        self._turns.clear()
+        self._waits.clear()
+
     def turn(self, record: Hashable | None) -> AbstractAsyncContextManager[None]:
         """Hold the record's turn. None: a new record, which nobody else can mean.
 

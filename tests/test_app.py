@@ -885,6 +885,27 @@ def test_an_app_may_be_started_more_than_once() -> None:
             assert socket.receive_json()["data"] == []
 
 
+def test_what_an_event_loop_has_left_behind_holds_up_none_on_the_next() -> None:
+    sync = Backsync()
+    sync.model("Todo", store=MemoryStore())
+    here = sync.model("Here", ephemeral=True, ttl=0.01)
+
+    async def first() -> None:
+        async with connect(sync):
+            await here.upsert({"id": 1})
+            await sync._turns.take(("Todo", "1"))  # as a writer does that never ends
+
+    async def second() -> None:
+        async with connect(sync) as client:
+            await client.call("Here:subscribe")
+            assert await client.call("Todo:upsert", {"id": 1}) == {"id": 1}
+            while (await client.receive()).get("event") != "Here:delete":
+                pass
+
+    asyncio.run(first())
+    asyncio.run(second())
+
+
 async def test_it_may_be_started_again_on_the_same_loop(sync: Backsync) -> None:
     for _ in range(2):
         async with sync.lifespan():

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from backsync_asgi import Backsync, Context, Reject
+from backsync_asgi import Backsync, Context, Reject, commits
 from backsync_asgi.client import View
 from backsync_asgi.commits import MAX_DOUBTS
 from backsync_asgi.limits import Limits
@@ -314,6 +314,54 @@ async def test_what_a_task_of_the_handlers_own_writes_after_it_is_broadcast(sync
         await until_equal(author, view, store)
 
 
+async def test_so_is_what_it_writes_by_the_store_of_the_handlers_context(sync: Backsync, store: Slow) -> None:
+    tasks = []
+    go_on = asyncio.Event()
+
+    async def later(ctx: Context, id: Id) -> None:
+        await go_on.wait()
+        await ctx.store.upsert({"id": id, "n": 2})
+
+    @sync.model("M", store=store).on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        tasks.append(asyncio.create_task(later(ctx, record["id"])))
+        if record["id"] == 4:
+            go_on.set()
+            await asyncio.sleep(0)
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.upsert("M", [{"id": 3, "n": 1}, {"id": 4, "n": 1}])
+        await asyncio.gather(*tasks)
+        await author.until(lambda: view[3]["n"] == 2)
+
+
+async def test_a_record_is_gone_from_each_channel_that_it_has_passed_before_a_handler_failed(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore(), key="room")
+    stays, goes_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("upsert")
+    async def walk(ctx: Context, record: Record) -> Record:
+        await ctx.store.upsert({"id": 1, "room": "b"})
+        stays.set()
+        await goes_on.wait()
+        await ctx.store.upsert({"id": 1, "room": "c"})
+        raise RuntimeError("on the way")
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as author, connect(sync) as reader:
+        first = await reader.subscribe("M", {"room": "a"})
+        walking = asyncio.create_task(code_of(author.upsert("M", {"id": 1, "room": "c"})))
+        await stays.wait()
+        between, last = await reader.subscribe("M", {"room": "b"}), await reader.subscribe("M", {"room": "c"})
+        assert dict(between) == {1: {"id": 1, "room": "b"}}
+        goes_on.set()
+        assert await walking == "handler_error"
+        await reader.until(lambda: dict(last) == {1: {"id": 1, "room": "c"}})
+        await reader.until(lambda: (dict(first), dict(between)) == ({}, {}))
+
+
 async def test_where_a_read_handler_decides_what_is_shown_it_is_asked(sync: Backsync, store: Slow) -> None:
     model = sync.model("M", store=store)
 
@@ -495,6 +543,48 @@ async def test_a_write_of_which_the_store_is_not_sure_is_read_again_when_it_can_
         await reader.until(lambda: 9 in view)
 
 
+async def test_a_record_that_cannot_be_told_keeps_no_other_waiting(
+    sync: Backsync, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(MemoryStore):
+        async def get(self, id: Id) -> Record | None:
+            if id == "broken":
+                raise RuntimeError("nobody can read it")
+            return await super().get(id)
+
+    monkeypatch.setattr(commits, "FIRST_DELAY", 60.0)
+
+    @sync.model("M", store=Broken()).on("upsert")
+    async def save(ctx: Context, record: Record) -> Any:
+        await ctx.store.upsert(record)
+        raise RuntimeError
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        assert await code_of(author.upsert("M", {"id": "broken"})) == "handler_error"
+        await author.until(lambda: "cannot be read yet" in caplog.text)
+        assert await code_of(author.upsert("M", {"id": 2})) == "handler_error"
+        await author.until(lambda: dict(view) == {2: {"id": 2}})
+
+
+async def test_a_record_that_is_left_without_a_channel_is_gone_and_not_looked_at_for_ever(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sync.model("M", store=MemoryStore(), key="room")
+
+    @model.on("leave")
+    async def leave(ctx: Context, data: Any) -> None:
+        await ctx.store.upsert({"id": 1})
+        raise RuntimeError
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as author:
+        view = await author.subscribe("M", {"room": "a"})
+        assert await code_of(author.call("M:leave")) == "handler_error"
+        await author.until(lambda: dict(view) == {})
+    assert "cannot be read yet" not in caplog.text
+
+
 async def test_too_many_doubts_have_everybody_read_anew(sync: Backsync, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backsync_asgi.commits.LAST_DELAY", 0.02)
     store = Unsteady()
@@ -587,6 +677,22 @@ async def test_a_record_that_was_deleted_and_added_again_elsewhere_is_followed(s
         await store.write_elsewhere({"id": 1, "by": "them"})
         await author.upsert("M", {"id": 1, "by": "us anew"})
         await author.until(lambda: view[1] == {"id": 1, "by": "us anew", "rev": 2})
+
+
+async def test_so_is_one_that_a_failing_handler_has_deleted_and_added_again(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore(), version="rev")
+
+    @model.on("again")
+    async def again(ctx: Context, record: Record) -> None:
+        await ctx.store.delete(record["id"])
+        await ctx.store.upsert(record)
+        raise RuntimeError("it has another content, and the same version")
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.upsert("M", {"id": 1, "n": 1})
+        assert await code_of(author.call("M:again", {"id": 1, "n": 2})) == "handler_error"
+        await author.until(lambda: view.get(1) == {"id": 1, "n": 2, "rev": 1})
 
 
 async def test_what_is_deleted_while_it_is_read_again_stays_deleted(shared: tuple[Backsync, Shared]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,31 @@ async def test_a_plain_function_that_takes_too_long_is_answered_for() -> None:
     with pytest.raises(HandlerTimeout):
         await caller(wait, None)
     go_on.set()
+    caller.shutdown()
+
+
+async def test_a_result_that_comes_in_the_very_moment_in_which_the_time_is_over_is_late() -> None:
+    class Ctx:
+        late: Any = None
+
+        def returned_late(self, result: Any) -> None:
+            self.late = result
+
+    go_on = threading.Event()
+    caller, ctx = Caller(DEADLINE, 1), Ctx()
+
+    def write(ctx: Ctx) -> str:
+        go_on.wait(DEADLINE)
+        return "written"
+
+    call = asyncio.create_task(caller(write, ctx))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert caller._threads._idle.acquire(timeout=DEADLINE), "the result is on its way"
+    asyncio.get_running_loop().call_soon(call.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ctx.late == "written"
     caller.shutdown()
 
 

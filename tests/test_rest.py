@@ -230,6 +230,9 @@ async def test_versions_are_etags() -> None:
             error(await http.put("/api/Todo/a", json={}, headers=condition), 422, "invalid")
         unquoted = error(await http.delete("/api/Todo/a", headers={"If-Match": "2"}), 422, "invalid")
         assert unquoted["message"] == "Got If-Match: '2', expected the ETag of one version, with its quotes."
+        for tag in ("*", f'"{2**70}"'):
+            error(await http.put("/api/Todo/a", json={}, headers={"If-Match": tag}), 422, "invalid")
+            error(await http.delete("/api/Todo/a", headers={"If-Match": tag}), 422, "invalid")
         stale = error(await http.delete("/api/Todo/a", headers={"If-Match": '"1"'}), 412, "conflict")
         assert stale["details"]["current"] == {"id": "a", "n": 2, "rev": 2}
         assert (await http.get("/api/Todo/a")).headers["etag"] == '"2"'

@@ -6,7 +6,17 @@ import asyncio
 import logging
 import sys
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -115,6 +125,7 @@ class SQLStore:
         self._timeout = timeout
         self._pool = pool
         self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Home] = WeakKeyDictionary()
+        self._working: set[asyncio.Task[Any]] = set()  # the event loop alone would not keep them
         if self._url is not None:
             self._make_engine()  # a driver that is missing is found at start
 
@@ -171,7 +182,7 @@ class SQLStore:
         statement, rest, limit = self._select(query)
         left = limit
         with explained(self.table.name, at=self._at):
-            async with (await self._home()).moment() as connection:
+            async with (await self._whole(self._home())).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
                         kept = [row for row in rows if matches(self.layout.record(row), rest)] if rest else rows
@@ -260,6 +271,28 @@ class SQLStore:
     # Connections
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[Result]], *, write: bool = False) -> Result:
+        return await self._whole(self._run_now(work, write))
+
+    async def _whole(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What the work returns. Who is cancelled waits for its end, where the database is SQLite: a connection that is
+        left in the middle of a statement keeps its lock until the memory is next cleaned up, however it is closed."""
+        if self._dialect != "sqlite":
+            return await work
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # which nobody may wait for any more, and the log has
+
+    async def _run_now(self, work: Callable[[AsyncConnection], Awaitable[Result]], write: bool) -> Result:
         """What the work returns, once it is committed; again on another connection where the first turns out dead."""
         committing = False
         try:
@@ -283,6 +316,9 @@ class SQLStore:
         loop = asyncio.get_running_loop()
         home = self._homes.get(loop)
         if home is None:
+            for ended in [it for it in self._homes if it.is_closed()]:
+                del self._homes[ended]  # which its home would keep
+            self._working = {task for task in self._working if not task.get_loop().is_closed()}
             home = _Home(self._engine or self._make_engine(), own=self._engine is None)
             self._homes[loop] = home
             await anext(home.guard)

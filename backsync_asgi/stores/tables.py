@@ -198,6 +198,8 @@ class FreeForm:
             value = encode(value)
         if self._sqlite:
             value = -math.inf if value is None else int(value) if isinstance(value, bool) else value
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                value = float(value)  # as SQLite takes such a number from JSON
             return [sa.literal(value, sa.types.NullType())]
         if value is None or isinstance(value, str):
             number = "-Infinity" if value is None else "Infinity"

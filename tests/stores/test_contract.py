@@ -216,6 +216,15 @@ async def test_pages_hold_each_record_once_though_the_last_ones_are_deleted(stor
     assert seen == whole
 
 
+async def test_a_page_may_begin_after_any_number(store: Store) -> None:
+    numbers = [-(2**63), -0.5, 2**53 + 1, 2**63, 2**64 - 1, 1e308]
+    for position, number in enumerate(numbers):
+        await store.upsert({"id": position, "x": number})
+    for position, number in enumerate(numbers):
+        query = {"$order": "x", "$after": {"id": position, "x": number}}
+        assert [record["x"] for record in await store.read(query)] == numbers[position + 1 :]
+
+
 async def test_a_limit_without_an_order_goes_by_id(store: Store) -> None:
     for id in ("c", "a", "b"):
         await store.upsert({"id": id})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import sqlite3
@@ -155,6 +156,7 @@ def test_a_store_lives_in_any_event_loop_and_closes_with_it(url: str) -> None:
         return len(await store.read({}))
 
     assert [asyncio.run(use(number)) for number in range(3)] == [1, 2, 3]
+    assert len(store._homes) == 1, "it keeps nothing of loops that have ended"
 
 
 async def test_the_table_is_made_as_the_app_starts(url: str) -> None:
@@ -378,6 +380,27 @@ async def test_a_write_that_is_given_up_leaves_the_store_in_order(sqlite: str) -
                     await store.upsert({"id": "b"})
     assert await store.upsert({"id": "c"}) == {"id": "c"}
     assert await store.read({"id": "c"}) == [{"id": "c"}]
+    await store.close()
+
+
+async def test_a_write_that_is_cancelled_at_any_moment_leaves_no_lock(sqlite: str) -> None:
+    store = SQLStore(sqlite, timeout=0.5)
+    await store.open()
+    kept = gc.isenabled()
+    gc.disable()  # which would let the locks go of connections that nobody has
+    try:
+        for turns in range(40):
+            write = asyncio.create_task(store.upsert({"id": turns}))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                if turns % 2:
+                    await asyncio.to_thread(bool)  # for as long as a statement may take
+            write.cancel()
+            await asyncio.wait([write])
+            assert await store.upsert({"id": "next"}) == {"id": "next"}, turns
+    finally:
+        if kept:
+            gc.enable()
     await store.close()
 
 
