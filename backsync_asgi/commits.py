@@ -122,7 +122,7 @@ class Doubts:
                     async with asyncio.timeout(delay):
                         await self._added.wait()  # one that fails keeps no other waiting
                 except TimeoutError:
-                    self._ids, self._failed = self._failed, {}
+                    self._ids, self._failed = {**self._failed, **self._ids}, {}  # one may have come just now
                     delay = min(2 * delay, LAST_DELAY)
                 continue
             name = next(iter(self._ids))

@@ -572,13 +572,15 @@ class Model:
 
     def _leave_others(self, record: Record) -> bool:
         """A record may have been in channels to which that was not told: it is gone there. False: it has no channel."""
-        here = None
+        place = None
         with contextlib.suppress(Reject):  # a row may lack its key
-            here = self.places.of(record)[0]
+            place = self.places.of(record)
         for topic in self._hub.topics_of(self.name) if self.options.key else []:
-            if topic.key != here:
+            if place is None or topic.key != place[0]:
                 topic.publish("delete", record["id"], messages.encode({"id": record["id"]}))
-        return here is not None
+        if self.options.key and place is not None:
+            self.places.note(record["id"], place)
+        return place is not None
 
     def _is_told(self, record: Record) -> bool:
         """Whether this very state of a record was the last one that was broadcast. A version alone does not tell: that

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from backsync_asgi import Backsync, Context, Reject, commits
 from backsync_asgi.client import View
-from backsync_asgi.commits import MAX_DOUBTS
+from backsync_asgi.commits import MAX_DOUBTS, Doubts
 from backsync_asgi.limits import Limits
 from backsync_asgi.models import Model
 from backsync_asgi.signals import post_delete, post_save
@@ -565,6 +566,30 @@ async def test_a_record_that_cannot_be_told_keeps_no_other_waiting(
         await author.until(lambda: "cannot be read yet" in caplog.text)
         assert await code_of(author.upsert("M", {"id": 2})) == "handler_error"
         await author.until(lambda: dict(view) == {2: {"id": 2}})
+
+
+async def test_a_record_that_comes_in_doubt_as_another_is_tried_again_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commits, "FIRST_DELAY", 0.02)
+    looked: list[Id | None] = []
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    async def look(id: Id | None) -> None:
+        looked.append(id)
+        begun.set()
+        if looked == [1]:
+            raise RuntimeError
+        if set(looked[1:]) == {1, 2}:
+            done.set()
+
+    doubts, loop = Doubts(look), asyncio.get_running_loop()
+    doubts.add(1)
+    await begun.wait()
+    loop.call_later(0.025, doubts.add, 2)
+    loop.call_later(0.01, time.sleep, 0.03)  # so that both are due in the same tick, this one last
+    async with asyncio.timeout(5):
+        await done.wait()
 
 
 async def test_a_record_that_is_left_without_a_channel_is_gone_and_not_looked_at_for_ever(
