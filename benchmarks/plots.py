@@ -28,6 +28,14 @@ COLOURS = {
     "python-socketio": "#93b1e0",
     "sockjs-tornado": "#c0d2ee",
 }
+NAMES = {
+    "ours": "Backsync",
+    "ours-sockjs": "Backsync, SockJS framing",
+    "ours-plain": "Backsync, plain uvicorn",
+    "c": "C, one send(2) each",
+    "prebuilt": "loop over uvicorn's transports",
+    "bare": "bare ASGI, send only",
+}
 Values = dict[str, dict[str, list[float]]]
 
 
@@ -49,7 +57,7 @@ def fan_out(values: Values) -> Any:
     for who in values[f"H.fanout.{sizes[0]}"]:
         points = [(n, values[f"H.fanout.{n}"].get(who)) for n in sizes]
         known = [(n, statistics.median(rounds)) for n, rounds in points if rounds]
-        axes.plot(*zip(*known, strict=True), marker="o", label=who, color=COLOURS.get(who))
+        axes.plot(*zip(*known, strict=True), marker="o", label=NAMES.get(who, who), color=COLOURS.get(who))
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
@@ -62,17 +70,24 @@ def latencies(percentiles: dict[str, list[int]]) -> Any:
         "Publish to receive, 1 000 clients, 20 % load", "share of the deliveries, %", "milliseconds (log)"
     )
     for who, values in percentiles.items():
-        axes.plot(range(len(values)), [max(1, value) / 1000 for value in values], label=who, color=COLOURS.get(who))
+        name, milliseconds = NAMES.get(who, who), [max(1, value) / 1000 for value in values]
+        axes.plot(range(len(values)), milliseconds, label=name, color=COLOURS.get(who))
     axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(top=1000)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
     return drawing
 
 
 def bars(title: str, unit: str, measure: dict[str, list[float]]) -> Any:
     drawing, axes = figure(title, unit, "")
     rows = sorted(((statistics.median(rounds), who) for who, rounds in measure.items()), reverse=True)
-    axes.barh([who for _, who in rows], [value for value, _ in rows], color=[COLOURS.get(who) for _, who in rows])
+    axes.barh(
+        [NAMES.get(who, who) for _, who in rows],
+        [value for value, _ in rows],
+        color=[COLOURS.get(who) for _, who in rows],
+    )
     axes.bar_label(axes.containers[0], fmt="%.1f", padding=3, fontsize=8)
+    axes.margins(x=0.1)
     axes.grid(visible=False)
     return drawing
 
