@@ -567,20 +567,8 @@ class Model:
             if record is None:
                 self.places.leave(id)  # it may have been elsewhere meanwhile, which nobody was told
                 self.publish("delete", {"id": id})
-            elif self._leave_others(record) and not self._is_told(record):
+            elif self.places.settle(record) and not self._is_told(record):
                 self._announce("upsert", record, is_present=True)
-
-    def _leave_others(self, record: Record) -> bool:
-        """A record may have been in channels to which that was not told: it is gone there. False: it has no channel."""
-        place = None
-        with contextlib.suppress(Reject):  # a row may lack its key
-            place = self.places.of(record)
-        for topic in self._hub.topics_of(self.name) if self.options.key else []:
-            if place is None or topic.key != place[0]:
-                topic.publish("delete", record["id"], messages.encode({"id": record["id"]}))
-        if self.options.key and place is not None:
-            self.places.note(record["id"], place)
-        return place is not None
 
     def _is_told(self, record: Record) -> bool:
         """Whether this very state of a record was the last one that was broadcast. A version alone does not tell: that

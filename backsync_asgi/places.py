@@ -166,6 +166,19 @@ class Places:
             return []
         return self._hub.topics_of(self._model) if self._reading else self._topics_forgotten()
 
+    def settle(self, record: Mapping[str, Any]) -> bool:
+        """The record is in its own channel and nowhere else, whatever has been told. False: it has no channel."""
+        place = None
+        with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
+            place = self.of(record)
+        if self.names:
+            for topic in self._hub.topics_of(self._model):
+                if place is None or topic.key != place[0]:
+                    topic.publish("delete", record["id"], messages.encode({"id": record["id"]}))
+            if place is not None:
+                self.note(record["id"], place)
+        return place is not None
+
     def leave(self, id: Id) -> list[Topic]:
         """The record is deleted: the channels in which somebody may have it."""
         if not self.names:
