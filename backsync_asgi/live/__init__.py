@@ -39,6 +39,7 @@ def live(
     A record's `id` is the primary key. Raises TypeError or ValueError for a class that cannot be live, saying why, and
     for an async engine with one connection for all sessions: a client that reads would roll back others.
     """
+    _check_model(model, "live")
     is_class = isinstance(mapped, type)
     if is_class and hasattr(mapped, "__mapper__"):
         from .sqlalchemy import LiveMapping
@@ -78,6 +79,12 @@ def listen(
 
     The model reads from the table, as stores are read, unless it has a `read` handler.
     """
+    _check_model(model, "listen")
     from .postgres import Listener
 
     return Listener(model, dsn, table=table, fields=fields, to_record=to_record, install=install)
+
+
+def _check_model(model: object, function: str) -> None:
+    if not hasattr(model, "read_from"):
+        raise TypeError(f'{function} got {model!r} as its model, expected one such as sync.model("Message").')

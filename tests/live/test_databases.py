@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 from playwright.async_api import expect
 from sqlalchemy import create_engine, text
 
+from backsync_asgi.live import listen, live
 from backsync_asgi.testing import connect
 from tests.browser import Visitors
 from tests.servers import ROOT, Server
@@ -56,6 +59,14 @@ async def test_a_connection_that_is_lost_beside_live_models_can_be_rolled_back()
         connection.rollback()
         assert connection.execute(text("select 2")).scalar() == 2
     engine.dispose()
+
+
+def test_a_name_in_place_of_a_model_is_refused() -> None:
+    name: Any = "Message"
+    with pytest.raises(TypeError, match=r"live got 'Message' as its model, expected one such as sync\.model"):
+        live(name, dict)
+    with pytest.raises(TypeError, match="listen got 'Message' as its model"):
+        listen(name, "postgresql://localhost", table="message")
 
 
 def test_its_first_program_is_short() -> None:
