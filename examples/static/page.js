@@ -51,13 +51,17 @@ export function showList(collection, list, render) {
 export function followEnd(scroller, button) {
   let following = true;
   let opened = false; // the next scroll is ours, and says nothing of where the reader wants to be
+  let top = 0; // where it was last
   const isAtEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
   const follow = () => {
     if (following) scroller.scrollTop = scroller.scrollHeight;
-    else button.hidden = isAtEnd();
+    top = scroller.scrollTop;
+    button.hidden = following || isAtEnd();
   };
   const look = () => {
-    following = button.hidden = isAtEnd();
+    // Only who has gone up has left the end: the event of a scroll of ours may come once the window has become smaller.
+    following = isAtEnd() || (following && scroller.scrollTop >= top);
+    follow();
   };
   scroller.addEventListener("scroll", () => (opened ? (opened = false) : look()), { passive: true });
   scroller.addEventListener("toggle", ({ target }) => { // somebody opens a <details> to read it: it comes into view, and stays
@@ -67,7 +71,7 @@ export function followEnd(scroller, button) {
       const before = scroller.scrollTop;
       target.scrollIntoView({ block: "nearest" });
       opened = scroller.scrollTop !== before;
-      button.hidden = isAtEnd();
+      follow();
     });
   }, true);
   button.addEventListener("click", () => {

@@ -345,6 +345,29 @@ async def test_on_a_phone_everything_fits_and_can_be_reached(chat: Chat, visitor
     await expect(texts(ada).last).to_be_in_viewport()
 
 
+async def test_who_is_at_the_end_stays_there_as_the_window_becomes_smaller(chat: Chat) -> None:
+    ada = await chat.enter("Ada", PHONE)
+    await say(ada, *(f"Line {number}" for number in range(20)), "Last")
+    await expect(texts(ada).last).to_be_in_viewport()
+    # The event of a scroll comes with the next frame, by when there may be less room than there was.
+    await ada.evaluate(
+        """async () => {
+            const scroller = document.getElementById("scroller");
+            const item = scroller.querySelector("ol").lastElementChild;
+            const more = item.cloneNode();
+            more.style.height = "80px";
+            item.before(more);
+            await null;
+            scroller.style.height = scroller.clientHeight - 100 + "px";
+            for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+        }"""
+    )
+    await expect(texts(ada).last).to_be_in_viewport()
+    await expect(ada.get_by_test_id("newest")).to_be_hidden()
+    await ada.evaluate("document.getElementById('scroller').scrollTop -= 200")
+    await expect(ada.get_by_test_id("newest")).to_be_visible()
+
+
 async def test_on_a_phone_a_long_own_name_leaves_room_for_the_others(chat: Chat) -> None:
     ada = await chat.enter("Ada" * 13, PHONE)
     await expect_in_window(ada, names(ada).first)  # who is alone has all the room
