@@ -252,8 +252,8 @@ class Topic:
         is_present: it is the record's state now, whatever was known: it may have been deleted, and added again.
         """
         if version is not None and not is_present:
-            last = self.version(id)
-            if last is not None and last > version:
+            last = self.channel.get(str(id))
+            if last is not None and last.body.version is not None and last.body.version > version:
                 return False
         self._before_change()
         size = len(data) + 64
@@ -263,11 +263,6 @@ class Topic:
             audience.tails.clear()
         self._hub.mark_dirty(self)
         return True
-
-    def version(self, id: str | int) -> int | None:
-        """The version of a record that was published last, if that is remembered."""
-        last = self.channel.get(str(id))
-        return None if last is None else last.body.version
 
     def shows(self, id: str | int, data: str) -> bool:
         """Whether that, JSON text, is what was published last of a record."""

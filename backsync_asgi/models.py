@@ -414,23 +414,21 @@ class Model:
             if not is_due():
                 return False
             await self._find_place(id)
-            return await self._delete_stored(id)
-
-    async def _delete_stored(self, id: Id) -> bool:
-        def tell(deleted: bool) -> None:
-            if deleted:
-                self.publish("delete", {"id": id})
-            else:
-                self._note_gone(id)
-
-        store = self.store
-        if store is not None:
-            return await self._commit(id, lambda: store.delete(id), tell)
-        tell(True)
+            store = self.store
+            if store is not None:
+                return await self._commit(id, lambda: store.delete(id), lambda deleted: self._tell_deleted(id, deleted))
+            self._tell_deleted(id, True)
         return True
 
     def _tell_stored(self, record: Record) -> None:
         self._announce("upsert", record)
+
+    def _tell_deleted(self, id: Id, deleted: bool) -> None:
+        """deleted: False where the store had no such record."""
+        if deleted:
+            self.publish("delete", {"id": id})
+        else:
+            self._note_gone(id)
 
     def _note_gone(self, id: Id) -> None:
         """The store has no such record any more, which nobody has announced here."""
@@ -513,9 +511,10 @@ class Model:
 
     def handed(self) -> Handed:
         """The store for one request's handler. Raises AttributeError where there is none."""
-        if self.store is None:
+        store = self.store
+        if store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
-        return Handed(self.store, self._commit, self._doubts.add, self._is_instant)
+        return Handed(store, self._commit, self._doubts.add, self._is_instant)
 
     @property
     def _is_instant(self) -> bool:
