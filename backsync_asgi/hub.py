@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from . import messages
 from .channel import Channel
 from .limits import Horizon
-from .sockjs.frames import Forms, Frame, Message, batch, refuse
+from .sockjs import session
+from .sockjs.fanout import Lane
+from .sockjs.frames import Forms, Frame, Message, batch
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
@@ -32,8 +34,13 @@ class Link(Protocol):
     form: str  # in which it takes shared frames; see `Forms`
     declines: Callable[[Any], object]  # writes one if it can go out at once; something true if it is not written
 
+    fd: int | None  # of a socket that may be written to in place of `declines`; it changes with `session.stamp`
+
     def wake(self) -> None:
         """Something waits: pull it as soon as it can be written."""
+
+    def refuse(self) -> None:
+        """Something waits that must go first: take no shared frame before it is written."""
 
 
 class Push:
@@ -331,7 +338,19 @@ class Audience:
     tails: frames of what came after a position, remembered while nothing changes.
     """
 
-    __slots__ = ("_kind", "_members", "filters", "live", "offered", "tails", "topic", "view")
+    __slots__ = (
+        "_kind",
+        "_lanes",
+        "_members",
+        "_others",
+        "_stamp",
+        "filters",
+        "live",
+        "offered",
+        "tails",
+        "topic",
+        "view",
+    )
 
     def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
         self.topic = topic
@@ -342,14 +361,30 @@ class Audience:
         self.view = view
         self.filters = view is not as_it_is  # then frames are good for a tick only: what is seen may change
         self._members = 0
+        # Those of `live`, sorted by how they are written to; for one stamp, None if it must be done again.
+        self._stamp: object = None
+        self._lanes: dict[str, Lane] = {}
+        self._others: list[Link] = []
 
     def join(self) -> None:
         """One more member."""
         self._members += 1
 
+    def catch_up(self, subscriber: Subscriber) -> None:
+        """A member is offered what comes from now on."""
+        self.live[subscriber] = subscriber.link
+        self._unsort()
+
+    def part(self, subscriber: Subscriber) -> bool:
+        """A member is not offered any more what comes. False: it was not anyway."""
+        if self.live.pop(subscriber, None) is None:
+            return False
+        self._unsort()
+        return True
+
     def leave(self, subscriber: Subscriber) -> None:
         """One member less; the last one ends the audience."""
-        self.live.pop(subscriber, None)
+        self.part(subscriber)
         self._members -= 1
         if not self._members:
             self.topic.audiences.pop(self._kind, None)
@@ -366,20 +401,39 @@ class Audience:
             return []
         late = list(self.live) if frame is None else self._offer(frame)
         for subscriber in late:
-            self.live.pop(subscriber, None)
+            self.part(subscriber)
             subscriber.behind[self] = start
         return late
 
     def _offer(self, frame: Frame) -> list[Subscriber]:
         """Write a frame to those who keep up. Returns those to whom it could not be written."""
         self.offered += 1
+        if self._stamp is not session.stamp:
+            self._sort()
         forms = Forms(frame)
+        for form, lane in self._lanes.items():
+            lane.write(forms[form])
         declined = set()
-        for link in list(self.live.values()):  # the hot path: once for each client and change
+        for link in self._others:
             declines = link.declines
             if declines(forms[link.form]):
                 declined.add(link)
         return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
+
+    def _unsort(self) -> None:
+        if self._stamp is not None:
+            self._stamp, self._lanes, self._others = None, {}, []
+
+    def _sort(self) -> None:
+        self._stamp, self._lanes, self._others = session.stamp, {}, []
+        for link in self.live.values():
+            if link.fd is None:
+                self._others.append(link)
+                continue
+            lane = self._lanes.get(link.form)
+            if lane is None:
+                lane = self._lanes[link.form] = Lane()
+            lane.add(link.fd, link.declines)
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.
@@ -496,7 +550,7 @@ class Subscriber:
     def _queue(self, message: Message) -> None:
         self.outbox.append(message)
         self.outbox_size += len(message.text)
-        self.link.declines = refuse  # until this is written
+        self.link.refuse()
 
     @property
     def is_full(self) -> bool:
@@ -515,8 +569,7 @@ class Subscriber:
             if old is not None:
                 self._leave(old)
             self.audiences[topic] = audience
-        if self in audience.live:
-            del audience.live[self]
+        if audience.part(self):
             topic.keep_events(self)
         self.behind[audience] = seq
         self._hub.want(self)
@@ -564,8 +617,7 @@ class Subscriber:
         """Deliver nothing of the topic until it is released as often as held."""
         self._held[topic] = self._held.get(topic, 0) + 1
         audience = self.audiences.get(topic)
-        if audience is not None and self in audience.live:
-            del audience.live[self]
+        if audience is not None and audience.part(self):
             self.behind[audience] = topic.flushed
             topic.keep_events(self)
 
@@ -604,7 +656,7 @@ class Subscriber:
                 self._on_lost(topic)
                 continue
             discard(self.behind, audience)
-            audience.live[self] = self.link
+            audience.catch_up(self)
             if tail.messages:
                 tails.append(tail)
         if len(tails) == 1 and not waiting:

@@ -89,6 +89,7 @@ class Exchange:
         return False
 
     form = "frame"
+    fd: int | None = None
 
     def declines(self, frame: Frame) -> bool:
         if not self.writable:

@@ -25,8 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 # No clock, no loop, no I/O: time comes in as `now`, bytes come in and go out.
 PURE = FLOORS[0]
-IMPURE = {"anyio", "asyncio", "concurrent", "datetime", "multiprocessing", "os", "pathlib", "select", "selectors"} | {
-    *("signal", "socket", "sqlite3", "ssl", "starlette", "subprocess", "threading", "time", "uvicorn")
+IMPURE = {"anyio", "asyncio", "concurrent", "ctypes", "datetime", "multiprocessing", "os", "pathlib", "select"} | {
+    *("selectors", "signal", "socket", "sqlite3", "ssl", "starlette", "subprocess", "threading", "time", "uvicorn")
 }
 
 # Rooms that deal with one outside thing each, and know nothing of each other.

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
 from backsync_asgi.limits import Horizon
-from backsync_asgi.sockjs.frames import Frame, Message
+from backsync_asgi.sockjs.frames import Frame, Message, refuse
 
 LIMIT = 200  # bytes of waiting replies
 
@@ -33,6 +33,7 @@ class FakeLink:
         self.declines: Callable[[Frame], object] = self.decline
 
     form = "frame"
+    fd: int | None = None
 
     def decline(self, frame: Frame) -> bool:
         if not self.writable:
@@ -48,6 +49,9 @@ class FakeLink:
             self.frames.append(frame)
         if self.writable:
             self.declines = self.decline
+
+    def refuse(self) -> None:
+        self.declines = refuse
 
     @property
     def messages(self) -> list[dict[str, Any]]:

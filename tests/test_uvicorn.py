@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -17,7 +19,7 @@ from uvicorn.server import ServerState
 from backsync_asgi import Backsync, Context
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
-from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol
+from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol, fd_of
 
 HANDSHAKE = (
     b"GET /websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -36,9 +38,10 @@ class FakeTransport(asyncio.Transport):
         self.closing = False
         self.aborted = False
         self.reading = True
+        self.extra: dict[str, Any] = {}
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self.extra.get(name, default)
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -307,6 +310,30 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
         protocol.resume_writing()
         protocol.connection_lost(None)
         assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+def test_a_socket_has_a_number_where_what_is_written_is_what_goes_over_it() -> None:
+    transport = FakeTransport()
+    assert fd_of(transport) is None
+    with socket.socket() as ours:
+        transport.extra["socket"] = ours
+        assert fd_of(transport) == ours.fileno()
+        transport.extra["sslcontext"] = ssl.create_default_context()
+        assert fd_of(transport) is None
+
+
+async def test_the_number_is_withdrawn_before_anything_else_hears_of_the_end() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, _):
+        protocol.frames_fd = 12_345
+        told: list[tuple[bool, int | None]] = []
+        app.direct.on_writability(lambda: told.append((app.direct.frames_writable, app.direct.frames_fd)))
+        queue = protocol.queue
+        protocol.queue = None  # type: ignore[assignment]  # so that what uvicorn does fails
+        with pytest.raises(AttributeError):
+            protocol.connection_lost(None)
+        protocol.queue = queue
+        assert told == [(False, None)]
 
 
 async def close(protocol: WebSocketProtocol) -> None:

@@ -182,6 +182,7 @@ class HttpReceiver:
         return self._transport.polling or len(self._transport.encode(frame, self._callback)) >= self._room
 
     form = "frame"
+    fd: int | None = None
 
     def declines(self, frame: Frame) -> bool:
         events = frame.stream_events(self._transport.wrap)
@@ -228,6 +229,9 @@ class Direct(Protocol):
     def write_frame(self) -> Callable[[bytes], None]: ...
 
     @property
+    def frames_fd(self) -> int | None: ...
+
+    @property
     def frames_writable(self) -> bool: ...
 
     def on_writability(self, callback: Callable[[], None]) -> None: ...
@@ -267,6 +271,10 @@ class SocketReceiver:
     @property
     def declines(self) -> Callable[[Any], object]:
         return self._writer.declines if self._direct is None else self._direct.write_frame
+
+    @property
+    def fd(self) -> int | None:
+        return None if self._direct is None else self._direct.frames_fd
 
     def write(self, frame: Frame, last: bool) -> None:
         if self._direct is None or last or not self._accepted or not self._writer.writable:

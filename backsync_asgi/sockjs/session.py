@@ -71,6 +71,10 @@ class Receiver(Protocol):
         Something true: it is not written. It may be kept and called as long as the receiver is writable.
         """
 
+    @property
+    def fd(self) -> int | None:
+        """The number of a socket that takes what `declines` takes, past it, as long as the receiver is writable."""
+
     def write(self, frame: Frame, last: bool) -> None:
         """Write the frame; after the last one the response or socket ends."""
 
@@ -103,24 +107,42 @@ class Timing:
                 raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
+# Another object after each change of the `fd` of any link: what was sorted by them before is not good any more. A
+# counter could miss a change where event loops run in several threads.
+stamp = object()
+
+
 class Link:
     """The way to one client, for frames that many get: `declines` is what writes one, in the `form` that it takes.
 
-    A class of its own so that these stand first in a session's memory: they are all that a broadcast touches of it.
+    fd: the number of a socket that takes the same, with nothing before it; None where there is none.
     """
 
-    __slots__ = ("declines", "form")
+    __slots__ = ("declines", "fd", "form")
 
     def __init__(self) -> None:
         self.form = "frame"
         self.declines: Callable[[Any], object] = refuse
+        self.fd: int | None = None
+
+    def refuse(self) -> None:
+        """Take no more shared frames: something must go first, or nobody is there."""
+        self.declines = refuse
+        self._point_to(None)
+
+    def _point_to(self, fd: int | None) -> None:
+        global stamp
+        if fd != self.fd:
+            self.fd = fd
+            stamp = object()
 
 
 class Session(Link):
     """The state of one session: new until accepted, open, then closed with a frame that stays.
 
-    form, declines: the receiver's, while it has been greeted, can be written to and nothing waits; else `refuse`. So a
-    frame that many sessions share costs each of them one call. Who has something that must go first sets `refuse`.
+    form, declines, fd: the receiver's, while it has been greeted, can be written to and nothing waits. So a frame that
+    many sessions share costs each of them one call, or not even that. Who has something that must go first says
+    `refuse`.
 
     Owners call `tick` about once a second and forget the session when it returns False.
     """
@@ -178,7 +200,7 @@ class Session(Link):
         if self.receiver is not None and self.receiver.writable:
             self.wake()
         else:
-            self.declines = refuse
+            self.refuse()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """End the session: what waits is still written, then the close frame. Only the first call counts.
@@ -282,8 +304,9 @@ class Session(Link):
             else:
                 if self._greeted:
                     self.form, self.declines = receiver.form, receiver.declines
+                    self._point_to(receiver.fd)
                 return
-        self.declines = refuse
+        self.refuse()
 
     def _write(self, receiver: Receiver, frame: Frame, last: bool) -> None:
         self._busy = True
@@ -294,7 +317,7 @@ class Session(Link):
 
     def _release(self) -> None:
         self.receiver = None
-        self.declines = refuse
+        self.refuse()
         self._attached_at = None
         self._blocked_since = None
 

@@ -134,6 +134,7 @@ class SessionLine:
         return self._polling
 
     form = "frame"
+    fd: int | None = None
 
     def declines(self, frame: Frame) -> bool:
         if not self.writable or self.fills(frame):

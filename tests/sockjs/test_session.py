@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from backsync_asgi.sockjs import session
 from backsync_asgi.sockjs.frames import HEARTBEAT, OPEN, Close, Frame, Message, batch
 from backsync_asgi.sockjs.session import GOING_AWAY, INTERRUPTED, OCCUPIED, TIMED_OUT, Session, Timing
 
@@ -60,6 +61,7 @@ class FakeReceiver:
 
     takes: int | None = None
     lifetime: float | None = None
+    fd: int | None = None
     blocked: bool = False
     frames: list[Frame] = field(default_factory=list)
     over: bool = False
@@ -366,6 +368,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.silent_since = 0.0
         self.frames_seen = 0
         self.ends_seen = 0
+        self.port: tuple[int | None, object] = (None, session.stamp)
 
     # What happens
 
@@ -376,6 +379,8 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["poll", "stream", "socket"]), blocked=st.booleans())
     def attach(self, kind: str, blocked: bool) -> None:
         receiver = poll() if kind == "poll" else stream() if kind == "stream" else FakeReceiver()
+        if kind == "socket":
+            receiver.fd = 3 + len(self.receivers)
         receiver.blocked = blocked
         occupied = self.session.receiver is not None
         if not occupied:
@@ -423,6 +428,8 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def the_peer_stops_reading(self) -> None:
         self.receivers[-1].blocked = True
+        if self.receivers[-1].fd is not None:  # whose server says so; of the others one learns by writing
+            self.session.writability_changed()
 
     @precondition(lambda self: self.session.receiver is not None)
     @rule()
@@ -540,6 +547,19 @@ class SessionMachine(RuleBasedStateMachine):
     def a_receiver_that_gets_the_goodbye_is_over(self) -> None:
         for receiver in self.receivers:
             assert receiver.over or not any(isinstance(frame, Close) for frame in receiver.frames)
+
+    @invariant()
+    def a_socket_is_written_to_past_its_transport_only_while_nothing_else_is_to_be_written(self) -> None:
+        fd, receiver = self.session.fd, self.session.receiver
+        if fd is not None:
+            assert receiver is self.receivers[-1]
+            assert (fd, self.session.declines) == (receiver.fd, receiver.declines)
+            assert receiver.writable
+            assert OPEN in self.receivers[-1].frames or any(OPEN in before.frames for before in self.receivers)
+            assert self.endpoint.waiting == []
+        before, stamp = self.port
+        assert fd == before or session.stamp is not stamp, "whoever has sorted its links must notice"
+        self.port = (fd, session.stamp)
 
     @invariant()
     def a_closed_session_keeps_no_writable_receiver(self) -> None:

@@ -1,0 +1,53 @@
+"""One frame to many sockets in one go; it knows file descriptors and bytes, and no sessions.
+
+A broadcast costs what its system calls cost if nothing else happens between them: no turn of the interpreter, and no
+look at a thousand transports, none of which is in the processor's cache. `os.write` would not do: it lets other threads
+run each time, and one that computes gives the interpreter back after 5 ms, for every client. So libc's `write` is
+called as it is, while the interpreter is held; the sockets do not block. Where there is none, each transport is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+try:
+    import ctypes
+
+    _write: Callable[..., int] | None = ctypes.PyDLL(None).write
+    _size: Callable[[int], Any] = ctypes.c_size_t
+    _write.restype = ctypes.c_ssize_t  # type: ignore[union-attr]
+except (ImportError, OSError, TypeError, AttributeError):  # Windows, or an interpreter without libffi
+    _write = None
+
+
+class Lane:
+    """Sockets that take the same bytes: of each its number, and what writes to its transport, in which nothing waits.
+
+    What a socket does not take, or takes in part, its transport gets. Whoever has a lane must let go of it before one
+    of its sockets is closed: a number that is not a socket's any more is another client's soon.
+    """
+
+    __slots__ = ("_fds", "_writes")
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._writes: list[Callable[[bytes], object]] = []
+
+    def add(self, fd: int, write: Callable[[bytes], object]) -> None:
+        """One more socket."""
+        self._fds.append(fd)
+        self._writes.append(write)
+
+    def write(self, wire: bytes) -> None:
+        """Write to all."""
+        size = len(wire)
+        if _write is None:
+            counts = [0] * len(self._fds)
+        else:
+            counts = list(map(_write, self._fds, repeat(wire), repeat(_size(size))))
+        if counts.count(size) != len(counts):
+            for write, count in zip(self._writes, counts, strict=True):
+                if count != size:  # it is full, or -1: for whatever reason, which the transport finds out
+                    write(wire[max(count, 0) :])
