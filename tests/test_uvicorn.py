@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -106,10 +107,10 @@ class App:
 
 @asynccontextmanager
 async def connection(
-    app: ASGIApp, more: bytes = b"", path: bytes = b"/websocket"
+    app: ASGIApp, more: bytes = b"", path: bytes = b"/websocket", max_size: int = 1 << 24
 ) -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
     """A connection after its handshake, with which `more` has come."""
-    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False, ws_max_size=max_size)
     config.load()
     protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
     protocol.connection_made(transport)
@@ -131,10 +132,15 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def frame(payload: bytes, opcode: int = TEXT, final: bool = True) -> bytes:
-    """A client's frame, masked with zeros."""
-    assert len(payload) < 126
-    return bytes([0x80 * final | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+def frame(payload: bytes, opcode: int = TEXT, final: bool = True, mask: bytes | None = bytes(4)) -> bytes:
+    """A client's frame. mask: zeros change nothing; with None it is none."""
+    size, masked = len(payload), 0x80 * (mask is not None)
+    head = bytes([0x80 * final | opcode, masked | min(size, 126)])
+    if size > 125:
+        head = head + size.to_bytes(2, "big") if size < 65_536 else head[:1] + bytes([masked | 127]) + size.to_bytes(8)
+    if mask is None:
+        return head + payload
+    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
 async def test_messages_are_handed_over_as_they_come() -> None:
@@ -159,6 +165,95 @@ async def test_messages_that_came_with_the_handshake_come_first() -> None:
     async with connection(app, frame(b"1") + frame(b"2")) as (protocol, _):
         protocol.data_received(frame(b"3"))
         assert app.got == ["1", "2", "3"]
+
+
+def opcodes_in(written: bytes) -> list[int]:
+    """Of a server's frames, none of which is long."""
+    opcodes, at = [], 0
+    while at < len(written):
+        opcodes.append(written[at] & 0x0F)
+        at += 2 + written[at + 1]
+    return opcodes
+
+
+PING = 9
+FRAMES = st.one_of(
+    st.builds(
+        frame,
+        st.one_of(
+            st.text(max_size=5).map(str.encode),
+            st.sampled_from([125, 126, 127, 128, 1000, 1001]).map(lambda size: b"x" * size),
+            st.binary(max_size=3),
+        ),
+        st.sampled_from([TEXT, TEXT, TEXT, BYTES, 0, PING]),
+        st.sampled_from([True, True, False]),
+        st.binary(min_size=4, max_size=4),
+    ),
+    st.sampled_from([frame(b"\x03\xe8bye", CLOSE), frame(b"x", mask=None), frame(b"", 3), frame(b"x" * 70_000)]),
+)
+
+
+async def test_a_message_that_came_in_part_with_the_handshake_is_put_together() -> None:
+    said = frame(b"one\r\n\r\ntwo")
+    app = App(lambda message: True)
+    async with connection(app, said[:-3]) as (protocol, _):
+        protocol.data_received(said[-3:] + frame(b"three"))
+        await settle()
+        assert app.got == ["one\r\n\r\ntwo", "three"]
+
+
+@given(st.lists(FRAMES, max_size=8), st.lists(st.integers(0, 3000), max_size=4))
+async def test_what_is_taken_at_once_is_what_the_parser_would_take(
+    frames: Sequence[bytes], cuts: Sequence[int]
+) -> None:
+    data = b"".join(frames)
+    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    cut_up = [data[start:end] for start, end in pairwise(at) if start < end]
+    results = []
+    for parses, parts in (True, frames), (False, cut_up):
+        app = App(lambda message: True)
+        async with connection(app, max_size=1000) as (protocol, transport):
+            if parses:
+                protocol._take_texts = lambda data: data  # type: ignore[method-assign]
+            for part in parts:
+                if not transport.closing:
+                    protocol.data_received(part)
+            await settle()
+            results.append((app.got, transport.written, transport.closing))
+    (expected, _, closing), (got, written, closing_too) = results
+    assert closing_too == closing
+    if expected[-1] in (1000, 1005):
+        assert results[1] == results[0]
+    else:  # what came in one go with it may be heard or not
+        assert got[:-1] == expected[: len(got) - 1]
+        assert got[-1] in (1000, 1002, 1007, 1009)
+        opcodes = opcodes_in(written)
+        assert opcodes.index(CLOSE) == len(opcodes) - 1
+
+
+async def test_whole_messages_do_not_pass_through_the_parser() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, _):
+        parsed: list[bytes | bytearray] = []
+        parse = protocol.conn.receive_data
+
+        def noted(data: bytes | bytearray) -> None:
+            parsed.append(data)
+            parse(data)
+
+        protocol.conn.receive_data = noted  # type: ignore[method-assign]
+        one, large, ping, part = frame(b"one"), frame(b"x" * 30_000), frame(b"", PING), frame(b"par", final=False)
+        protocol.data_received(one + large + one)
+        assert parsed == []
+        protocol.data_received(one + ping + one)
+        protocol.data_received(large[:100])
+        protocol.data_received(large[100:])
+        assert parsed == [ping + one, large[:100], large[100:]], "since they are not at the beginning, or not whole"
+        protocol.data_received(part)
+        protocol.data_received(frame(b"t", 0))
+        protocol.data_received(one)
+        assert parsed[3:] == [part, frame(b"t", 0)]
+        assert app.got == ["one", "x" * 30_000, *["one"] * 3, "x" * 30_000, "part", "one"]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans())))
@@ -284,6 +379,28 @@ async def test_text_that_is_no_utf8_ends_the_connection(caplog: pytest.LogCaptur
         assert app.got == [1007]
         assert transport.written == b"\x88\x02" + (1007).to_bytes(2, "big")
         assert transport.closing
+    assert not caplog.records
+
+
+async def test_text_that_is_no_utf8_may_come_together_with_the_goodbye(caplog: pytest.LogCaptureFixture) -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"", BYTES) + frame(b"\xff") + frame(b"late") + frame(b"\x03\xe8", CLOSE))
+        await settle()
+        assert app.got == [b"", 1000]
+        assert transport.closing
+    assert not caplog.records
+
+
+async def test_text_that_is_no_utf8_may_come_before_the_handshake_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(App(None), ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(HANDSHAKE + frame(b"\xff"))
+    assert transport.aborted
+    protocol.connection_lost(None)
+    await settle()
     assert not caplog.records
 
 
