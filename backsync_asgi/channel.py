@@ -6,6 +6,7 @@ the conflation for slow clients (each changed record once) in one structure.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
@@ -32,7 +33,7 @@ class Channel(Generic[Body]):
     floor: the oldest position from which the tail is complete.
     """
 
-    __slots__ = ("_changes", "_horizon", "_size", "epoch", "floor", "seq")
+    __slots__ = ("_changes", "_horizon", "_none_before", "_size", "epoch", "floor", "seq")
 
     def __init__(self, epoch: str, horizon: Horizon) -> None:
         self.epoch = epoch
@@ -41,6 +42,7 @@ class Channel(Generic[Body]):
         self._horizon = horizon
         self._changes: OrderedDict[str, Change[Body]] = OrderedDict()
         self._size = 0
+        self._none_before = -math.inf  # no change is older; it spares most evictions a look at the oldest
 
     def __len__(self) -> int:
         return len(self._changes)
@@ -68,13 +70,16 @@ class Channel(Generic[Body]):
 
     def evict(self, now: float) -> None:
         """Forget the oldest changes as far as count, bytes or age are over the horizon. The newest goes by age only."""
-        horizon = self._horizon
-        while self._changes:
-            oldest = next(iter(self._changes.values()))
-            full = len(self._changes) > horizon.records or self._size > horizon.size
-            if now - oldest.at <= horizon.age and not (full and len(self._changes) > 1):
+        horizon, changes = self._horizon, self._changes
+        while changes:
+            full = len(changes) > horizon.records or self._size > horizon.size
+            if now - self._none_before <= horizon.age and not full:
                 return
-            self._changes.popitem(last=False)
+            oldest = next(iter(changes.values()))
+            self._none_before = oldest.at
+            if now - oldest.at <= horizon.age and not (full and len(changes) > 1):
+                return
+            changes.popitem(last=False)
             self._size -= oldest.size
             self.floor = oldest.seq
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import itertools
 import logging
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from .messages import CONTROL, MAX_ID, Request, check_query
 from .models import NOW, BrokenOff, Context, Model
 from .retries import Retries, digest
 from .sockjs.frames import Frame, loads
-from .sockjs.receivers import Scope
+from .sockjs.receivers import Scope, go_on
 from .sockjs.server import Settings
 from .sockjs.session import Session
 from .stores.base import Id
@@ -325,10 +326,13 @@ class Connection:
             self._add_worker(id(request), self._work_apart(request, self._user_now, size))
             return
         queue = self._queues.get(request.model)
-        if queue is None:
-            queue = self._queues[request.model] = deque()
+        if queue is not None:
+            queue.append((request, self._user_now, size))
+        elif model is not None and self._opened and model.is_done_at_once(request.method):
+            self._work_now(request, size)
+        else:
+            queue = self._queues[request.model] = deque([(request, self._user_now, size)])
             self._add_worker(request.model, self._work(request.model, queue))
-        queue.append((request, self._user_now, size))
 
     @property
     def _user_now(self) -> Any:
@@ -347,9 +351,21 @@ class Connection:
             self._fail(request, "rate_limited", f"At most {limits.rate:g} requests a second, please.", details)
         return not wait
 
-    def _add_worker(self, name: object, work: Coroutine[Any, Any, None]) -> None:
-        worker = self._workers[name] = self._site.loop.create_task(work)
+    def _add_worker(
+        self, name: object, work: Coroutine[Any, Any, None], context: contextvars.Context | None = None
+    ) -> None:
+        worker = self._workers[name] = self._site.loop.create_task(work, context=context)
         self._site.tasks.add(worker)
+
+    def _work_now(self, request: Request, size: int) -> None:
+        """Handle a request that hardly ever has to wait, without a task and a turn of the event loop for it."""
+        steps, context = self._handle(request, self.user, size).__await__(), contextvars.copy_context()
+        try:
+            waits_for = context.run(next, steps)
+        except StopIteration:
+            return
+        queue = self._queues[request.model] = deque()  # those behind it wait with it
+        self._add_worker(request.model, self._work(request.model, queue, go_on(steps, waits_for)), context)
 
     def _worker_done(self, name: object) -> None:
         """For the end of a worker, which would otherwise cost the event loop a callback for each request."""
@@ -470,12 +486,17 @@ class Connection:
 
     # Requests
 
-    async def _work(self, name: str, queue: deque[tuple[Request, Any, int]]) -> None:
+    async def _work(
+        self, name: str, queue: deque[tuple[Request, Any, int]], first: Awaitable[None] | None = None
+    ) -> None:
+        """Handle what is in the queue, one after the other. first: a request that was begun already."""
         try:
             if self._setup is not None:
                 await self._until_set_up()
+            if first is not None:
+                await first
             while queue:
-                await self._take_turn(*queue.popleft())
+                await self._handle(*queue.popleft())
         finally:
             discard(self._queues, name)
             self._worker_done(name)
@@ -484,7 +505,7 @@ class Connection:
         """Handle a request whose handler does not ask for an order."""
         try:
             await self._until_set_up()
-            await self._take_turn(request, user, size)
+            await self._handle(request, user, size)
         finally:
             self._worker_done(id(request))
 
@@ -494,23 +515,14 @@ class Connection:
             self._drained = self._drained or asyncio.Event()
             await self._drained.wait()
 
-    async def _take_turn(self, request: Request, user: Any, size: int) -> None:
+    async def _handle(self, request: Request, user: Any, size: int) -> None:
         if self._subscriber.is_full:
             await self._until_drained()
-        try:
-            if self._opened:
-                await self._handle(request, user)
-        finally:
-            self._waiting -= 1
-            self._waiting_size -= size
-            if self._room is not None:
-                self._room.set()
-                self._room = None
-
-    async def _handle(self, request: Request, user: Any) -> None:
         acting = Acting(self._subscriber, user)
         Acting.current.set(acting)
         try:
+            if not self._opened:
+                return
             remembers = self._client is not None and request.method not in NOT_WRITES
             if request.id is not None and remembers:
                 text = await self._run_once(request, request.id, acting)
@@ -523,6 +535,11 @@ class Connection:
             self._fail(request, "handler_error", CODES["handler_error"])
         finally:
             acting.finish()
+            self._waiting -= 1
+            self._waiting_size -= size
+            if self._room is not None:
+                self._room.set()
+                self._room = None
 
     async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
         """Carry out a request, or answer it again as before if it was sent before."""
@@ -547,13 +564,13 @@ class Connection:
             reply, code = await self._run(request, acting)
             if reply is not None:
                 outcome.set_result(reply)
-                retries.weigh(client, id, write, len(reply))
+                write.weigh(len(reply))
             return reply
         finally:
             if not outcome.done():
                 outcome.cancel()
             if code in NOT_REMEMBERED:
-                retries.forget(client, id, write)
+                write.forget()
 
     async def _run(self, request: Request, acting: Acting) -> tuple[str | None, str | None]:
         """Carry out a request. Returns its reply, if it asked for one, and the code of its error, if it failed."""
@@ -589,19 +606,20 @@ class Connection:
             logger.error("The handler of %s failed.", request.event, exc_info=error)
         return "handler_error", repr(error) if self._site.debug else CODES["handler_error"], details
 
-    async def _perform(self, request: Request, acting: Acting) -> str:
+    def _perform(self, request: Request, acting: Acting) -> Awaitable[str]:
+        """What carries out a request and returns its reply's data. Raises Reject where there is no such model."""
         model = self._site.models.get(request.model)
         if model is None:
             raise Reject("unknown_model", f"There is no model {request.model!r}.")
-        if request.method == "subscribe":
-            return await self._subscribe(model, request, acting)
-        if request.method == "read":
-            return await self._read(model, request)
-        ctx = Context(self, model, request.method, acting.user)
-        if request.method == "unsubscribe":
-            self._unsubscribe(model, check_query(request.data))
-            return "{}"
-        return await model.perform(ctx, request)
+        match request.method:
+            case "subscribe":
+                return self._subscribe(model, request, acting)
+            case "unsubscribe":
+                return self._unsubscribe(model, check_query(request.data))
+            case "read":
+                return self._read(model, request)
+            case method:
+                return model.perform(Context(self, model, method, acting.user), request)
 
     def _failure(self, request: Request, code: str, message: str, details: Any = None) -> str | None:
         if request.id is not None:
@@ -772,8 +790,9 @@ class Connection:
         else:
             self._queries[topic] = before
 
-    def _unsubscribe(self, model: Model, query: Mapping[str, Any]) -> None:
+    async def _unsubscribe(self, model: Model, query: Mapping[str, Any]) -> str:
         self._detach(model.topic_of(query))
+        return "{}"
 
     async def _try_subscribe(
         self, ctx: Context, request: Request, query: Mapping[str, Any], acting: Acting

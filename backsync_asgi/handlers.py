@@ -42,14 +42,14 @@ class Caller:
         self._threads = Threads(threads)
         self._going_on: set[asyncio.Task[Any]] = set()
 
-    async def __call__(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
+    def __call__(self, function: HandlerFunction, ctx: Any, *args: Any) -> Coroutine[Any, Any, Any]:
         """What the function returns. Raises HandlerTimeout, or what the function raises."""
         if not self.middleware:
-            return await self.limited(self._call(function, ctx, *args))
+            return self.limited(self._call(function, ctx, *args))
         call: Callable[..., Awaitable[Any]] = functools.partial(self._call, function)
         for layer in reversed(self.middleware):
             call = functools.partial(layer, call_next=call)
-        return await self.limited(call(ctx, *args))
+        return self.limited(call(ctx, *args))
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """What the function returns or raises, called in a worker thread."""
@@ -83,12 +83,14 @@ class Caller:
                 task.get_loop().call_later(self._deadlines.seconds, _give_up, task, given_up)
             raise
 
-    async def _call(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
+    def _call(self, function: HandlerFunction, ctx: Any, *args: Any) -> Awaitable[Any]:
         known = self._is_async.get(function)
         if known is None:
             known = self._is_async[function] = is_async(function)
-        if known:
-            return await function(ctx, *args)
+        called: Awaitable[Any] = function(ctx, *args) if known else self._call_plain(function, ctx, *args)
+        return called
+
+    async def _call_plain(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         late = getattr(ctx, "returned_late", None)
         future = self._threads.run(functools.partial(_call_plain, function, ctx, *args), late)
         try:

@@ -319,7 +319,7 @@ class Topic:
     def keep_events(self, subscriber: Subscriber) -> None:
         """Keep transient events, from those of this tick on, for one who kept up and must wait for its reply."""
         kept = Kept()
-        if all(kept.add(seq, message) for seq, message in self._events):
+        if not self._events or all(kept.add(seq, message) for seq, message in self._events):
             self.kept[subscriber] = kept
 
     def forget_events(self) -> None:
@@ -637,6 +637,8 @@ class Subscriber:
 
     def pull(self) -> Frame | None:
         """All that waits, as one frame: replies first, then the tail of each topic that the subscriber is behind on."""
+        if not self.outbox and not self.behind:
+            return None
         waiting: list[Message] = []
         tails: list[Frame] = []
         if self.outbox:

@@ -104,11 +104,10 @@ def check_record(record: Mapping[Any, Any]) -> None:
         faults.append({"field": "id", "message": "expected a string of 1-128 characters or an integer"})
     if len(record) > MAX_FIELDS:
         raise Reject("too_large", f"A record may have {MAX_FIELDS} fields.", {"limit": MAX_FIELDS})
-    faults += [
-        {"field": shorten(str(key)), "message": f"a field's name has at most {MAX_KEY} characters"}
-        for key in record
-        if not isinstance(key, str) or len(key) > MAX_KEY
-    ]
+    for key in record:
+        if not isinstance(key, str) or len(key) > MAX_KEY:
+            message = f"a field's name has at most {MAX_KEY} characters"
+            faults.append({"field": shorten(str(key)), "message": message})
     if faults:
         raise Reject(
             "invalid",

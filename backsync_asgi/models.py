@@ -516,10 +516,20 @@ class Model:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
         return Handed(store, self._commit, self._doubts.add, self._is_instant)
 
+    def is_done_at_once(self, method: str) -> bool:
+        """Whether that is a write which has nothing to wait for: no handlers are to be called, no other store."""
+        if method not in _WRITES or (self._handlers and _WRITES & self._handlers.keys()):
+            return False
+        return type(self.store) is MemoryStore
+
     @property
     def _is_instant(self) -> bool:
         """Whether the store never waits once it has begun to write, so that nobody can come in between."""
         return type(self.options.store) is MemoryStore
+
+    def _limited(self, work: Awaitable[Result]) -> Awaitable[Result]:
+        """What the store does, within the time limit where that may take time."""
+        return work if type(self.store) is MemoryStore else self._call.limited(work)
 
     async def _commit(
         self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
@@ -732,7 +742,8 @@ class Model:
             if method == "read":
                 text = await self.read_text(ctx, check_query(request.data))
             elif method in _STATE_METHODS:
-                text = await self._write_all(ctx, request)
+                several = isinstance(request.data, list)
+                text = await (self._write_all(ctx, request) if several else self._write(ctx, request, request.data))
             else:
                 handler = self._handlers.get(method)
                 if handler is None or method == "subscribe":
@@ -761,8 +772,6 @@ class Model:
             Line.current.reset(token)
 
     async def _write_all(self, ctx: Context, request: Request) -> str:
-        if not isinstance(request.data, list):
-            return await self._write(ctx, request, request.data)
         replies: list[str] = []
         for record in request.data:
             if len(replies) % WRITES_AT_ONCE == WRITES_AT_ONCE - 1:
@@ -864,7 +873,8 @@ class Model:
             return [messages.record_of(row) if messages.is_typed(row) else row for row in rows]
         return rows
 
-    async def _write(self, ctx: Context, request: Request, data: Any) -> str:
+    def _write(self, ctx: Context, request: Request, data: Any) -> Awaitable[str]:
+        """What writes one record and returns its reply's data. Raises Reject for what cannot be one."""
         method = request.method
         if not isinstance(data, dict):
             raise Reject("invalid", f"{request.event} got {messages.shorten(data)}, expected a record.")
@@ -873,20 +883,30 @@ class Model:
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
         if method == "upsert":
             self.places.of(data)  # refuse a record without its key fields before anything is stored
-        ctx.id = data.get("id")
-        async with self._turn(data.get("id")):
-            if self.lives is not None:
-                self.lives.check(ctx.connection, data.get("id"))
-            if self._seeks_place(ctx.id):
-                await self._call.limited(self._find_place(ctx.id))
-            match method:
-                case "upsert":
-                    return self._finish(ctx, await self._upsert(ctx, data))
-                case "patch":
-                    return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
-                case _:
-                    await self._delete(ctx, data["id"], request.message.get("version"))
-                    return "{}"
+        ctx.id = id = data.get("id")
+        turn = None if id is None else (self.name, str(id))
+        # What is done at once needs no turn while nobody else has it.
+        if turn is None or (self.is_done_at_once(method) and not self._turns.is_taken(turn)):
+            return self._write_in_turn(ctx, request, data)
+        return self._write_taking_turns(turn, ctx, request, data)
+
+    async def _write_taking_turns(self, turn: Hashable, ctx: Context, request: Request, data: Record) -> str:
+        async with self._turns.turn(turn):
+            return await self._write_in_turn(ctx, request, data)
+
+    async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
+        if self.lives is not None:
+            self.lives.check(ctx.connection, data.get("id"))
+        if self._seeks_place(ctx.id):
+            await self._limited(self._find_place(ctx.id))
+        match request.method:
+            case "upsert":
+                return self._finish(ctx, await self._upsert(ctx, data))
+            case "patch":
+                return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
+            case _:
+                await self._delete(ctx, data["id"], request.message.get("version"))
+                return "{}"
 
     def _finish(self, ctx: Context, record: Any) -> str:
         if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
@@ -918,12 +938,15 @@ class Model:
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
             own = store if store is not None and self._is_instant else ctx.store
-            return await self._call.limited(own.upsert(value))
+            work = own.upsert(value)
+            return await (work if type(store) is MemoryStore else self._call.limited(work))
         return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
         schema = self._schemas.get(method) or self._schema
+        if schema is None and type(result) is dict:
+            return result
         if not messages.is_typed(result) and (schema is None or not isinstance(result, Mapping)):
             return result
         if schema is None:
@@ -939,16 +962,16 @@ class Model:
         if self.store is None:
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
-            return await self._call.limited(ctx.store.patch(data["id"], data, unset))
+            return await self._limited(ctx.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
-        current = await self._call.limited(self.store.get(data["id"]))
+        current = await self._limited(self.store.get(data["id"]))
         if current is None:
             raise self._not_found(data["id"])
         if "upsert" in self._handlers or self._schema is None:
             return await self._upsert(ctx, data, current, unset)
         record = self._schema.record(self._schema.load(data, current, unset), data)
         changed = {field: record[field] for field in data if field in record}
-        return await self._call.limited(ctx.store.patch(data["id"], changed, unset))
+        return await self._limited(ctx.store.patch(data["id"], changed, unset))
 
     async def _delete(self, ctx: Context, id: Id, expected: Any) -> None:
         """expected: the version that the message names for it to be deleted only as that. A record that it sends along
@@ -959,7 +982,7 @@ class Model:
         if handler is not None:
             deleted = await self._ask(handler, ctx, self.loaded("delete", {"id": id, **named})) is not False
         elif self.store is not None:
-            deleted = await self._call.limited(ctx.store.delete(id, *named.values()))
+            deleted = await self._limited(ctx.store.delete(id, *named.values()))
             if not deleted:
                 self._note_gone(id)
         else:

@@ -32,7 +32,7 @@ class Places:
         self._model = model
         self._hub = hub
         self._last: OrderedDict[str, Place] = OrderedDict()  # of each record, by its id as text
-        self._encoded: dict[tuple[tuple[Any, ...], tuple[type, ...]], Place] = {}  # by values
+        self._encoded: dict[object, Place] = {}  # by values; the usual key, one text, by itself
         self._forgotten: set[Key] = set()  # the channels of records whose place was forgotten
         self._prune_at = KEYS
         self._learned: set[str] = set()  # the queries whose records' places are known
@@ -48,17 +48,19 @@ class Places:
         names = self.names
         if not names:
             return (), ""
-        values = tuple([fields.get(name) for name in names])
-        kinds = tuple(map(type, values))  # True is 1 to a dict, and not to a browser
+        key: Any = fields.get(names[0])
+        if type(key) is not str or len(names) > 1:
+            values = [fields.get(name) for name in names]
+            key = *values, *map(type, values)  # True is 1 to a dict, and not to a browser
         try:
-            known = self._encoded.get((values, kinds))
+            known = self._encoded.get(key)
         except TypeError:  # a value that is no key at all
             known = None
         if known is None:
-            known = self._encode(dict(zip(names, values, strict=True)))
+            known = self._encode({name: fields.get(name) for name in names})
             if len(self._encoded) >= KEYS:
                 self._encoded.clear()
-            self._encoded[values, kinds] = known
+            self._encoded[key] = known
         return known
 
     def _encode(self, key: Mapping[str, Any]) -> Place:

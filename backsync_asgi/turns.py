@@ -59,9 +59,21 @@ class Turns:
         """Whether the caller holds the record's turn, or shares its holder's."""
         return record in self.held.get()
 
+    def is_taken(self, record: Hashable) -> bool:
+        """Whether somebody holds the record's turn."""
+        return record in self._turns
+
     def taken(self) -> list[Hashable]:
         """The records that are being written."""
         return list(self._turns)
+
+    def take_free(self, record: Hashable) -> _Turn | None:
+        """Hold the record's turn if nobody has it, nor the caller any: so it is nearly always."""
+        if record in self._turns:
+            return None
+        turn = self._turns[record] = _Turn()
+        turn.users = 1
+        return turn
 
     async def take(self, record: Hashable) -> _Turn:
         """Wait for the record's turn, and hold it."""
@@ -150,9 +162,10 @@ class _Holding:
         self._record = record
 
     async def __aenter__(self) -> None:
-        self._turn = await self._turns.take(self._record)
+        held = Turns.held.get()
+        self._turn = (None if held else self._turns.take_free(self._record)) or await self._turns.take(self._record)
         self._shared = _Turn(self._turn)  # for the tasks that the holder starts
-        self._token = Turns.held.set({**Turns.held.get(), self._record: self._shared})
+        self._token = Turns.held.set({**held, self._record: self._shared})
 
     async def __aexit__(self, *error: object) -> None:
         Turns.held.reset(self._token)

@@ -15,6 +15,7 @@ from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi import app as app_module
 from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits
+from backsync_asgi.models import WRITES_AT_ONCE
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, connect, fetch
 
@@ -61,6 +62,16 @@ async def test_requests_to_one_model_are_answered_in_order(sync: Backsync) -> No
     async with connect(sync) as client:
         ids = [client.ask("Todo:upsert", {"id": number}) for number in range(50)]
         assert [(await client.receive())["id"] for _ in ids] == ids
+
+
+async def test_what_comes_behind_a_write_that_takes_turns_waits_with_it(sync: Backsync) -> None:
+    async with connect(sync) as client, connect(sync) as other:
+        many = [{"id": number, "by": "many"} for number in range(3 * WRITES_AT_ONCE)]
+        first, last = client.ask("Todo:upsert", many), client.ask("Todo:upsert", {"id": 0, "by": "last"})
+        after = client.ask("Todo:read", {"id": 0})
+        assert await other.call("Todo:read", {"id": 0}) == {"id": 0, "by": "many"}
+        assert [(await client.receive())["id"] for _ in range(3)] == [first, last, after]
+        assert await other.call("Todo:read", {"id": 0}) == {"id": 0, "by": "last"}
 
 
 async def test_read_gives_the_records_that_a_query_asks_for(sync: Backsync) -> None:

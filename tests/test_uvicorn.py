@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from backsync_asgi import Backsync, Context
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
+from backsync_asgi.stores import MemoryStore
 from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol, fd_of
 
 HANDSHAKE = (
@@ -336,6 +337,25 @@ async def test_handlers_find_the_context_of_their_connection() -> None:
             protocol.data_received(frame(b'{"event":"Thing:ask"}'))
             await settle()
     assert heard == ["something"] * 2
+
+
+async def test_a_write_that_has_nothing_to_wait_for_is_done_as_it_comes() -> None:
+    sync, stored, said = Backsync(), MemoryStore(), MemoryStore()
+    sync.model("Stored", store=stored)
+
+    @sync.model("Said", store=said).on("upsert")
+    async def save(ctx: Context, data: Any) -> Any:
+        assert asyncio.current_task() is not None, "a handler has a task of its own"
+        return await ctx.store.upsert(data)
+
+    async with connection(sync) as (protocol, transport):
+        for name in ("Stored", "Said"):
+            protocol.data_received(frame(b'{"id":1,"event":"%s:upsert","data":{"id":1}}' % name.encode()))
+        assert await stored.get(1) == {"id": 1}, "without a turn of the event loop"
+        assert await said.get(1) is None
+        await settle()
+        assert await said.get(1) == {"id": 1}
+        assert transport.written.count(b'"data":{"id":1}') == 2
 
 
 async def test_a_message_that_has_to_wait_stops_the_reading() -> None:

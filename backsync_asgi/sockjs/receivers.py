@@ -75,7 +75,7 @@ class Writer:
 
     async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
         try:
-            await _Rest(steps, waits_for)
+            await go_on(steps, waits_for)
             while self._events:
                 await self._send({**self._events.pop(0)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
@@ -136,8 +136,13 @@ def find_transport(*calls: object) -> asyncio.WriteTransport | None:
     return None
 
 
+async def go_on(steps: Generator[Any, None, None], waits_for: Any) -> None:
+    """Carry out the rest of a coroutine that was stepped to its first wait, for `waits_for`."""
+    await _Rest(steps, waits_for)
+
+
 class _Rest:
-    """The rest of a coroutine that was stepped to its first wait, as an awaitable."""
+    """The same as an awaitable."""
 
     __slots__ = ("_steps", "_waits_for")
 
