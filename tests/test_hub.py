@@ -1,12 +1,13 @@
-"""The hub against its model: whoever listens, however slowly, ends with the newest state; no sockets, no models."""
+"""The hub against its model: whoever listens, however slowly, ends with the newest state; no models."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import json
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
 from backsync_asgi.limits import Horizon
 from backsync_asgi.sockjs.frames import Frame, Message, refuse
+from backsync_asgi.sockjs.session import Link
 
 LIMIT = 200  # bytes of waiting replies
 
@@ -127,6 +129,62 @@ async def test_what_is_published_in_one_tick_comes_in_one_frame() -> None:
         {"event": "M:upsert", "data": {"id": "a"}, "seq": 4},
         {"event": "M:typing", "data": {"id": "t"}},
     ]
+
+
+class SocketLink(Link):
+    """The way to a client whose socket may be written to past its transport, until something must go first."""
+
+    def __init__(self, hub: Hub, topic: Topic) -> None:
+        super().__init__()
+        self.ours, self.theirs = socket.socketpair()
+        self.theirs.setblocking(False)
+        self.left: list[bytes] = []
+        self.subscriber = Subscriber(hub, self, LIMIT, lambda topic: None, lambda: None)
+        self.subscriber.attach(topic, topic.channel.seq)
+
+    def wake(self) -> None:
+        if self.ours.fileno() == -1:
+            return
+        while (frame := self.subscriber.pull()) is not None:
+            self.ours.sendall(frame.raw)
+        self.form, self.declines = "raw", self.left.append
+        self._point_to(self.ours.fileno())
+
+    def read(self) -> list[Any]:
+        """The ids of what has come."""
+        ids, got = [], b""
+        with suppress(BlockingIOError):
+            got = self.theirs.recv(65_536)
+        while got:
+            text, got = got[2 : 2 + got[1]], got[2 + got[1] :]
+            ids.append(json.loads(text)["data"]["id"])
+        return ids
+
+    def close(self) -> None:
+        self.refuse()
+        self.ours.close()
+        self.theirs.close()
+
+
+async def test_sockets_are_written_to_until_something_must_go_first_or_they_are_closed() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    with closing(SocketLink(hub, topic)) as one, closing(SocketLink(hub, topic)) as two:
+        with closing(SocketLink(hub, topic)) as gone:
+            link, _ = subscribe(hub, topic)
+            await tick()
+            put(topic, "a")
+            await tick()
+            assert [one.read(), two.read(), gone.read(), link.ids] == [["a"]] * 4
+            put(topic, "b")
+            one.subscriber.send('{"data":{"id":"reply"}}')
+        await tick()
+        assert [one.read(), two.read(), link.ids] == [["reply", "b"], ["b"], ["a", "b"]]
+        two.subscriber.detach(topic)
+        put(topic, "c")
+        await tick()
+        assert [one.read(), two.read(), link.ids] == [["c"], [], ["a", "b", "c"]]
+        assert one.left == two.left == gone.left == [], "nothing had to go to a transport"
 
 
 async def test_a_change_is_encoded_once_however_many_listen() -> None:
