@@ -171,6 +171,34 @@ MUTANTS = (
         examples=COMMITS,
         machine=False,
     ),
+    Mutant(
+        "closed socket written to",
+        "sockjs/session.py",
+        (("            stamp = object()", "            stamp = stamp"),),
+        examples=("tests/test_hub.py",),
+        machine=False,
+    ),
+    Mutant(
+        "who has left is written to",
+        "hub.py",
+        (("            self._stamp, self._lanes, self._others = None, {}, []", "            pass"),),
+        examples=("tests/test_hub.py",),
+        machine=False,
+    ),
+    Mutant(
+        "part of a message taken for a whole one",
+        "uvicorn.py",
+        (("self._in_parts = first & FINAL == 0", "self._in_parts = False"),),
+        examples=("tests/test_uvicorn.py",),
+        machine=False,
+    ),
+    Mutant(
+        "write of long ago found",
+        "retries.py",
+        (("or now - write.at > self._memory.age else write", "else write"),),
+        examples=("tests/test_retries.py",),
+        machine=False,
+    ),
 )
 
 

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -194,6 +194,16 @@ FRAMES = st.one_of(
 )
 
 
+async def test_no_message_may_stand_between_the_parts_of_another() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"part", final=False))
+        protocol.data_received(frame(b"another"))
+        await settle()
+        assert app.got == [1002]
+        assert transport.closing
+
+
 async def test_a_message_that_came_in_part_with_the_handshake_is_put_together() -> None:
     said = frame(b"one\r\n\r\ntwo")
     app = App(lambda message: True)
@@ -203,12 +213,16 @@ async def test_a_message_that_came_in_part_with_the_handshake_is_put_together() 
         assert app.got == ["one\r\n\r\ntwo", "three"]
 
 
-@given(st.lists(FRAMES, max_size=8), st.lists(st.integers(0, 3000), max_size=4))
+CUTS = st.tuples(st.integers(0, 8), st.sampled_from([0, 0, 0, 1, 2, 3, 7, 100]))  # so many bytes into a frame
+
+
+@given(st.lists(FRAMES, max_size=8), st.lists(CUTS, max_size=4))
 async def test_what_is_taken_at_once_is_what_the_parser_would_take(
-    frames: Sequence[bytes], cuts: Sequence[int]
+    frames: Sequence[bytes], cuts: Sequence[tuple[int, int]]
 ) -> None:
     data = b"".join(frames)
-    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    begins = [*accumulate(map(len, frames), initial=0)]
+    at = [0, *sorted(min(begins[frame % len(begins)] + more, len(data)) for frame, more in cuts), len(data)]
     cut_up = [data[start:end] for start, end in pairwise(at) if start < end]
     results = []
     for parses, parts in (True, frames), (False, cut_up):
