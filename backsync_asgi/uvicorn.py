@@ -263,6 +263,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         """The peer has not answered a ping; our close frame is sent, unless it stands behind what is not read."""
         super().keepalive_timeout()
+        self._stop_writing()
         self.transport.abort()
 
     def shutdown(self) -> None:

@@ -534,6 +534,7 @@ async def test_a_peer_that_answers_no_ping_is_gone_though_it_reads_nothing_eithe
         protocol.keepalive_timeout()
         assert transport.written.startswith(b"\x88"), "a close frame, if it gets through"
         assert transport.aborted
+        assert not protocol.frames_writable, "nothing follows a close frame"
 
 
 async def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
