@@ -161,6 +161,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             # a broadcast costs 5 to 8 % less. And nothing is kept for a peer that does not read, which has a position.
             self.transport.set_write_buffer_limits(high=0)
             self.frames_fd = fd_of(self.transport)
+            if self.transport.get_write_buffer_size():
+                # An answer to a request before this one. Of the pause the HTTP protocol was told; of its end we are.
+                self.pause_writing()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""

@@ -40,7 +40,11 @@ class FakeTransport(asyncio.Transport):
         self.closing = False
         self.aborted = False
         self.reading = True
+        self.waiting = 0  # bytes in the buffer
         self.extra: dict[str, Any] = {}
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.extra.get(name, default)
@@ -461,6 +465,27 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
         protocol.resume_writing()
         protocol.connection_lost(None)
         assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+async def test_what_was_not_read_of_an_earlier_answer_goes_first() -> None:
+    """Requests may be pipelined. That the transport is paused it told the HTTP protocol, and tells it once."""
+    app = App(lambda message: True)
+    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    transport.waiting = 1
+    protocol.connection_made(transport)
+    protocol.data_received(HANDSHAKE)
+    await settle()
+    assert not protocol.frames_writable
+    assert transport.written == b""
+    transport.waiting = 0
+    protocol.resume_writing()
+    await settle()
+    assert protocol.frames_writable
+    assert transport.written.startswith(b"HTTP/1.1 101 ")
+    protocol.connection_lost(None)
+    await settle()
 
 
 def test_a_socket_has_a_number_where_what_is_written_is_what_goes_over_it() -> None:
