@@ -255,6 +255,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_parser_exception(self) -> None:
         """The peer does not speak the protocol; our close frame is sent."""
+        if self.conn.close_sent is None:  # it has not even waited for the handshake; uvicorn's own would fail
+            self.transport.abort()
+            return
         super().handle_parser_exception()
         self._stop_writing()
 

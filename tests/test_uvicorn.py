@@ -430,6 +430,19 @@ async def test_text_that_is_no_utf8_may_come_together_with_the_goodbye(caplog: p
     assert not caplog.records
 
 
+@pytest.mark.parametrize("said", [frame(b"x", mask=None), frame(b"", 3), frame(b"", 0), frame(b"x" * 300_000)])
+async def test_what_is_no_frame_may_come_before_the_handshake_is_answered(said: bytes) -> None:
+    config = Config(App(None), ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(HANDSHAKE)
+    protocol.data_received(said)
+    assert transport.aborted
+    protocol.connection_lost(None)
+    await settle()
+
+
 async def test_text_that_is_no_utf8_may_come_before_the_handshake_is_answered(caplog: pytest.LogCaptureFixture) -> None:
     config = Config(App(None), ws_ping_interval=None, log_level="critical", proxy_headers=False)
     config.load()
