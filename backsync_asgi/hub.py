@@ -122,10 +122,22 @@ class Hub:
 
     def start(self) -> None:
         """A new event loop runs: what an earlier one left undelivered is delivered on it."""
+        self._let_go()
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         if self._dirty or self._wanting:
             self._schedule()
+
+    def _let_go(self) -> None:
+        """Offer nothing to those whom an event loop has left that has ended: their sockets' numbers are others' now."""
+        if self._loop is None:
+            return
+        for topic in self._topics.values():
+            for audience in topic.audiences.values():
+                for subscriber in list(audience.live):
+                    audience.part(subscriber)
+                    subscriber.behind[audience] = topic.flushed
+        self._wanting.clear()
 
     def topic(self, name: str, key: Key = (), key_text: str = "") -> Topic:
         """The topic of that model name and key, made at first use. key_text: the key as the messages show it, JSON."""
@@ -169,6 +181,7 @@ class Hub:
         if not self._scheduled:
             self._scheduled = True
             if self._loop is None or self._loop.is_closed():
+                self._let_go()
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self.flush)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits
 from backsync_asgi.models import WRITES_AT_ONCE
 from backsync_asgi.stores import MemoryStore
-from tests.inprocess import Closed, connect, fetch
+from tests.inprocess import Closed, Socket, connect, fetch, websocket_scope
 
 
 @pytest.fixture
@@ -915,6 +918,65 @@ def test_what_an_event_loop_has_left_behind_holds_up_none_on_the_next() -> None:
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+class Numbered:
+    """What the server in front offers for a socket whose number is known; see `backsync_asgi.uvicorn`."""
+
+    frames_writable = True
+
+    def __init__(self, fd: int) -> None:
+        self.frames_fd = fd
+        self.written: list[bytes] = []
+        self.write_frame = self.written.append
+
+    def on_writability(self, callback: Callable[[], None]) -> None:
+        """It keeps up."""
+
+    def on_message(self, callback: Callable[[str | bytes], bool]) -> None:
+        """All comes by `receive`."""
+
+    def heard(self) -> None:
+        """Nobody asks."""
+
+
+def test_a_socket_that_an_event_loop_has_left_behind_is_not_written_to_on_the_next() -> None:
+    """Where its tasks were not even cancelled: uvloop has closed it, and its number is somebody else's."""
+    sync = Backsync()
+    model = sync.model("Todo", store=MemoryStore())
+    ours, theirs = socket.socketpair()
+    direct = Numbered(ours.fileno())
+
+    async def first() -> Socket:
+        left = Socket(sync, websocket_scope(extensions={"backsync.frames": direct}))
+        left.send({"id": 1, "event": "Todo:subscribe"})
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await model.upsert({"id": 1})
+        await asyncio.sleep(0)
+        assert b"Todo:upsert" in theirs.recv(65_536)
+        direct.written.clear()
+        return left
+
+    async def second() -> None:
+        await model.upsert({"id": 2})  # before anybody comes
+        await asyncio.sleep(0)
+        async with connect(sync) as client:
+            await client.call("Todo:upsert", {"id": 3})
+            sync.refresh()
+            await client.call("Todo:upsert", {"id": 4})
+
+    with ours, theirs:
+        theirs.setblocking(False)
+        loop = asyncio.new_event_loop()
+        left = loop.run_until_complete(first())
+        loop.close()
+        asyncio.run(second())
+        with pytest.raises(BlockingIOError):
+            theirs.recv(65_536)
+        assert direct.written == []
+    with contextlib.suppress(RuntimeError):  # its event loop is closed
+        left.task.get_coro().close()
 
 
 async def test_it_may_be_started_again_on_the_same_loop(sync: Backsync) -> None:

@@ -155,7 +155,11 @@ class Server:
 
         What an earlier loop has left is forgotten.
         """
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            for session in [*self._sockets, *self._sessions.values()]:
+                session.abandon()
+        self._loop = loop
         self.draining = False
         self._sessions.clear()
         self._sockets.clear()

@@ -233,6 +233,10 @@ class Session(Link):
             self._release()
             self._end(INTERRUPTED, (code, reason))
 
+    def abandon(self) -> None:
+        """The event loop that its receiver belongs to has ended: nothing is written there any more."""
+        self._release()
+
     def received(self, message: str | bytes) -> None:
         """Pass a message to the application, in order."""
         if self.endpoint is not None and self.close_frame is None:
