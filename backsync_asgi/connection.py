@@ -293,10 +293,10 @@ class Connection:
 
     def _read_anew(self, name: str | None = None) -> None:
         """Send snapshots of all channels that the client is subscribed to, or of those of one model."""
-        for topic, (model, query) in list(self._queries.items()):
-            if name is None or model.name == name:
+        for topic in list(self._queries):
+            if name is None or topic.name == name:
                 self._subscriber.hold(topic)
-                self._renew(topic, model, query)
+                self._renew(topic)
 
     # As the session sees it
 
@@ -884,13 +884,13 @@ class Connection:
         return messages.encode([seen for row in rows if (seen := model.visibility.show(ctx, row)) is not None])
 
     def _lost(self, topic: Topic) -> None:
-        self._renew(topic, *self._queries[topic])
+        self._renew(topic)
 
-    def _renew(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
+    def _renew(self, topic: Topic) -> None:
         """Replace what the client has of a topic, which is held until then."""
-        self._site.spawn(self._snapshot_again(topic, model, query, (self._users, topic.channel)))
+        self._site.spawn(self._snapshot_again(topic, (self._users, topic.channel)))
 
-    async def _snapshot_again(self, topic: Topic, model: Model, query: Mapping[str, Any], asked: object) -> None:
+    async def _snapshot_again(self, topic: Topic, asked: object) -> None:
         """asked: how often the user had changed, and the channel, when that was asked; if either has again, this is
         for the newer one to do."""
         Acting.current.set(None)  # whoever has published as the client was found to be too late
@@ -899,16 +899,18 @@ class Connection:
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
                 if asked == (self._users, topic.channel):
-                    await self._replace(topic, model, query)
+                    await self._replace(topic)
         except Exception:
-            logger.exception("A snapshot of %s failed; its client is closed, to come back.", model.name)
+            logger.exception("A snapshot of %s failed; its client is closed, to come back.", topic.name)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
         finally:
             self._subscriber.release(topic)
 
-    async def _replace(self, topic: Topic, model: Model, query: Mapping[str, Any]) -> None:
-        if topic not in self._queries:
+    async def _replace(self, topic: Topic) -> None:
+        wanted = self._queries.get(topic)
+        if wanted is None:
             return
+        model, query = wanted  # now: the client may have asked for something else since this was begun
         snapshot, user, channel = self._begin_snapshot(topic), self._users, topic.channel
         ctx = Context(self, model, "subscribe")
         seq = channel.seq
@@ -926,7 +928,7 @@ class Connection:
             elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
                 raise
         is_stale = user != self._users or channel is not topic.channel
-        if topic not in self._queries or is_stale or not self._end_snapshot(topic, snapshot):
+        if not self._end_snapshot(topic, snapshot) or is_stale or self._queries.get(topic) is not wanted:
             return  # a newer one is under way, or nobody wants it any more
         if is_over:
             self._detach(topic)

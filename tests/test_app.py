@@ -996,6 +996,28 @@ async def test_a_refused_origin_is_logged_where_browsers_ask_first(
 # More than one thing at a time
 
 
+async def test_a_snapshot_that_waits_is_of_what_the_client_has_asked_for_since(sync: Backsync) -> None:
+    todo, slow, gate = sync.model("Todo"), sync.model("Slow"), asyncio.Event()
+
+    @slow.on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> list[Any]:
+        await gate.wait()
+        return []
+
+    for id in 1, 2:
+        await todo.upsert({"id": id, "of": id})
+    async with connect(sync) as client:
+        await client.call("Slow:subscribe", snapshot=False)
+        await client.call("Todo:subscribe", {"of": 1})
+        slow.refresh()
+        todo.refresh()  # which waits for the one before
+        assert (await client.call("Todo:subscribe", {"of": 2}))["records"] == [{"id": 2, "of": 2}]
+        gate.set()
+        while (push := await client.receive())["event"] != "Todo:snapshot":
+            pass
+        assert push["data"]["records"] == [{"id": 2, "of": 2}]
+
+
 async def test_a_second_subscription_loses_no_change_for_the_first(sync: Backsync) -> None:
     """What came before its reply comes before it, in order; the position is one for the connection."""
     todos = sync.model("Todo")
