@@ -119,6 +119,7 @@ class Hub:
         # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
+        self.flushes = 0  # one in each tick in which there was something to send
 
     def start(self) -> None:
         """A new event loop runs: what an earlier one left undelivered is delivered on it."""
@@ -188,6 +189,7 @@ class Hub:
     def flush(self) -> None:
         """Offer what is new to those who keep up, then let those pull for whom more is waiting."""
         self._scheduled = False
+        self.flushes += 1
         dirty, self._dirty = self._dirty, []
         for topic in dirty:
             if topic.dirty:  # else a burst has flushed it in the middle of the tick, and it stands here twice

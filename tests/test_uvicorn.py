@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
@@ -18,6 +19,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from backsync_asgi import Backsync, Context
+from backsync_asgi.connection import HANDLED_AT_ONCE
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.stores import MemoryStore
@@ -374,6 +376,21 @@ async def test_a_write_that_has_nothing_to_wait_for_is_done_as_it_comes() -> Non
         await settle()
         assert await said.get(1) == {"id": 1}
         assert transport.written.count(b'"data":{"id":1}') == 2
+
+
+async def test_who_writes_very_much_in_one_go_lets_others_have_their_turn() -> None:
+    sync, store = Backsync(), MemoryStore()
+    sync.model("Note", store=store)
+    flood = b"".join(
+        frame(b'{"id":%d,"event":"Note:upsert","data":{"id":%d}}' % (id, id)) for id in range(2 * HANDLED_AT_ONCE)
+    )
+    async with connection(sync) as (protocol, transport):
+        protocol.data_received(flood)
+        assert len(store) == HANDLED_AT_ONCE
+        await settle()
+        assert len(store) == 2 * HANDLED_AT_ONCE
+        replied = re.findall(rb'{"id":(\d+),"event"', transport.written)
+        assert [*map(int, replied)] == [*range(2 * HANDLED_AT_ONCE)]
 
 
 async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
