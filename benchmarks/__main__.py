@@ -17,7 +17,18 @@ from . import machine, peers, results, scenarios
 
 HERE = Path(__file__).resolve().parent
 QUICK = frozenset(
-    {"ours", "ours-sockjs", "ours-plain", "ours-xhr", "ours-eventsource", "c", "bare", "starlette", "socket.io"}
+    {
+        "ours",
+        "ours-handler",
+        "ours-sockjs",
+        "ours-plain",
+        "ours-xhr",
+        "ours-eventsource",
+        "c",
+        "bare",
+        "starlette",
+        "socket.io",
+    }
     | {"sockjs-node", "sockjs-node-xhr", "sockjs-node-eventsource"}
 )  # those that targets name
 BUSY = 3.0  # load average over 5 minutes; a server and its load make two

@@ -110,6 +110,7 @@ TARGETS: tuple[Target, ...] = (
     _versus("B", "ours", "c", 0.08),
     _versus("B", "ours-sockjs", "c", 0.08),
     _versus("C", "ours", "bare", 1.5),
+    _versus("C", "ours-handler", "bare", 1.5),
     _versus("C", "ours", "sockjs-node", 1.0),
     _versus("C", "ours", "socket.io", 1.0),
     Target("D", Term("D", ("ours-plain",)), Term("D", ("bare",)), 4.0, is_difference=True),

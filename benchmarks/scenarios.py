@@ -146,7 +146,7 @@ def requests(plan: Plan, results: Results) -> None:
                 raise TimeoutError(f"{answer.calls} calls answered, {answer.lost} connections lost.")
             return used * 1e6 / answer.calls
 
-    on_each("C", plan.field(WEBSOCKETS), plan, trial, results)
+    on_each("C", plan.field((*WEBSOCKETS, "ours-handler")), plan, trial, results)
 
 
 def idle(plan: Plan, results: Results) -> None:
