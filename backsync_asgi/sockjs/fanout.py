@@ -22,6 +22,9 @@ except (ImportError, OSError, TypeError, AttributeError):  # Windows, or an inte
     _write = None
 
 
+IN_ONE_GO = 512  # sockets, some 3 ms of work, after which other threads have their turn if they wait for one
+
+
 class Lane:
     """Sockets that take the same bytes: of each its number, and what writes to its transport, in which nothing waits.
 
@@ -42,11 +45,13 @@ class Lane:
 
     def write(self, wire: bytes) -> None:
         """Write to all."""
-        size = len(wire)
+        size, fds = len(wire), self._fds
+        counts: list[int] = []
         if _write is None:
-            counts = [0] * len(self._fds)
+            counts = [0] * len(fds)
         else:
-            counts = list(map(_write, self._fds, repeat(wire), repeat(_size(size))))
+            for start in range(0, len(fds), IN_ONE_GO):
+                counts += map(_write, fds[start : start + IN_ONE_GO], repeat(wire), repeat(_size(size)))
         if counts.count(size) != len(counts):
             for write, count in zip(self._writes, counts, strict=True):
                 if count != size:  # it is full, or -1: for whatever reason, which the transport finds out

@@ -52,7 +52,9 @@ def lane_of(peers: list[Peer]) -> Lane:
     return lane
 
 
-def test_all_get_it(peers: list[Peer]) -> None:
+@pytest.mark.parametrize("in_one_go", [1, 2, 4, 5, 512])
+def test_all_get_it(peers: list[Peer], in_one_go: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "IN_ONE_GO", in_one_go)
     lane = lane_of(peers)
     lane.write(b"\x81\x03one")
     lane.write("\0 und ü".encode())
