@@ -545,7 +545,7 @@ class Model:
         self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
     ) -> Result:
         """Keeps the turn of a writer that may leave before the store has answered."""
-        async with self._turn(id if self._turns.holds((self.name, str(id))) else None):
+        async with self._turn(id if id is not None and self._turns.holds(self._record_of(id)) else None):
             try:
                 result = await write()
             except Unsure:
@@ -598,7 +598,11 @@ class Model:
 
     def _turn(self, id: Id | None) -> AbstractAsyncContextManager[None]:
         """The turn of a record's writers; a new record has no others."""
-        return self._turns.turn(None if id is None else (self.name, str(id)))
+        return self._turns.turn(None if id is None else self._record_of(id))
+
+    def _record_of(self, id: Id) -> Hashable:
+        """The record as turns know it."""
+        return self.name, str(id)
 
     def subscription_turn(self, connection: Connection, query: Mapping[str, Any]) -> AbstractAsyncContextManager[None]:
         """A client's subscriptions to one channel come one after the other, also where it need not wait for others."""
@@ -884,14 +888,13 @@ class Model:
         if method == "upsert":
             self.places.of(data)  # refuse a record without its key fields before anything is stored
         ctx.id = id = data.get("id")
-        turn = None if id is None else (self.name, str(id))
         # What is done at once needs no turn while nobody else has it.
-        if turn is None or (self.is_done_at_once(method) and not self._turns.is_taken(turn)):
+        if id is None or (self.is_done_at_once(method) and not self._turns.is_taken(self._record_of(id))):
             return self._write_in_turn(ctx, request, data)
-        return self._write_taking_turns(turn, ctx, request, data)
+        return self._write_taking_turns(ctx, request, data)
 
-    async def _write_taking_turns(self, turn: Hashable, ctx: Context, request: Request, data: Record) -> str:
-        async with self._turns.turn(turn):
+    async def _write_taking_turns(self, ctx: Context, request: Request, data: Record) -> str:
+        async with self._turn(ctx.id):
             return await self._write_in_turn(ctx, request, data)
 
     async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
@@ -938,8 +941,7 @@ class Model:
             value = typed if "upsert" in self._schemas else schema.record(typed, value)
         if handler is None:
             own = store if store is not None and self._is_instant else ctx.store
-            work = own.upsert(value)
-            return await (work if type(store) is MemoryStore else self._call.limited(work))
+            return await self._limited(own.upsert(value))
         return self._completed("upsert", await self._ask(handler, ctx, value), data)
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:

@@ -16,21 +16,7 @@ from pathlib import Path
 from . import machine, peers, results, scenarios
 
 HERE = Path(__file__).resolve().parent
-QUICK = frozenset(
-    {
-        "ours",
-        "ours-handler",
-        "ours-sockjs",
-        "ours-plain",
-        "ours-xhr",
-        "ours-eventsource",
-        "c",
-        "bare",
-        "starlette",
-        "socket.io",
-    }
-    | {"sockjs-node", "sockjs-node-xhr", "sockjs-node-eventsource"}
-)  # those that targets name
+QUICK = results.named() - (set(peers.PYTHON_PEERS) - {"starlette"})  # a quick run leaves out the slow ones
 BUSY = 3.0  # load average over 5 minutes; a server and its load make two
 
 

@@ -134,6 +134,12 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
+def named() -> frozenset[str]:
+    """The competitors that targets name."""
+    terms = [term for target in TARGETS for term in (target.what, target.against) if term is not None]
+    return frozenset(name for term in terms for name in term.competitors)
+
+
 def verdicts(results: Results, targets: Iterable[Target] = TARGETS) -> list[tuple[Target, float]]:
     """The targets that could be looked at, each with what was reached."""
     return [(target, reached) for target in targets if (reached := target.reached(results)) is not None]

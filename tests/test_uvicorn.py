@@ -112,15 +112,22 @@ class App:
         return False
 
 
+def accepted(app: ASGIApp, max_size: int = 1 << 24, waiting: int = 0) -> tuple[WebSocketProtocol, FakeTransport]:
+    """A connection before its handshake. waiting: bytes that are in the transport's buffer already."""
+    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False, ws_max_size=max_size)
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    transport.waiting = waiting
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
 @asynccontextmanager
 async def connection(
     app: ASGIApp, more: bytes = b"", path: bytes = b"/websocket", max_size: int = 1 << 24
 ) -> AsyncIterator[tuple[WebSocketProtocol, FakeTransport]]:
     """A connection after its handshake, with which `more` has come."""
-    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False, ws_max_size=max_size)
-    config.load()
-    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
-    protocol.connection_made(transport)
+    protocol, transport = accepted(app, max_size)
     protocol.data_received(HANDSHAKE.replace(b"/websocket", path) + more)
     await settle()
     assert transport.written.startswith(b"HTTP/1.1 101 ")
@@ -449,10 +456,7 @@ async def test_text_that_is_no_utf8_may_come_together_with_the_goodbye(caplog: p
 
 @pytest.mark.parametrize("said", [frame(b"x", mask=None), frame(b"", 3), frame(b"", 0), frame(b"x" * 300_000)])
 async def test_what_is_no_frame_may_come_before_the_handshake_is_answered(said: bytes) -> None:
-    config = Config(App(None), ws_ping_interval=None, log_level="critical", proxy_headers=False)
-    config.load()
-    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
-    protocol.connection_made(transport)
+    protocol, transport = accepted(App(None))
     protocol.data_received(HANDSHAKE)
     protocol.data_received(said)
     assert transport.aborted
@@ -461,10 +465,7 @@ async def test_what_is_no_frame_may_come_before_the_handshake_is_answered(said: 
 
 
 async def test_text_that_is_no_utf8_may_come_before_the_handshake_is_answered(caplog: pytest.LogCaptureFixture) -> None:
-    config = Config(App(None), ws_ping_interval=None, log_level="critical", proxy_headers=False)
-    config.load()
-    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
-    protocol.connection_made(transport)
+    protocol, transport = accepted(App(None))
     protocol.data_received(HANDSHAKE + frame(b"\xff"))
     assert transport.aborted
     protocol.connection_lost(None)
@@ -500,11 +501,7 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
 async def test_what_was_not_read_of_an_earlier_answer_goes_first() -> None:
     """Requests may be pipelined. That the transport is paused it told the HTTP protocol, and tells it once."""
     app = App(lambda message: True)
-    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
-    config.load()
-    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
-    transport.waiting = 1
-    protocol.connection_made(transport)
+    protocol, transport = accepted(app, waiting=1)
     protocol.data_received(HANDSHAKE)
     await settle()
     assert not protocol.frames_writable
