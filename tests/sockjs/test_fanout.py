@@ -98,7 +98,7 @@ def test_a_socket_whose_peer_is_gone_is_left_to_its_transport(peers: list[Peer])
 def test_without_a_write_of_the_system_all_is_left_to_the_transports(
     peers: list[Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "_write", None)
+    monkeypatch.setattr(fanout, "_send", None)
     lane_of(peers).write(b"frame")
     assert [(peer.left, peer.read()) for peer in peers] == [([b"frame"], b"")] * 5
 
