@@ -18,7 +18,7 @@ from . import messages
 from .channel import Channel
 from .limits import Horizon
 from .sockjs import session
-from .sockjs.fanout import Lane
+from .sockjs.fanout import Lane, lane_for
 from .sockjs.frames import Forms, Frame, Message, batch
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
@@ -34,7 +34,7 @@ class Link(Protocol):
     form: str  # in which it takes shared frames; see `Forms`
     declines: Callable[[Any], object]  # writes one if it can go out at once; something true if it is not written
 
-    fd: int | None  # of a socket that may be written to in place of `declines`; it changes with `session.stamp`
+    way: Any  # past `declines`, as `lane_for` knows them, where there is one; it changes with `session.stamp`
 
     def wake(self) -> None:
         """Something waits: pull it as soon as it can be written."""
@@ -442,13 +442,13 @@ class Audience:
     def _sort(self) -> None:
         self._stamp, self._lanes, self._others = session.stamp, {}, []
         for link in self.live.values():
-            if link.fd is None:
+            if link.way is None:
                 self._others.append(link)
                 continue
             lane = self._lanes.get(link.form)
             if lane is None:
-                lane = self._lanes[link.form] = Lane()
-            lane.add(link.fd, link.declines)
+                lane = self._lanes[link.form] = lane_for(link.way)
+            lane.add(link.way, link.declines)
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.

@@ -89,7 +89,7 @@ class Exchange:
         return False
 
     form = "frame"
-    fd: int | None = None
+    way = None
 
     def declines(self, frame: Frame) -> bool:
         if not self.writable:

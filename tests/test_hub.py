@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
 from backsync_asgi.limits import Horizon
 from backsync_asgi.sockjs.frames import Frame, Message, refuse
-from backsync_asgi.sockjs.session import Link
+from backsync_asgi.sockjs.receivers import SocketReceiver, Writer
+from backsync_asgi.sockjs.session import Link, Session, Timing
 
 LIMIT = 200  # bytes of waiting replies
 
@@ -35,7 +36,7 @@ class FakeLink:
         self.declines: Callable[[Frame], object] = self.decline
 
     form = "frame"
-    fd: int | None = None
+    way: Any = None
 
     def decline(self, frame: Frame) -> bool:
         if not self.writable:
@@ -148,7 +149,7 @@ class SocketLink(Link):
         while (frame := self.subscriber.pull()) is not None:
             self.ours.sendall(frame.raw)
         self.form, self.declines = "raw", self.left.append
-        self._point_to(self.ours.fileno())
+        self._lead(self.ours.fileno())
 
     def read(self) -> list[Any]:
         """The ids of what has come."""
@@ -164,6 +165,39 @@ class SocketLink(Link):
         self.refuse()
         self.ours.close()
         self.theirs.close()
+
+
+class SendClient:
+    """A client behind a session, as ASGI's `send` reaches it."""
+
+    def __init__(self, hub: Hub, topic: Topic) -> None:
+        self.events: list[Any] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.caught_up = asyncio.Event()
+        self.session = Session(Timing())
+        self.subscriber = Subscriber(hub, self.session, LIMIT, lambda topic: None, lambda: None)
+        self.session.endpoint = cast(Any, self)
+        writer = Writer(self.send)
+        writer.on_writability(self.session.writability_changed)
+        self.session.accept()
+        self.session.attach(SocketReceiver(writer, raw=True))
+        self.subscriber.attach(topic, topic.channel.seq)
+
+    def pull(self) -> Frame | None:
+        frame = self.subscriber.pull()
+        if frame is None and len(self.ids) > 1:
+            self.caught_up.set()
+        return frame
+
+    async def send(self, event: Any) -> None:
+        if not self.reads.is_set():
+            await self.reads.wait()
+        self.events.append(event)
+
+    @property
+    def ids(self) -> list[Any]:
+        return [json.loads(event["text"])["data"]["id"] for event in self.events if "text" in event]
 
 
 async def test_sockets_are_written_to_until_something_must_go_first_or_they_are_closed() -> None:
@@ -185,6 +219,31 @@ async def test_sockets_are_written_to_until_something_must_go_first_or_they_are_
         await tick()
         assert [one.read(), two.read(), link.ids] == [["c"], [], ["a", "b", "c"]]
         assert one.left == two.left == gone.left == [], "nothing had to go to a transport"
+
+
+async def test_who_stops_reading_within_a_broadcast_is_behind_and_catches_up_when_it_reads_again() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    clients = [SendClient(hub, topic) for _ in range(3)]
+    slow = clients[1]
+    await tick()
+    put(topic, "a")
+    await tick()
+    assert [client.ids for client in clients] == [["a"]] * 3
+    slow.reads.clear()
+    for id in "bcd":  # "b" is on its way when it is found that nobody reads
+        put(topic, id)
+        await tick()
+    put(topic, "c")
+    await tick()
+    assert [client.ids for client in clients] == [["a", "b", "c", "d", "c"], ["a"], ["a", "b", "c", "d", "c"]]
+    slow.reads.set()
+    async with asyncio.timeout(5):
+        await slow.caught_up.wait()
+    assert slow.ids == ["a", "b", "d", "c"]
+    put(topic, "e")
+    await tick()
+    assert [client.ids[-1] for client in clients] == ["e"] * 3
 
 
 async def test_a_change_is_encoded_once_however_many_listen() -> None:

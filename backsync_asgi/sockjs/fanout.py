@@ -1,19 +1,23 @@
-"""One frame to many sockets in one go; it knows file descriptors and bytes, and no sessions.
+"""One frame to many clients in one go; it knows file descriptors, bytes and ASGI events, and no sessions.
 
 A broadcast costs what its system calls cost if nothing else happens between them: no turn of the interpreter, and no
 look at a thousand transports, none of which is in the processor's cache. `os.write` would not do: it lets other threads
 run each time, and one that computes gives the interpreter back after 5 ms, for every client. So libc's `send` is
 called as it is, while the interpreter is held; the sockets do not block. (`write` would do the same, and looks at more
 of a file than is in the cache.) Where there is none, each transport is called.
+
+Of a client that only ASGI's `send` reaches, its `send` alone is touched, for the same reason.
 """
 
 from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
+
+from .receivers import DONE, Event, Send, Writer
 
 try:
     import ctypes
@@ -29,7 +33,22 @@ FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 IN_ONE_GO = 512  # sockets, some 3 ms of work, after which other threads have their turn if they wait for one
 
 
-class Lane:
+class Lane(Protocol):
+    """Clients that take the same in one form, each by its way: that of its link."""
+
+    def add(self, way: Any, declines: Callable[[Any], object]) -> None:
+        """One more client."""
+
+    def write(self, it: Any) -> None:
+        """Write to all."""
+
+
+def lane_for(way: int | Writer) -> Lane:
+    """An empty lane for ways of that kind."""
+    return Sockets() if isinstance(way, int) else Writers()
+
+
+class Sockets:
     """Sockets that take the same bytes: of each its number, and what writes to its transport, in which nothing waits.
 
     What a socket does not take, or takes in part, its transport gets. Whoever has a lane must let go of it before one
@@ -61,3 +80,35 @@ class Lane:
             for write, count in zip(self._writes, counts, strict=True):
                 if count != size:  # it is full, or -1: for whatever reason, which the transport finds out
                     write(wire[max(count, 0) :])
+
+
+class Writers:
+    """Writers that take the same events, of which none waits."""
+
+    __slots__ = ("_sends", "_writers")
+
+    def __init__(self) -> None:
+        self._sends: list[Send] = []
+        self._writers: list[Writer] = []
+
+    def add(self, writer: Writer, declines: Callable[[Any], object]) -> None:
+        """One more writer."""
+        self._sends.append(writer.send)
+        self._writers.append(writer)
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Write to all."""
+        if len(events) != 1:
+            for writer in self._writers:
+                writer.declines(events)
+            return
+        [event] = events
+        for at, send in enumerate(self._sends):
+            try:
+                steps = send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
+                waits_for = next(steps, DONE)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
+                self._writers[at].fail(error)
+            else:
+                if waits_for is not DONE:
+                    self._writers[at].wait(steps, waits_for)

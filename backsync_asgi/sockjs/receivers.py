@@ -21,7 +21,7 @@ Headers = list[tuple[bytes, bytes]]
 logger = logging.getLogger("backsync.sockjs")
 
 MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
-_DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
+DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
 _EMPTY = CellType()  # a variable that its function has not set
 
 
@@ -33,20 +33,20 @@ class Writer:
     Measured on 10 000 sessions: 1.2-1.7 ms a round when stepped, 54-78 ms with a task for each send.
     """
 
-    __slots__ = ("_events", "_on_writable", "_receive", "_send", "_task", "failed", "writable")
+    __slots__ = ("_events", "_on_writability", "_receive", "_task", "failed", "send", "writable")
 
     def __init__(self, send: Send, receive: Receive | None = None) -> None:
-        self._send = send
+        self.send = send  # while it is writable, others may step it, too: see `wait` and `fail`
         self._receive = receive  # another way to the connection, for `abort`
         self._events: list[Event] = []  # behind the one that waits
-        self._on_writable: Callable[[], None] | None = None
+        self._on_writability: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.failed = False
         self.writable = True
 
-    def on_writable(self, callback: Callable[[], None]) -> None:
-        """Call back each time that writing has become possible again."""
-        self._on_writable = callback
+    def on_writability(self, callback: Callable[[], None]) -> None:
+        """Call back each time that `writable` has changed."""
+        self._on_writability = callback
 
     def write(self, events: Sequence[Event]) -> None:
         """Send the events, after those that wait."""
@@ -60,38 +60,45 @@ class Writer:
         ahead = iter(events)
         for event in ahead:
             try:
-                steps = self._send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
-                waits_for = next(steps, _DONE)
+                steps = self.send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
+                waits_for = next(steps, DONE)
             except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
-                self._fail(error)
+                self.fail(error)
                 return False
-            if waits_for is _DONE:
-                continue
-            self._events = list(ahead)
-            self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
-            self.writable = False
-            return False
+            if waits_for is not DONE:
+                self.wait(steps, waits_for, list(ahead))
         return False
+
+    def wait(self, steps: Generator[Any, None, None], waits_for: Any, behind: Sequence[Event] = ()) -> None:
+        """Carry out the rest of a `send` that was stepped to its first wait, for `waits_for`, then those behind it."""
+        self._events = list(behind)
+        self._task = asyncio.get_running_loop().create_task(self._wait(steps, waits_for))
+        self._set_writable(False)
+
+    def _set_writable(self, writable: bool) -> None:
+        self.writable = writable
+        if self._on_writability is not None:
+            self._on_writability()
 
     async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
         try:
             await go_on(steps, waits_for)
             while self._events:
-                await self._send({**self._events.pop(0)})
+                await self.send({**self._events.pop(0)})
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
-            self._fail(error)
+            self.fail(error)
         finally:
             self._task = None
-            self.writable = not self.failed
-        if self._on_writable is not None and self.writable:
-            self._on_writable()
+        if not self.failed:
+            self._set_writable(True)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Give the connection up."""
         # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
         # of the end from `receive` and ends the session.
         self.failed = True
-        self.writable = False
         self._events.clear()
+        self._set_writable(False)
         # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
         if not isinstance(error, OSError) and not is_closed:
@@ -103,9 +110,9 @@ class Writer:
         ASGI has no event for that: a server waits until the peer has taken all that is in its buffer, at shutdown too.
         """
         self.failed = True
-        self.writable = False
         self._events.clear()
-        transport = find_transport(self._send, self._receive)
+        self._set_writable(False)
+        transport = find_transport(self.send, self._receive)
         if transport is not None:
             with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
                 transport.abort()
@@ -187,7 +194,7 @@ class HttpReceiver:
         return self._transport.polling or len(self._transport.encode(frame, self._callback)) >= self._room
 
     form = "frame"
-    fd: int | None = None
+    way = None
 
     def declines(self, frame: Frame) -> bool:
         events = frame.stream_events(self._transport.wrap)
@@ -278,8 +285,8 @@ class SocketReceiver:
         return self._writer.declines if self._direct is None else self._direct.write_frame
 
     @property
-    def fd(self) -> int | None:
-        return None if self._direct is None else self._direct.frames_fd
+    def way(self) -> int | Writer | None:
+        return self._writer if self._direct is None else self._direct.frames_fd
 
     def write(self, frame: Frame, last: bool) -> None:
         if self._direct is None or last or not self._accepted or not self._writer.writable:

@@ -353,7 +353,7 @@ class Server:
             self.settings.response_limit,
             timing.poll_duration if transport.polling else timing.stream_duration,
         )
-        writer.on_writable(session.wake)
+        writer.on_writability(session.writability_changed)
         receiver.start()
         session.attach(receiver)
         try:
@@ -463,7 +463,7 @@ class Server:
         receiver = SocketReceiver(writer, raw, direct)
         if framed and self.settings.cookies:
             receiver.accept_headers.append((b"set-cookie", b"JSESSIONID=%b; Path=/" % session_cookie(headers)))
-        writer.on_writable(session.wake)
+        writer.on_writability(session.writability_changed)
         if direct is not None:
             direct.on_writability(session.writability_changed)
         self._sockets.add(session)
@@ -484,7 +484,7 @@ class Server:
         writer: what the receiver writes to.
         """
         session = Session(self.settings.timing)
-        writer.on_writable(session.wake)
+        writer.on_writability(session.writability_changed)
         self._sockets.add(session)
         try:
             self._open(session, scope)

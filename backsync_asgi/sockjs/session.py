@@ -72,8 +72,8 @@ class Receiver(Protocol):
         """
 
     @property
-    def fd(self) -> int | None:
-        """The number of a socket that takes what `declines` takes, past it, as long as the receiver is writable."""
+    def way(self) -> Any:
+        """A way past `declines` for what it takes, as long as the receiver is writable; see `fanout.lane_for`."""
 
     def write(self, frame: Frame, last: bool) -> None:
         """Write the frame; after the last one the response or socket ends."""
@@ -107,7 +107,7 @@ class Timing:
                 raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
-# Another object after each change of the `fd` of any link: what was sorted by them before is not good any more. A
+# Another object after each change of the `way` of any link: what was sorted by them before is not good any more. A
 # counter could miss a change where event loops run in several threads.
 stamp = object()
 
@@ -115,32 +115,33 @@ stamp = object()
 class Link:
     """The way to one client, for frames that many get: `declines` is what writes one, in the `form` that it takes.
 
-    fd: the number of a socket that takes the same, with nothing before it; None where there is none.
+    way: a way past that for who writes one to many, with nothing before it, as `fanout.lane_for` knows them; None where
+        there is none.
     """
 
-    __slots__ = ("declines", "fd", "form")
+    __slots__ = ("declines", "form", "way")
 
     def __init__(self) -> None:
         self.form = "frame"
         self.declines: Callable[[Any], object] = refuse
-        self.fd: int | None = None
+        self.way: Any = None
 
     def refuse(self) -> None:
         """Take no more shared frames: something must go first, or nobody is there."""
         self.declines = refuse
-        self._point_to(None)
+        self._lead(None)
 
-    def _point_to(self, fd: int | None) -> None:
+    def _lead(self, way: Any) -> None:
         global stamp
-        if fd != self.fd:
-            self.fd = fd
+        if way != self.way:
+            self.way = way
             stamp = object()
 
 
 class Session(Link):
     """The state of one session: new until accepted, open, then closed with a frame that stays.
 
-    form, declines, fd: the receiver's, while it has been greeted, can be written to and nothing waits. So a frame that
+    form, declines, way: the receiver's, while it has been greeted, can be written to and nothing waits. So a frame that
     many sessions share costs each of them one call, or not even that. Who has something that must go first says
     `refuse`.
 
@@ -308,7 +309,7 @@ class Session(Link):
             else:
                 if self._greeted:
                     self.form, self.declines = receiver.form, receiver.declines
-                    self._point_to(receiver.fd)
+                    self._lead(receiver.way)
                 return
         self.refuse()
 

@@ -134,7 +134,7 @@ class SessionLine:
         return self._polling
 
     form = "frame"
-    fd: int | None = None
+    way: Any = None
 
     def declines(self, frame: Frame) -> bool:
         if not self.writable or self.fills(frame):

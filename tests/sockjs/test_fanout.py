@@ -1,7 +1,8 @@
-"""One frame to many sockets: real ones, on which somebody reads, or nobody, or nobody is there any more."""
+"""One frame to many: real sockets, read or not, or without a peer; `send`s that wait or fail."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import threading
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from backsync_asgi.sockjs import fanout
-from backsync_asgi.sockjs.fanout import Lane
+from backsync_asgi.sockjs.fanout import Sockets, Writers, lane_for
+from backsync_asgi.sockjs.receivers import Event, Writer
 
 
 @dataclass
@@ -45,8 +47,8 @@ def peers() -> Iterator[list[Peer]]:
         yield made
 
 
-def lane_of(peers: list[Peer]) -> Lane:
-    lane = Lane()
+def lane_of(peers: list[Peer]) -> Sockets:
+    lane = Sockets()
     for peer in peers:
         lane.add(peer.ours.fileno(), peer.left.append)
     return lane
@@ -127,3 +129,82 @@ def test_the_interpreter_is_held_meanwhile(peers: list[Peer]) -> None:
         thread.join()
     assert after == before
     assert [peer.read() for peer in peers] == [b"frame"] * 5
+
+
+class Client:
+    """A client that only `send` reaches, which waits while it does not read."""
+
+    def __init__(self) -> None:
+        self.got: list[object] = []
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.fails = False
+        self.writer = Writer(self.send)
+        self.changed = asyncio.Event()
+        self.writer.on_writability(self.changed.set)
+
+    async def send(self, event: Event) -> None:
+        if self.fails:
+            raise OSError("gone")
+        if not self.reads.is_set():
+            await self.reads.wait()
+        self.got.append(event["text"])
+        event["text"] = "what middleware makes of it"
+
+    async def read_again(self) -> None:
+        self.changed.clear()
+        self.reads.set()
+        async with asyncio.timeout(5):
+            await self.changed.wait()
+
+
+def writers_of(clients: list[Client]) -> Writers:
+    lane = Writers()
+    for client in clients:
+        lane.add(client.writer, client.writer.declines)
+    return lane
+
+
+def events(*texts: str) -> tuple[Event, ...]:
+    return tuple({"type": "websocket.send", "text": text} for text in texts)
+
+
+@pytest.mark.parametrize("texts", [("one",), ("one", "two")])
+async def test_each_writer_gets_its_own_copy_of_what_all_get(texts: tuple[str, ...]) -> None:
+    clients = [Client() for _ in range(3)]
+    sent = events(*texts)
+    before = asyncio.all_tasks()
+    writers_of(clients).write(sent)
+    assert [client.got for client in clients] == [list(texts)] * 3
+    assert sent == events(*texts)
+    assert asyncio.all_tasks() == before
+    assert not any(client.changed.is_set() for client in clients)
+
+
+@pytest.mark.parametrize("texts", [("one",), ("one", "two")])
+async def test_a_writer_that_waits_keeps_nobody_waiting_and_tells_its_owner(texts: tuple[str, ...]) -> None:
+    clients = [Client() for _ in range(3)]
+    slow = clients[1]
+    slow.reads.clear()
+    writers_of(clients).write(events(*texts))
+    assert [client.got for client in clients] == [list(texts), [], list(texts)]
+    assert [client.changed.is_set() for client in clients] == [False, True, False]
+    assert not slow.writer.writable
+    await slow.read_again()
+    assert slow.writer.writable
+    assert slow.got == list(texts)
+
+
+@pytest.mark.parametrize("texts", [("one",), ("one", "two")])
+async def test_a_writer_that_fails_keeps_nobody_waiting_and_tells_its_owner(texts: tuple[str, ...]) -> None:
+    clients = [Client() for _ in range(3)]
+    clients[0].fails = True
+    writers_of(clients).write(events(*texts))
+    assert [client.got for client in clients] == [[], list(texts), list(texts)]
+    assert [client.changed.is_set() for client in clients] == [True, False, False]
+    assert clients[0].writer.failed
+
+
+async def test_there_is_a_lane_for_each_kind_of_way() -> None:
+    assert isinstance(lane_for(7), Sockets)
+    assert isinstance(lane_for(Client().writer), Writers)

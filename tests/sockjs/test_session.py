@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -61,7 +62,7 @@ class FakeReceiver:
 
     takes: int | None = None
     lifetime: float | None = None
-    fd: int | None = None
+    way: Any = None
     blocked: bool = False
     frames: list[Frame] = field(default_factory=list)
     over: bool = False
@@ -368,7 +369,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.silent_since = 0.0
         self.frames_seen = 0
         self.ends_seen = 0
-        self.port: tuple[int | None, object] = (None, session.stamp)
+        self.port: tuple[Any, object] = (None, session.stamp)
 
     # What happens
 
@@ -380,7 +381,7 @@ class SessionMachine(RuleBasedStateMachine):
     def attach(self, kind: str, blocked: bool) -> None:
         receiver = poll() if kind == "poll" else stream() if kind == "stream" else FakeReceiver()
         if kind == "socket":
-            receiver.fd = 3 + len(self.receivers)
+            receiver.way = 3 + len(self.receivers)
         receiver.blocked = blocked
         occupied = self.session.receiver is not None
         if not occupied:
@@ -428,7 +429,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def the_peer_stops_reading(self) -> None:
         self.receivers[-1].blocked = True
-        if self.receivers[-1].fd is not None:  # whose server says so; of the others one learns by writing
+        if self.receivers[-1].way is not None:  # whose server says so; of the others one learns by writing
             self.session.writability_changed()
 
     @precondition(lambda self: self.session.receiver is not None)
@@ -550,16 +551,16 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_socket_is_written_to_past_its_transport_only_while_nothing_else_is_to_be_written(self) -> None:
-        fd, receiver = self.session.fd, self.session.receiver
-        if fd is not None:
+        way, receiver = self.session.way, self.session.receiver
+        if way is not None:
             assert receiver is self.receivers[-1]
-            assert (fd, self.session.declines) == (receiver.fd, receiver.declines)
+            assert (way, self.session.declines) == (receiver.way, receiver.declines)
             assert receiver.writable
             assert OPEN in self.receivers[-1].frames or any(OPEN in before.frames for before in self.receivers)
             assert self.endpoint.waiting == []
         before, stamp = self.port
-        assert fd == before or session.stamp is not stamp, "whoever has sorted its links must notice"
-        self.port = (fd, session.stamp)
+        assert way == before or session.stamp is not stamp, "whoever has sorted its links must notice"
+        self.port = (way, session.stamp)
 
     @invariant()
     def a_closed_session_keeps_no_writable_receiver(self) -> None:
