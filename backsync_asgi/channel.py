@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from .limits import Horizon
@@ -51,14 +50,13 @@ class Channel(Generic[Body]):
         """The last change of the record `key`, if it is remembered."""
         return self._changes.get(key)
 
-    def put(self, key: str, encode: Callable[[int], Body], size: int, now: float) -> Change[Body]:
-        """Append a change of the record `key` and forget what is beyond the horizon.
+    def put(self, key: str, body: Body, size: int, now: float) -> Change[Body]:
+        """Append a change of the record `key`, at the position `seq + 1`, and forget what is beyond the horizon.
 
-        encode: makes the message, given the position. size: about how many bytes it takes.
+        size: about how many bytes the body takes.
         """
-        seq = self.seq + 1
-        change = Change(seq, encode(seq), size, now)
-        self.seq = seq
+        self.seq += 1
+        change = Change(self.seq, body, size, now)
         previous = self._changes.get(key)
         if previous is not None:
             self._size -= previous.size

@@ -316,7 +316,7 @@ class Connection:
         except BadMessage as error:
             self._bad_message(error)
             return
-        if not self._within_rate(request):
+        if self._site.limits.rate is not None and not self._within_rate(request, self._site.limits.rate):
             return
         if request.model == CONTROL and request.method == "hello" and not self._opened:
             if len(self._greetings) >= MAX_WAITING_CONTROL:
@@ -349,16 +349,14 @@ class Connection:
         """Whose requests come now; before the set-up is done, that is for it to say."""
         return self.user if self._opened else NOW
 
-    def _within_rate(self, request: Request) -> bool:
-        limits, now = self._site.limits, self._site.hub.now()
-        if limits.rate is None:
-            return True
+    def _within_rate(self, request: Request, rate: float) -> bool:
+        now = self._site.hub.now()
         if self._bucket is None:
-            self._bucket = Bucket(limits.rate, limits.burst, now)
+            self._bucket = Bucket(rate, self._site.limits.burst, now)
         wait = self._bucket.take(now)
         if wait:
             details = {"retry_after": round(wait, 3)}
-            self._fail(request, "rate_limited", f"At most {limits.rate:g} requests a second, please.", details)
+            self._fail(request, "rate_limited", f"At most {rate:g} requests a second, please.", details)
         return not wait
 
     def _add_worker(

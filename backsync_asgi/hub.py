@@ -171,20 +171,21 @@ class Hub:
         if not topic.dirty:
             topic.dirty = True
             self._dirty.append(topic)
-            self._schedule()
+            if not self._scheduled:
+                self._schedule()
 
     def want(self, subscriber: Subscriber) -> None:
         """The subscriber has something to pull; it is woken at the end of the next flush."""
         self._wanting[subscriber] = None
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            if self._loop is None or self._loop.is_closed():
-                self._let_go()
-                self._loop = asyncio.get_running_loop()
-            self._loop.call_soon(self.flush)
+        self._scheduled = True
+        if self._loop is None or self._loop.is_closed():
+            self._let_go()
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Offer what is new to those who keep up, then let those pull for whom more is waiting."""
@@ -206,6 +207,7 @@ class Topic:
     """One channel and the audiences that listen to it; one for each model, and for each key of a keyed model.
 
     flushed: the position up to which those who keep up have been offered everything.
+    make_message: makes messages in the form that this hub's clients understand.
     """
 
     __slots__ = (
@@ -219,6 +221,7 @@ class Topic:
         "kept",
         "key",
         "key_text",
+        "make_message",
         "name",
     )
 
@@ -226,6 +229,7 @@ class Topic:
         self.name = name
         self.key = key
         self.key_text = key_text
+        self.make_message = hub.message
         self.channel: Channel[Push] = Channel(secrets.token_hex(8), hub.horizon)
         self.audiences: dict[Hashable, Audience] = {}
         self.dirty = False
@@ -244,10 +248,6 @@ class Topic:
             kept.restart()
         for audience in self.audiences.values():
             audience.tails.clear()
-
-    def make_message(self, text: str) -> Message:
-        """A message in the form that this hub's clients understand."""
-        return self._hub.message(text)
 
     def now(self) -> float:
         """The hub's clock: monotonic, in seconds."""
@@ -279,7 +279,8 @@ class Topic:
                 return False
         self._before_change()
         size = len(data) + 64
-        self.channel.put(str(id), lambda seq: Push(self, method, id, data, seq, record, version), size, self._hub.now())
+        channel = self.channel
+        channel.put(str(id), Push(self, method, id, data, channel.seq + 1, record, version), size, self._hub.now())
         self._unflushed_size += size
         for audience in self.audiences.values():
             audience.tails.clear()
@@ -473,7 +474,7 @@ class Audience:
         """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
-            return batch([view(push, member) for push in pushes])
+            return batch([view(push, member) for push in pushes] if self.filters else [push.message for push in pushes])
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
@@ -704,13 +705,13 @@ class Acting:
     def __init__(self, subscriber: Subscriber, user: Any = None) -> None:
         self.subscriber = subscriber
         self.user = user  # whose request it is; the hub only hands it on
-        self._held: set[Topic] = set()
+        self._held: dict[Topic, None] = {}
         self._open = True
 
     def hold(self, topic: Topic) -> None:
         """Hold the topic back until the reply, if the subscriber listens to it."""
         if self._open and topic not in self._held and topic in self.subscriber.audiences:
-            self._held.add(topic)
+            self._held[topic] = None
             self.subscriber.hold(topic)
 
     def finish(self) -> None:

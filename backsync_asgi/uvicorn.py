@@ -226,15 +226,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._stopped:
             return
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        message = text_of(data) if self.curr_msg_data_type == "text" else bytes(data)
-        if message is None:  # uvicorn would log a traceback for whatever anybody sends
+        try:
+            message = data.decode() if self.curr_msg_data_type == "text" else bytes(data)
+        except UnicodeDecodeError:  # uvicorn would log a traceback for whatever anybody sends
             if self.conn.close_rcvd is not None:  # in one go with it
                 self.handle_close(None)
                 return
             if self.conn.state is OPEN:
                 self.conn.send_close(1007)
             self.handle_parser_exception()
-        elif self._on_message is None or self._unheard or not self._on_message(message):
+            return
+        if self._on_message is None or self._unheard or not self._on_message(message):
             self._unheard += 1
             self.frames = frames
             super().send_receive_event_to_app()
@@ -318,14 +320,6 @@ def fd_of(transport: asyncio.Transport) -> int | None:
         return None
     fd: int = socket.fileno()
     return fd
-
-
-def text_of(data: bytes) -> str | None:
-    """The text, or None for what is not UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 class CompressingWebSocketProtocol(WebSocketProtocol):

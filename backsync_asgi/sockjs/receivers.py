@@ -256,12 +256,28 @@ class Direct(Protocol):
 class SocketReceiver:
     """An open WebSocket: framed as SockJS frames it, or raw."""
 
-    __slots__ = ("_accepted", "_direct", "_writer", "accept_headers", "lifetime", "raw", "subprotocol")
+    __slots__ = (
+        "_accepted",
+        "_direct",
+        "_writer",
+        "accept_headers",
+        "declines",
+        "form",
+        "lifetime",
+        "raw",
+        "subprotocol",
+    )
 
     def __init__(self, writer: Writer, raw: bool, direct: Direct | None = None) -> None:
         self._writer = writer
         self._direct = direct
         self.raw = raw
+        self.declines: Callable[[Any], object] = writer.declines
+        if direct is None:
+            self.form = "raw_events" if raw else "framed_events"
+        else:
+            self.form = "raw" if raw else "framed"
+            self.declines = direct.write_frame
         self._accepted = False
         self.lifetime: float | None = None
         self.subprotocol: str | None = None
@@ -275,16 +291,6 @@ class SocketReceiver:
         return False
 
     @property
-    def form(self) -> str:
-        if self._direct is None:
-            return "raw_events" if self.raw else "framed_events"
-        return "raw" if self.raw else "framed"
-
-    @property
-    def declines(self) -> Callable[[Any], object]:
-        return self._writer.declines if self._direct is None else self._direct.write_frame
-
-    @property
     def way(self) -> int | Writer | None:
         return self._writer if self._direct is None else self._direct.frames_fd
 
@@ -292,7 +298,7 @@ class SocketReceiver:
         if self._direct is None or last or not self._accepted or not self._writer.writable:
             self._writer.write(self._events(frame, last))
         elif wire := frame.raw if self.raw else frame.framed:  # nothing, where a raw socket would get a heartbeat
-            self._direct.write_frame(wire)
+            self.declines(wire)
 
     def drop(self, code: int, reason: str) -> None:
         """Close the socket without a close frame of SockJS's: the peer does not speak the protocol."""

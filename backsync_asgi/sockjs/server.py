@@ -538,11 +538,12 @@ class Server:
                 except FrameError as error:
                     self._drop(session, receiver, 3000, str(error))
                     return
-        if any(too_big(message, largest) for message in messages):
-            session.close(1009, f"A message may have {largest} bytes")
-        else:
-            for message in messages:
-                session.received(message)
+        for message in messages:
+            if too_big(message, largest):
+                session.close(1009, f"A message may have {largest} bytes")
+                return
+        for message in messages:
+            session.received(message)
 
     def _drop(self, session: Session, receiver: SocketReceiver, code: int, reason: str) -> None:
         """End a WebSocket whose peer does not speak the protocol."""

@@ -129,13 +129,12 @@ class Link:
     def refuse(self) -> None:
         """Take no more shared frames: something must go first, or nobody is there."""
         self.declines = refuse
-        self._lead(None)
+        if self.way is not None:
+            self._lead(None)
 
     def _lead(self, way: Any) -> None:
         global stamp
-        if way != self.way:
-            self.way = way
-            stamp = object()
+        self.way, stamp = way, object()
 
 
 class Session(Link):
@@ -308,8 +307,9 @@ class Session(Link):
                 self._write(receiver, self.close_frame, last=True)
             else:
                 if self._greeted:
-                    self.form, self.declines = receiver.form, receiver.declines
-                    self._lead(receiver.way)
+                    self.form, self.declines, way = receiver.form, receiver.declines, receiver.way
+                    if way != self.way:
+                        self._lead(way)
                 return
         self.refuse()
 
