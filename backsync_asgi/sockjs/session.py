@@ -256,10 +256,10 @@ class Session(Link):
 
     def tick(self, now: float) -> bool:
         """Send heartbeats, end what has waited too long. Returns False when the session can be forgotten."""
-        if self._attached_at is None:
-            self._attached_at = self._sent_at = now
         if self.close_frame is None and self.endpoint is not None and self.endpoint.tick(now):
             self._busy = True
+        if self._attached_at is None:  # also where the endpoint has just closed, and the receiver is let go
+            self._attached_at = self._sent_at = now
         receiver = self.receiver
         waited = now - self._attached_at
         if receiver is None:

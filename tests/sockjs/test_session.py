@@ -347,6 +347,26 @@ def test_a_stream_that_nobody_reads_is_given_up_after_its_time() -> None:
     assert [code for code, _ in endpoint.ends] == [1006]
 
 
+def test_an_endpoint_may_close_its_session_as_it_ticks() -> None:
+    class Impatient(FakeEndpoint):
+        def tick(self, now: float) -> bool:
+            assert self.session is not None
+            self.session.close(3000, "Too slow")
+            return False
+
+    session, _ = open_session()
+    session.endpoint = endpoint = Impatient(session)
+    receiver = FakeReceiver()
+    session.attach(receiver)
+    assert session.tick(1)
+    assert receiver.texts == ["o", 'c[3000,"Too slow"]']
+    assert endpoint.ends == [(3000, "Too slow")]
+    forgotten_at = 1 + TIMING.disconnect_delay
+    assert [session.tick(now) for now in (forgotten_at - 0.1, forgotten_at)] == [True, False], (
+        "its close frame is kept, then it is forgotten"
+    )
+
+
 # Any order of events
 
 
