@@ -96,28 +96,35 @@ class Writer:
         """Give the connection up."""
         # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
         # of the end from `receive` and ends the session.
-        self.failed = True
-        self._events.clear()
-        self._set_writable(False)
+        self._end()
         # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
         if not isinstance(error, OSError) and not is_closed:
             logger.warning("A frame could not be written and its connection is given up: %r", error)
+            self._cut()  # where it is middleware that has failed, the peer would wait for ever for what comes no more
 
     def abort(self) -> None:
         """Write nothing more, and cut the connection of a peer that does not read.
 
         ASGI has no event for that: a server waits until the peer has taken all that is in its buffer, at shutdown too.
         """
+        self._end()
+        if not self._cut() and self._task is not None:
+            self._task.cancel()
+
+    def _end(self) -> None:
         self.failed = True
         self._events.clear()
         self._set_writable(False)
+
+    def _cut(self) -> bool:
+        """Cut the connection. False: there is no way to it."""
         transport = find_transport(self.send, self._receive)
-        if transport is not None:
-            with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
-                transport.abort()
-        elif self._task is not None:
-            self._task.cancel()
+        if transport is None:
+            return False
+        with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
+            transport.abort()
+        return True
 
 
 def find_transport(*calls: object) -> asyncio.WriteTransport | None:

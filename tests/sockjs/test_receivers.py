@@ -204,6 +204,38 @@ async def test_an_abort_ends_the_wait_and_tells_send() -> None:
     assert not any(changes)
 
 
+@pytest.mark.parametrize(
+    ("error", "cuts"), [(ValueError("of middleware's"), True), (ConnectionResetError(), False), (CLOSED, False)]
+)
+async def test_a_failure_of_which_the_server_does_not_know_cuts_the_connection(error: Exception, cuts: bool) -> None:
+    """Else its peer stays, and nothing comes any more."""
+
+    class Server:
+        def __init__(self) -> None:
+            self.transport = self
+            self.aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        async def send(self, event: Event) -> None:
+            pass
+
+    server = Server()
+    send = server.send
+
+    async def middleware(event: Event) -> None:
+        if event["number"] == 2:
+            raise error
+        await send(event)
+
+    writer = Writer(middleware)
+    writer.write([event(1)])
+    assert not server.aborted
+    writer.write([event(2)])
+    assert server.aborted is cuts
+
+
 @pytest.mark.parametrize("layers", [0, 1, 3])
 async def test_an_abort_cuts_the_connection_of_a_real_server_through_middleware(layers: int) -> None:
     class Transport:
