@@ -119,6 +119,7 @@ class Hub:
         # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
+        self.is_delivering = False
         self.flushes = 0  # one in each tick in which there was something to send
 
     def start(self) -> None:
@@ -192,13 +193,17 @@ class Hub:
         self._scheduled = False
         self.flushes += 1
         dirty, self._dirty = self._dirty, []
-        for topic in dirty:
-            if topic.dirty:  # else a burst has flushed it in the middle of the tick, and it stands here twice
-                for late in topic.flush():
-                    self._wanting[late] = None
-        wanting, self._wanting = self._wanting, {}
-        for subscriber in wanting:
-            subscriber.link.wake()
+        self.is_delivering = True
+        try:
+            for topic in dirty:
+                if topic.dirty:  # else a burst has flushed it in the middle of the tick, and it stands here twice
+                    for late in topic.flush():
+                        self._wanting[late] = None
+            wanting, self._wanting = self._wanting, {}
+            for subscriber in wanting:
+                subscriber.link.wake()
+        finally:
+            self.is_delivering = False
         for topic in dirty:
             topic.forget_events()
 
@@ -212,6 +217,7 @@ class Topic:
 
     __slots__ = (
         "_events",
+        "_had_events",
         "_hub",
         "_unflushed_size",
         "audiences",
@@ -236,7 +242,8 @@ class Topic:
         self.flushed = 0
         self._hub = hub
         self._unflushed_size = 0
-        self._events: list[tuple[int, Message]] = []
+        self._events: list[tuple[int, Message]] = []  # transient, not offered yet
+        self._had_events = False  # those that the tails of this tick have in them
         self.kept: dict[Subscriber, Kept] = {}  # for those who kept up until a request of theirs held the topic back
 
     def restart(self) -> None:
@@ -314,8 +321,15 @@ class Topic:
             self._flush_now()
 
     def _flush_now(self) -> None:
-        for late in self.flush():
-            late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
+        hub = self._hub
+        if hub.is_delivering:
+            return  # middleware publishes in its `send`: what is written there must come first, and be written once
+        hub.is_delivering = True
+        try:
+            for late in self.flush():
+                late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
+        finally:
+            hub.is_delivering = False
         self.forget_events()
 
     def flush(self) -> list[Subscriber]:
@@ -323,13 +337,15 @@ class Topic:
         self.dirty = False
         start, self.flushed = self.flushed, self.channel.seq
         self._unflushed_size = 0
+        events, self._events = self._events, []  # what comes meanwhile, from middleware, is for the next flush
+        self._had_events = self._had_events or bool(events)
         late: list[Subscriber] = []
         listening = [audience for audience in self.audiences.values() if audience.live]
         if listening:
             changes = self.channel.since(start)
             pushes = None if changes is None else [change.body for change in changes]
             for audience in listening:
-                late += audience.offer(start, pushes, self._events)
+                late += audience.offer(start, pushes, events)
         return late
 
     def keep_events(self, subscriber: Subscriber) -> None:
@@ -340,7 +356,7 @@ class Topic:
 
     def forget_events(self) -> None:
         """The tick is over: transient events are not for those who come later, and what is seen may change."""
-        had_events, self._events = bool(self._events), []
+        had_events, self._had_events = self._had_events, False
         for audience in self.audiences.values():
             if had_events or audience.filters:
                 audience.tails.clear()

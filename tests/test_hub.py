@@ -168,9 +168,10 @@ class SocketLink(Link):
 
 
 class SendClient:
-    """A client behind a session, as ASGI's `send` reaches it."""
+    """A client behind a session, as ASGI's `send` reaches it; what middleware does there, `before_send` does."""
 
-    def __init__(self, hub: Hub, topic: Topic) -> None:
+    def __init__(self, hub: Hub, topic: Topic, before_send: Callable[[Any], None] = lambda event: None) -> None:
+        self.before_send = before_send
         self.events: list[Any] = []
         self.reads = asyncio.Event()
         self.reads.set()
@@ -191,6 +192,7 @@ class SendClient:
         return frame
 
     async def send(self, event: Any) -> None:
+        self.before_send(event)
         if not self.reads.is_set():
             await self.reads.wait()
         self.events.append(event)
@@ -244,6 +246,54 @@ async def test_who_stops_reading_within_a_broadcast_is_behind_and_catches_up_whe
     put(topic, "e")
     await tick()
     assert [client.ids[-1] for client in clients] == ["e"] * 3
+
+
+async def test_a_burst_that_middleware_publishes_as_it_sends_overtakes_nothing() -> None:
+    hub = Hub(Horizon(records=4))
+    topic, other = hub.topic("M"), hub.topic("Other")
+
+    def burst(event: Any) -> None:
+        if '"M:' in event.get("text", ""):
+            for id in "xyx":
+                put(other, id)
+
+    clients = [SendClient(hub, topic, burst), SendClient(hub, topic)]
+    for client in clients:
+        client.subscriber.attach(other, 0)
+    await tick()
+    slow = clients[1]
+    slow.reads.clear()
+    for id in "ab":
+        put(topic, id)
+        await tick()
+    slow.reads.set()
+    async with asyncio.timeout(5):
+        await slow.caught_up.wait()
+    await tick()
+    for client in clients:
+        assert [id for id in client.ids if id in "ab"] == ["a", "b"]
+        assert [id for id in client.ids if id in "xy"][-2:] == ["y", "x"]
+
+
+async def test_a_transient_event_that_middleware_publishes_as_it_sends_comes_once_to_all() -> None:
+    hub = Hub(Horizon())
+    topic, other = hub.topic("M"), hub.topic("Other")
+
+    def tell(event: Any) -> None:
+        if '"M:upsert' in event.get("text", ""):
+            for told in (topic, other):
+                told.publish_event("sent", '{"id":"sent"}')
+
+    clients = [SendClient(hub, topic, tell), SendClient(hub, topic)]
+    clients[1].subscriber.attach(topic, 0, "another kind")
+    for client in clients:
+        client.subscriber.attach(other, 0)
+    await tick()
+    put(other, "b")  # it is flushed first, and once more because of the event
+    put(topic, "a")
+    await tick()
+    await tick()
+    assert [client.ids for client in clients] == [["b", "a", "sent", "sent"]] * 2
 
 
 async def test_a_change_is_encoded_once_however_many_listen() -> None:
