@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, Protocol
 
-from .receivers import DONE, Event, Send, Writer
+from .receivers import DONE, FAILURES, Event, Send, Writer
 
 try:
     import ctypes
@@ -107,7 +107,7 @@ class Writers:
             try:
                 steps = send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
                 waits_for = next(steps, DONE)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
+            except FAILURES as error:
                 self._writers[at].fail(error)
             else:
                 if waits_for is not DONE:

@@ -22,6 +22,8 @@ logger = logging.getLogger("backsync.sockjs")
 
 MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
 DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
+# What a `send` may raise, whatever it is; it is cancelled, too, where it waits for something that was.
+FAILURES = (Exception, asyncio.CancelledError)
 _EMPTY = CellType()  # a variable that its function has not set
 
 
@@ -62,7 +64,7 @@ class Writer:
             try:
                 steps = self.send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
                 waits_for = next(steps, DONE)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
+            except FAILURES as error:
                 self.fail(error)
                 return False
             if waits_for is not DONE:
@@ -85,14 +87,15 @@ class Writer:
             await go_on(steps, waits_for)
             while self._events:
                 await self.send({**self._events.pop(0)})
-        except Exception as error:  # noqa: BLE001 - whatever it is, the connection cannot be written to
-            self.fail(error)
+        except FAILURES as error:
+            if not self.failed:  # else it is aborted
+                self.fail(error)
         finally:
             self._task = None
         if not self.failed:
             self._set_writable(True)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Give the connection up."""
         # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
         # of the end from `receive` and ends the session.

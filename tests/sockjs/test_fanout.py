@@ -138,14 +138,14 @@ class Client:
         self.got: list[object] = []
         self.reads = asyncio.Event()
         self.reads.set()
-        self.fails = False
+        self.fails: BaseException | None = None
         self.writer = Writer(self.send)
         self.changed = asyncio.Event()
         self.writer.on_writability(self.changed.set)
 
     async def send(self, event: Event) -> None:
-        if self.fails:
-            raise OSError("gone")
+        if self.fails is not None:
+            raise self.fails
         if not self.reads.is_set():
             await self.reads.wait()
         self.got.append(event["text"])
@@ -196,9 +196,12 @@ async def test_a_writer_that_waits_keeps_nobody_waiting_and_tells_its_owner(text
 
 
 @pytest.mark.parametrize("texts", [("one",), ("one", "two")])
-async def test_a_writer_that_fails_keeps_nobody_waiting_and_tells_its_owner(texts: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("error", [OSError("gone"), asyncio.CancelledError()], ids=repr)
+async def test_a_writer_that_fails_keeps_nobody_waiting_and_tells_its_owner(
+    texts: tuple[str, ...], error: BaseException
+) -> None:
     clients = [Client() for _ in range(3)]
-    clients[0].fails = True
+    clients[0].fails = error
     writers_of(clients).write(events(*texts))
     assert [client.got for client in clients] == [[], list(texts), list(texts)]
     assert [client.changed.is_set() for client in clients] == [True, False, False]

@@ -29,7 +29,7 @@ class Peer:
     def __init__(self) -> None:
         self.sent: list[Event] = []
         self.started: list[Event] = []
-        self.fails: dict[int, Exception] = {}
+        self.fails: dict[int, BaseException] = {}
         self.reads = asyncio.Event()
         self.reads.set()
 
@@ -132,10 +132,14 @@ CLOSED = RuntimeError(
 )  # as uvicorn says it
 
 
-@pytest.mark.parametrize("error", [OSError("gone"), ConnectionResetError(), CLOSED, RuntimeError("refused")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [OSError("gone"), ConnectionResetError(), CLOSED, RuntimeError("refused"), asyncio.CancelledError()],
+    ids=repr,
+)
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after waiting"])
 async def test_after_a_failure_nothing_more_is_written(
-    error: Exception, waits: bool, caplog: pytest.LogCaptureFixture
+    error: BaseException, waits: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = Peer()
     writer = Writer(peer.send)
