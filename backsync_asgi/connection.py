@@ -425,7 +425,7 @@ class Connection:
         if self._setup is None and not self._opened and now - self._since >= self._site.limits.greeting:
             self._session.close(STALE, "Say $:hello first")
         before, self._offered = self._offered, self._subscriber.offered
-        return before != self._offered
+        return self._offered > before  # it is less where the client has ceased to keep up with a channel
 
     # Coming and going
 

@@ -280,7 +280,9 @@ class Session(Link):
         return True
 
     def _tick_blocked(self, receiver: Receiver, now: float, waited: float) -> None:
-        if self._blocked_since is None:
+        if self._busy:  # who reads slowly is found blocked by each tick, and takes something in between
+            self._busy, self._sent_at, self._blocked_since = False, now, now
+        elif self._blocked_since is None:
             self._blocked_since = now
         deadline = self.timing.write_deadline
         urgent = self.close_frame is not None or (self.endpoint is not None and self.endpoint.urgent)

@@ -322,6 +322,21 @@ def test_a_client_that_does_not_take_a_reply_is_given_up_at_the_write_deadline()
     assert endpoint.ends == [(1006, "Connection interrupted")]
 
 
+def test_a_client_that_takes_its_replies_slowly_is_not_given_up() -> None:
+    session, endpoint = open_session()
+    receiver = FakeReceiver()
+    session.attach(receiver)
+    endpoint.urgent = True  # there is always one more
+    for now in range(100):
+        receiver.blocked = True
+        session.tick(now)
+        receiver.blocked = False
+        endpoint.waiting.append(Message(str(now)))
+        session.wake()
+    assert not receiver.aborted
+    assert endpoint.ends == []
+
+
 def test_a_client_that_does_not_take_the_goodbye_is_given_up_too() -> None:
     session, endpoint = open_session()
     receiver = FakeReceiver()
