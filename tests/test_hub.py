@@ -731,8 +731,10 @@ class HubMachine(RuleBasedStateMachine):
                 if position < topic.channel.floor:
                     return
             subscriber_of(client.link).attach(topic, position)
+            if resume or name not in client.base:
+                client.last[name] = position
+            # else events from before the snapshot may come after it: the app puts them in front by `catch_up`
             client.base[name] = position
-            client.last[name] = position
 
         self.work.append(do)
 

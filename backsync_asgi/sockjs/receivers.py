@@ -88,7 +88,10 @@ class Writer:
             while self._events:
                 await self.send({**self._events.pop(0)})
         except FAILURES as error:
-            if not self.failed:  # else it is aborted
+            task = self._task
+            if task is not None and task.cancelling() and isinstance(error, asyncio.CancelledError):
+                raise  # it is aborted, or the program ends
+            if not self.failed:
                 self.fail(error)
         finally:
             self._task = None

@@ -557,10 +557,10 @@ class Server:
         loop = asyncio.get_running_loop()
         now = self._clock.advance(loop.time())
         for session_id, session in list(self._sessions.items()):
-            if not session.tick(now):
+            if not ticked(session, now):
                 del self._sessions[session_id]
         for session in list(self._sockets):
-            session.tick(now)
+            ticked(session, now)
         self._sweeping = loop.call_later(SWEEP, self._sweep) if self.sessions else None
 
 
@@ -683,6 +683,15 @@ async def deny(scope: Scope, receive: Receive, send: Send, status: int, text: by
 def in_a_year() -> bytes:
     """The HTTP date a year ahead; the wall clock's, since it is for the other side."""
     return formatdate(time.time() + YEAR, usegmt=True).encode()
+
+
+def ticked(session: Session, now: float) -> bool:
+    """What the session's `tick` says. One that fails must not end the sweep, and with it the heartbeats of all."""
+    try:
+        return session.tick(now)
+    except Exception:
+        logger.exception("A session failed as time went on.")
+        return False
 
 
 def too_big(message: str | bytes, limit: int) -> bool:
