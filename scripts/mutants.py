@@ -174,7 +174,21 @@ MUTANTS = (
     Mutant(
         "closed socket written to",
         "sockjs/session.py",
-        (("            stamp = object()", "            stamp = stamp"),),
+        (("self.way, stamp = way, object()", "self.way = way"),),
+        examples=("tests/test_hub.py",),
+        machine=False,
+    ),
+    Mutant(
+        "who waits is written to",
+        "sockjs/receivers.py",
+        (("waits_for))\n        self._set_writable(False)", "waits_for))\n        self.writable = False"),),
+        examples=("tests/test_hub.py",),
+        machine=False,
+    ),
+    Mutant(
+        "burst within a broadcast",
+        "hub.py",
+        (("        if hub.is_delivering:\n            return", "        if False:\n            return"),),
         examples=("tests/test_hub.py",),
         machine=False,
     ),
