@@ -316,7 +316,7 @@ class Connection:
         except BadMessage as error:
             self._bad_message(error)
             return
-        if self._site.limits.rate is not None and not self._within_rate(request, self._site.limits.rate):
+        if not self._within_rate(request):
             return
         if request.model == CONTROL and request.method == "hello" and not self._opened:
             if len(self._greetings) >= MAX_WAITING_CONTROL:
@@ -349,7 +349,10 @@ class Connection:
         """Whose requests come now; before the set-up is done, that is for it to say."""
         return self.user if self._opened else NOW
 
-    def _within_rate(self, request: Request, rate: float) -> bool:
+    def _within_rate(self, request: Request) -> bool:
+        rate = self._site.limits.rate
+        if rate is None:
+            return True
         now = self._site.hub.now()
         if self._bucket is None:
             self._bucket = Bucket(rate, self._site.limits.burst, now)

@@ -119,7 +119,7 @@ class Hub:
         # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
-        self.is_delivering = False
+        self.is_delivering = False  # frames are being written: middleware may publish in its `send`
         self.flushes = 0  # one in each tick in which there was something to send
 
     def start(self) -> None:
@@ -172,21 +172,20 @@ class Hub:
         if not topic.dirty:
             topic.dirty = True
             self._dirty.append(topic)
-            if not self._scheduled:
-                self._schedule()
+            self._schedule()
 
     def want(self, subscriber: Subscriber) -> None:
         """The subscriber has something to pull; it is woken at the end of the next flush."""
         self._wanting[subscriber] = None
-        if not self._scheduled:
-            self._schedule()
+        self._schedule()
 
     def _schedule(self) -> None:
-        self._scheduled = True
-        if self._loop is None or self._loop.is_closed():
-            self._let_go()
-            self._loop = asyncio.get_running_loop()
-        self._loop.call_soon(self.flush)
+        if not self._scheduled:
+            self._scheduled = True
+            if self._loop is None or self._loop.is_closed():
+                self._let_go()
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Offer what is new to those who keep up, then let those pull for whom more is waiting."""
@@ -212,7 +211,6 @@ class Topic:
     """One channel and the audiences that listen to it; one for each model, and for each key of a keyed model.
 
     flushed: the position up to which those who keep up have been offered everything.
-    make_message: makes messages in the form that this hub's clients understand.
     """
 
     __slots__ = (
@@ -227,7 +225,6 @@ class Topic:
         "kept",
         "key",
         "key_text",
-        "make_message",
         "name",
     )
 
@@ -235,7 +232,6 @@ class Topic:
         self.name = name
         self.key = key
         self.key_text = key_text
-        self.make_message = hub.message
         self.channel: Channel[Push] = Channel(secrets.token_hex(8), hub.horizon)
         self.audiences: dict[Hashable, Audience] = {}
         self.dirty = False
@@ -255,6 +251,10 @@ class Topic:
             kept.restart()
         for audience in self.audiences.values():
             audience.tails.clear()
+
+    def make_message(self, text: str) -> Message:
+        """A message in the form that this hub's clients understand."""
+        return self._hub.message(text)
 
     def now(self) -> float:
         """The hub's clock: monotonic, in seconds."""
@@ -323,7 +323,7 @@ class Topic:
     def _flush_now(self) -> None:
         hub = self._hub
         if hub.is_delivering:
-            return  # middleware publishes in its `send`: what is written there must come first, and be written once
+            return  # what is being written must come first, and be written once
         hub.is_delivering = True
         try:
             for late in self.flush():
@@ -490,7 +490,7 @@ class Audience:
         """Changes and transient events in one order, as a member sees them."""
         view = self.view
         if not events:
-            return batch([view(push, member) for push in pushes] if self.filters else [push.message for push in pushes])
+            return batch([view(push, member) for push in pushes])
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
@@ -721,13 +721,13 @@ class Acting:
     def __init__(self, subscriber: Subscriber, user: Any = None) -> None:
         self.subscriber = subscriber
         self.user = user  # whose request it is; the hub only hands it on
-        self._held: dict[Topic, None] = {}
+        self._held: set[Topic] = set()
         self._open = True
 
     def hold(self, topic: Topic) -> None:
         """Hold the topic back until the reply, if the subscriber listens to it."""
         if self._open and topic not in self._held and topic in self.subscriber.audiences:
-            self._held[topic] = None
+            self._held.add(topic)
             self.subscriber.hold(topic)
 
     def finish(self) -> None:

@@ -672,12 +672,8 @@ class Model:
     def _announce(self, method: str, data: Mapping[str, Any], *, is_present: bool = False) -> str:
         """Encode once and broadcast. Returns the JSON text, for the reply."""
         body = messages.encode(data)
-        if self._soon.is_here:
-            place = self.places.of(data) if method == "upsert" else None
-            self._publish(method, data, body, place, self.options.store is not None, is_present)
-        else:
-            act = self._prepare_change(method, data, body, self.options.store is not None, is_present)
-            self._soon.put(act, self.changes_lost)
+        act = self._prepare_change(method, data, body, self.options.store is not None, is_present)
+        self._soon.run(act, self.changes_lost)
         return body
 
     def _prepare_change(
@@ -705,7 +701,7 @@ class Model:
             if self.gone is not None:
                 self.gone.note(method, id)
             self.places.move(id, place, is_known)
-            record = dict(data) if self.visibility.hides else None  # the caller may go on with its own
+            record = data if self.visibility.hides else None
             topic, version, store = self._hub.topic(self.name, *place), self._version_of(data), self.options.store
             if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
                 self._doubts.add(id)  # it was deleted and added again, by another process, or this comes late

@@ -90,13 +90,12 @@ class Soon:
 
     def run(self, act: Callable[[], None], on_lost: Callable[[], None] | None = None) -> None:
         """Do it now on the event loop, soon from anywhere else; then as `put`."""
-        if self.is_here:
+        if self._is_here():
             act()
         else:
             self.put(act, on_lost)
 
-    @property
-    def is_here(self) -> bool:
+    def _is_here(self) -> bool:
         """Whether this is called on the event loop; without asking for the running one, which is a system call."""
         if self._loop is not None and self._thread == threading.get_ident() and self._loop.is_running():
             return True

@@ -171,6 +171,9 @@ class _Holding:
         Turns.held.reset(self._token)
         self._shared.is_over = True
         if self._shared.users:  # a task that outlives its holder is writing the record
-            self._shared.after = lambda: self._turns.give_back(self._record, self._turn)
+            self._shared.after = self._give_back
         else:
-            self._turns.give_back(self._record, self._turn)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._turns.give_back(self._record, self._turn)

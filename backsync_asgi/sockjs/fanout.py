@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, Protocol
 
-from .receivers import DONE, FAILURES, Event, Send, Writer
+from .receivers import DONE, FAILURES, Event, Send, Writer, begin
 
 try:
     import ctypes
@@ -105,8 +105,7 @@ class Writers:
         [event] = events
         for at, send in enumerate(self._sends):
             try:
-                steps = send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
-                waits_for = next(steps, DONE)
+                steps, waits_for = begin(send, event)
             except FAILURES as error:
                 self._writers[at].fail(error)
             else:

@@ -62,8 +62,7 @@ class Writer:
         ahead = iter(events)
         for event in ahead:
             try:
-                steps = self.send({**event}).__await__()  # a copy: middleware may write into it, and others get it too
-                waits_for = next(steps, DONE)
+                steps, waits_for = begin(self.send, event)
             except FAILURES as error:
                 self.fail(error)
                 return False
@@ -131,6 +130,15 @@ class Writer:
         with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
             transport.abort()
         return True
+
+
+def begin(send: Send, event: Event) -> tuple[Generator[Any, None, None], Any]:
+    """Step a `send` to its first wait: what is left of it, and what it waits for, DONE if it has ended.
+
+    It gets a copy of the event: middleware may write into it, and others get it too.
+    """
+    steps = send({**event}).__await__()
+    return steps, next(steps, DONE)
 
 
 def find_transport(*calls: object) -> asyncio.WriteTransport | None:

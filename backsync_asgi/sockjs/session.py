@@ -129,12 +129,13 @@ class Link:
     def refuse(self) -> None:
         """Take no more shared frames: something must go first, or nobody is there."""
         self.declines = refuse
-        if self.way is not None:
-            self._lead(None)
+        self._lead(None)
 
     def _lead(self, way: Any) -> None:
         global stamp
-        self.way, stamp = way, object()
+        if way != self.way:
+            self.way = way
+            stamp = object()
 
 
 class Session(Link):
@@ -309,9 +310,8 @@ class Session(Link):
                 self._write(receiver, self.close_frame, last=True)
             else:
                 if self._greeted:
-                    self.form, self.declines, way = receiver.form, receiver.declines, receiver.way
-                    if way != self.way:
-                        self._lead(way)
+                    self.form, self.declines = receiver.form, receiver.declines
+                    self._lead(receiver.way)
                 return
         self.refuse()
 
