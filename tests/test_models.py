@@ -404,7 +404,9 @@ async def test_a_result_that_json_cannot_carry_is_not_broadcast(
     assert "tags" in caplog.text
 
 
-@pytest.mark.parametrize("result", [float("nan"), {1, 2}, b"x", "\ud800", object()], ids=repr)
+@pytest.mark.parametrize(
+    "result", [float("nan"), {1, 2}, b"x", "\ud800", object()], ids=["nan", "set", "bytes", "surrogate", "object"]
+)
 async def test_any_result_that_json_cannot_carry_is_an_error_and_the_connection_lives(
     sync: Backsync, result: Any
 ) -> None:
@@ -1912,7 +1914,9 @@ class Person:
         self.name = name
 
 
-@pytest.mark.parametrize("users", [(Person("ann"), Person("bob")), (-1, -2), ("ann", "bob")], ids=str)
+@pytest.mark.parametrize(
+    "users", [(Person("ann"), Person("bob")), (-1, -2), ("ann", "bob")], ids=["objects", "numbers", "texts"]
+)
 async def test_users_are_told_apart_whatever_they_are(users: tuple[Any, Any]) -> None:
     sync = Backsync()
     who = users[0]

@@ -421,7 +421,7 @@ async def test_a_column_that_is_renamed_or_added_does_not_stop_those_who_write(
         ("grade", {}, TypeError, "whose primary key is pupil, subject; a record has one id"),
         ("heap", {}, TypeError, "whose primary key is missing"),
         ("looks", {}, TypeError, "which is no table"),
-        ("account", {}, ValueError, "would send password of public.account"),
+        ("login", {}, ValueError, "would send password of public.login"),
         ("message", {"fields": ["nothing"]}, ValueError, r"got the fields \['nothing'\]"),
     ],
 )
@@ -438,7 +438,7 @@ async def test_what_cannot_be_live_says_why(
         """
         CREATE TABLE IF NOT EXISTS grade (pupil int, subject text, PRIMARY KEY (pupil, subject));
         CREATE TABLE IF NOT EXISTS heap (text text);
-        CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, password text);
+        CREATE TABLE IF NOT EXISTS login (id int PRIMARY KEY, password text);
         CREATE OR REPLACE VIEW looks AS SELECT 1 AS id
         """
     )
