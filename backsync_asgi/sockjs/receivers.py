@@ -99,12 +99,12 @@ class Writer:
 
     def fail(self, error: BaseException) -> None:
         """Give the connection up."""
-        # The peer is gone (OSError), or the server refuses the event. Either way the request's own coroutine learns
-        # of the end from `receive` and ends the session.
+        # The peer is gone, or the server refuses the event. Either way the request's own coroutine learns of the end
+        # from `receive` and ends the session.
         self._end()
         # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
         is_closed = isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error)
-        if not isinstance(error, OSError) and not is_closed:
+        if not is_closed and not (isinstance(error, OSError) and self._is_cut()):
             logger.warning("A frame could not be written and its connection is given up: %r", error)
             self._cut()  # where it is middleware that has failed, the peer would wait for ever for what comes no more
 
@@ -121,6 +121,11 @@ class Writer:
         self.failed = True
         self._events.clear()
         self._set_writable(False)
+
+    def _is_cut(self) -> bool:
+        """Whether the connection is closed, as far as anybody can tell."""
+        transport = find_transport(self.send, self._receive)
+        return transport is None or transport.is_closing()
 
     def _cut(self) -> bool:
         """Cut the connection. False: there is no way to it."""

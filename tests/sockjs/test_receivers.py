@@ -209,15 +209,27 @@ async def test_an_abort_ends_the_wait_and_tells_send() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "cuts"), [(ValueError("of middleware's"), True), (ConnectionResetError(), False), (CLOSED, False)]
+    ("error", "is_gone", "cuts"),
+    [
+        (ValueError("of middleware's"), False, True),
+        (ConnectionResetError("a service of middleware's"), False, True),
+        (ConnectionResetError("the peer's"), True, False),
+        (CLOSED, False, False),
+    ],
+    ids=repr,
 )
-async def test_a_failure_of_which_the_server_does_not_know_cuts_the_connection(error: Exception, cuts: bool) -> None:
+async def test_a_failure_of_which_the_server_does_not_know_cuts_the_connection(
+    error: Exception, is_gone: bool, cuts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Else its peer stays, and nothing comes any more."""
 
     class Server:
         def __init__(self) -> None:
             self.transport = self
             self.aborted = False
+
+        def is_closing(self) -> bool:
+            return is_gone
 
         def abort(self) -> None:
             self.aborted = True
@@ -238,6 +250,7 @@ async def test_a_failure_of_which_the_server_does_not_know_cuts_the_connection(e
     assert not server.aborted
     writer.write([event(2)])
     assert server.aborted is cuts
+    assert len(caplog.records) == cuts
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
