@@ -32,20 +32,24 @@ class Commit(Protocol):
 
 
 class Handed:
-    """A model's store as a handler has it. What is written is told of by what the handler returns; where it does not
-    come to that, or by tasks that outlive it, `tell` is called with the id of each record.
+    """A model's store as a handler has it. Whatever is written and not `told` of until the handler ends, by what it
+    returns or publishes, `tell` is called for with the id of each record; and so for what tasks write that outlive it.
 
-    is_instant: the store never waits once it has begun to write.
+    is_instant: the store never waits once it has begun to write. is_keyed: whoever reads a channel while a record
+    passes it is to be told that it is gone, of which its last state says nothing.
     """
 
-    __slots__ = ("_commit", "_is_instant", "_store", "_tell", "_written")
+    __slots__ = ("_commit", "_is_instant", "_store", "_tell", "_untold", "_written")
 
-    def __init__(self, store: Store, commit: Commit, tell: Callable[[Id], None], is_instant: bool) -> None:
+    def __init__(
+        self, store: Store, commit: Commit, tell: Callable[[Id], None], is_instant: bool, is_keyed: bool
+    ) -> None:
         self._store = store
         self._is_instant = is_instant
         self._commit = commit
         self._tell = tell
-        self._written: dict[str, Id] | None = {}
+        self._untold: dict[str, Id] | None = {}
+        self._written: set[str] | None = set() if is_keyed else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -73,17 +77,26 @@ class Handed:
         return await self._commit(id, lambda: self._store.delete(id, *version), note)
 
     def _note(self, record: Mapping[str, Any]) -> None:
-        if self._written is None:
-            self._tell(record["id"])
-        else:
-            self._written[str(record["id"])] = record["id"]
-
-    def end(self, failed: bool) -> None:
-        """The handler has ended; if it failed, what it has written is told of now."""
-        written, self._written = self._written, None
-        if failed:
-            for id in (written or {}).values():
+        id, name = record["id"], str(record["id"])
+        if self._untold is None:
+            self._tell(id)
+            return
+        self._untold[name] = id
+        if self._written is not None:
+            if name in self._written:
                 self._tell(id)
+            self._written.add(name)
+
+    def told(self, id: Id) -> None:
+        """Everybody is told of the record, as it is now."""
+        if self._untold:
+            self._untold.pop(str(id), None)
+
+    def end(self) -> None:
+        """The handler has ended; what it has written and not told is told of soon."""
+        untold, self._untold = self._untold, None
+        for id in (untold or {}).values():
+            self._tell(id)
 
 
 class Doubts:

@@ -14,6 +14,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -135,28 +136,39 @@ class Context:
 
     @property
     def store(self) -> Store:
-        """The model's store. What is written here is broadcast as the handler returns it; if it fails, as it is stored.
+        """The model's store. What is written here is broadcast as the handler returns or publishes it; all else, or if
+        it fails, as it is stored, once the handler has ended.
 
         A write that has begun is brought to its end, also where the handler's time limit is over.
         """
         if self._handed is None:
             self._handed = self.model.handed()
             if self._is_over:  # a task asks for it that has outlived its handler
-                self._handed.end(failed=False)
+                self._handed.end()
+            _writing.set(self)
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
-    def _end(self, failed: bool) -> None:
-        """The handler has ended: what it has written is broadcast by now, or if it failed is so soon."""
+    def _told(self, model: Model, id: Id) -> None:
+        """A record is broadcast, in what the handler does or by what it returns."""
+        if self._handed is not None and model is self._model:
+            self._handed.told(id)
+
+    def _end(self) -> None:
+        """The handler has ended: what it has written is broadcast by now, or is so soon."""
         self._is_over = True
         if self._handed is not None:
-            self._handed.end(failed)
+            self._handed.end()
             self._handed = None
 
     def returned_late(self, result: Any) -> None:
         """A plain handler has returned after its time limit."""
         if self._model is not None and self.method in _WRITES:
             self._model.finished_late(self, result)
+
+
+# Whose handler has written with its store, in this context.
+_writing: ContextVar[Context | None] = ContextVar("backsync_writing", default=None)
 
 
 class BrokenOff(Exception):
@@ -514,7 +526,7 @@ class Model:
         store = self.store
         if store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
-        return Handed(store, self._commit, self._doubts.add, self._is_instant)
+        return Handed(store, self._commit, self._doubt, self._is_instant, bool(self.options.key))
 
     def is_done_at_once(self, method: str) -> bool:
         """Whether that is a write which has nothing to wait for: no handlers are to be called, no other store."""
@@ -539,7 +551,7 @@ class Model:
             result = await write()
             told(result)
             return result
-        return await self._call.to_the_end(self._write_and_tell(id, write, told), lambda: self._doubts.add(id))
+        return await self._call.to_the_end(self._write_and_tell(id, write, told), lambda: self._doubt(id))
 
     async def _write_and_tell(
         self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
@@ -549,7 +561,7 @@ class Model:
             try:
                 result = await write()
             except Unsure:
-                self._doubts.add(id)
+                self._doubt(id)
                 raise
             told(result)
             return result
@@ -557,15 +569,19 @@ class Model:
     def finished_late(self, ctx: Context, result: Any) -> None:
         """A handler has written when its request was answered already, and others may have written since."""
         if self.readable:
-            self._doubts.add(ctx.id)
+            self._doubt(ctx.id)
         elif ctx.method != "delete":
             self.publish_soon("upsert", result)
         elif result is not False:
             self.publish_soon("delete", {"id": ctx.id})
 
+    def _doubt(self, id: Id | None) -> None:
+        """It is not known whether everybody is told of a record: look at it soon. None: of any."""
+        self._doubts.add(None if "read" in self._handlers else id)  # what that shows, only it knows
+
     async def _look(self, id: Id | None) -> None:
         """Have everybody see what there is of a record; None: of any."""
-        if self.store is None or id is None or "read" in self._handlers:  # what that shows, only it knows
+        if self.store is None or id is None:
             if self.store is not None:
                 await self._call.limited(self.store.read({"$limit": 1}))  # once the store answers, and not sooner
             self.refresh()
@@ -693,6 +709,9 @@ class Model:
         is_present: bool,
     ) -> None:
         id: Id = data["id"]
+        writing = _writing.get()
+        if writing is not None:
+            writing._told(self, id)
         if self.lives is not None:
             self.lives.note(method, id)
         if place is None:
@@ -704,7 +723,7 @@ class Model:
             record = data if self.visibility.hides else None
             topic, version, store = self._hub.topic(self.name, *place), self._version_of(data), self.options.store
             if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
-                self._doubts.add(id)  # it was deleted and added again, by another process, or this comes late
+                self._doubt(id)  # it was deleted and added again, by another process, or this comes late
         store = self.options.store
         if store is not None:
             for evicted in store.take_evicted():
@@ -741,7 +760,7 @@ class Model:
 
         Raises Reject, HandlerTimeout, EncodeError or what a handler raises.
         """
-        method, failed = request.method, True
+        method = request.method
         try:
             if method == "read":
                 text = await self.read_text(ctx, check_query(request.data))
@@ -753,12 +772,11 @@ class Model:
                 if handler is None or method == "subscribe":
                     raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
                 text = messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
-            failed = False
             return text
         except Reject as error:
             raise self.visibility.hide_current(ctx, error) from None
         finally:
-            ctx._end(failed)
+            ctx._end()
 
     async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
         """What a handler returns, once that is done which it has said to be done soon: its result is what it said
@@ -781,10 +799,8 @@ class Model:
             if len(replies) % WRITES_AT_ONCE == WRITES_AT_ONCE - 1:
                 await asyncio.sleep(0)
             each = Context(ctx.connection, self, ctx.method, ctx.user)  # a task of one handler's may outlive it
-            failed = True
             try:
                 replies.append(await self._write(each, request, record))
-                failed = False
             except Reject as error:
                 done = {"done": len(replies)}
                 details = {**error.details, **done} if isinstance(error.details, dict) else done
@@ -794,7 +810,7 @@ class Model:
             except BaseException as error:
                 raise BrokenOff(len(replies)) from error
             finally:
-                each._end(failed)
+                each._end()
         return "[" + ",".join(replies) + "]"
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
@@ -918,7 +934,6 @@ class Model:
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
         body = self._announce("upsert", record)
-        ctx._end(failed=False)
         seen = self.visibility.show(ctx, record)
         if seen is record:
             return body
@@ -991,7 +1006,6 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
-        ctx._end(failed=False)
 
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:

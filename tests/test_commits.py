@@ -269,19 +269,80 @@ async def test_what_a_handler_has_committed_before_it_fails_is_broadcast(
         await until_equal(author, own, store)
 
 
-async def test_so_is_what_a_method_of_ones_own_has_committed(sync: Backsync, store: Slow) -> None:
+@pytest.mark.parametrize("fails", [True, False])
+async def test_so_is_what_a_method_of_ones_own_has_committed(sync: Backsync, store: Slow, fails: bool) -> None:
     @sync.model("M", store=store).on("clear")
     async def clear(ctx: Context, data: Any) -> None:
         await ctx.store.patch(1, {"n": 1})
         await ctx.store.delete(2)
         assert not await ctx.store.delete(5)
-        raise RuntimeError("halfway")
+        if fails:
+            raise RuntimeError("halfway")
 
     async with connect(sync) as author:
         view = await author.subscribe("M")
-        assert await code_of(author.call("M:clear")) == "handler_error"
+        if fails:
+            assert await code_of(author.call("M:clear")) == "handler_error"
+        else:
+            await author.call("M:clear")
         await until_equal(author, view, store)
         assert {(event.method, event.data["id"]) for event in view.events} == {("upsert", 1), ("delete", 2)}
+
+
+async def test_other_records_than_the_one_that_a_handler_returns_are_told_as_they_are_stored(
+    sync: Backsync, store: Slow
+) -> None:
+    model = sync.model("M", store=store)
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Any:
+        await ctx.store.upsert({"id": 2, "n": 1})
+        await ctx.store.upsert({"id": 3, "n": 1})
+        model.publish("upsert", {"id": 3, "n": 1, "by": "handler"})
+        return {**await ctx.store.upsert(record), "by": "handler"}
+
+    @model.on("delete")
+    async def delete(ctx: Context, data: Record) -> Any:
+        await ctx.store.delete(2)
+        return await ctx.store.delete(data["id"])
+
+    async with connect(sync) as author, connect(sync) as reader:
+        view = await reader.subscribe("M")
+        await author.upsert("M", {"id": 1, "n": 1})
+        await reader.until(lambda: len(view.events) >= 3)
+        assert dict(view) == {
+            1: {"id": 1, "n": 1, "by": "handler"},
+            2: {"id": 2, "n": 1},
+            3: {"id": 3, "n": 1, "by": "handler"},
+        }
+        await author.delete("M", 1)
+        await reader.until(lambda: {*view} == {3})
+        await author.upsert("M", {"id": 4, "n": 1})
+        await reader.until(lambda: {*view} == {2, 3, 4})
+        assert len(view.events) == 3 + 2 + 3, "each is told of once"
+
+
+async def test_what_only_a_read_handler_can_show_is_read_once_for_all_that_was_written(
+    sync: Backsync, store: Slow
+) -> None:
+    model = sync.model("M", store=store)
+    reads: list[Record] = []
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        reads.append(query)
+        return [{"id": row["id"], "shown": row["n"]} for row in await ctx.store.read(query)]
+
+    @model.on("fill")
+    async def fill(ctx: Context, data: Any) -> None:
+        for id in range(100):
+            await ctx.store.upsert({"id": id, "n": 1})
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        await author.call("M:fill")
+        await author.until(lambda: dict(view) == {id: {"id": id, "shown": 1} for id in range(100)})
+        assert len(reads) == 2
 
 
 async def test_of_an_array_that_breaks_off_all_that_is_committed_is_broadcast(sync: Backsync, store: Slow) -> None:
@@ -338,7 +399,8 @@ async def test_so_is_what_it_writes_by_the_store_of_the_handlers_context(sync: B
         await author.until(lambda: view[3]["n"] == 2)
 
 
-async def test_a_record_is_gone_from_each_channel_that_it_has_passed_before_a_handler_failed(sync: Backsync) -> None:
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_record_is_gone_from_each_channel_that_it_has_passed_in_a_handler(sync: Backsync, fails: bool) -> None:
     model = sync.model("M", store=MemoryStore(), key="room")
     stays, goes_on = asyncio.Event(), asyncio.Event()
 
@@ -347,18 +409,23 @@ async def test_a_record_is_gone_from_each_channel_that_it_has_passed_before_a_ha
         await ctx.store.upsert({"id": 1, "room": "b"})
         stays.set()
         await goes_on.wait()
-        await ctx.store.upsert({"id": 1, "room": "c"})
-        raise RuntimeError("on the way")
+        record = await ctx.store.upsert({"id": 1, "room": "c"})
+        if fails:
+            raise RuntimeError("on the way")
+        return record
 
     await model.upsert({"id": 1, "room": "a"})
     async with connect(sync) as author, connect(sync) as reader:
         first = await reader.subscribe("M", {"room": "a"})
-        walking = asyncio.create_task(code_of(author.upsert("M", {"id": 1, "room": "c"})))
+        walking = asyncio.create_task(author.upsert("M", {"id": 1, "room": "c"}))
         await stays.wait()
         between, last = await reader.subscribe("M", {"room": "b"}), await reader.subscribe("M", {"room": "c"})
         assert dict(between) == {1: {"id": 1, "room": "b"}}
         goes_on.set()
-        assert await walking == "handler_error"
+        if fails:
+            assert await code_of(walking) == "handler_error"
+        else:
+            await walking
         await reader.until(lambda: dict(last) == {1: {"id": 1, "room": "c"}})
         await reader.until(lambda: (dict(first), dict(between)) == ({}, {}))
 
