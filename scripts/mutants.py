@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "channel that a record has passed untold",
         "commits.py",
-        (("if name in self._written:", "if name not in self._written:"),),
+        (("            if name in self._written:", "            if name in ():"),),
         examples=COMMITS,
         machine=False,
     ),
