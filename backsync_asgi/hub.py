@@ -34,7 +34,7 @@ class Link(Protocol):
     form: str  # in which it takes shared frames; see `Forms`
     declines: Callable[[Any], object]  # writes one if it can go out at once; something true if it is not written
 
-    way: Any  # past `declines`, as `lane_for` knows them, where there is one; it changes with `session.stamp`
+    way: Any  # past `declines`, as `lane_for` knows them, where there is one; see `session.changed`
 
     def wake(self) -> None:
         """Something waits: pull it as soon as it can be written."""
@@ -371,11 +371,12 @@ class Audience:
     """
 
     __slots__ = (
+        "_epoch",
         "_kind",
         "_lanes",
         "_members",
         "_others",
-        "_stamp",
+        "_read",
         "filters",
         "live",
         "offered",
@@ -393,10 +394,11 @@ class Audience:
         self.view = view
         self.filters = view is not as_it_is  # then frames are good for a tick only: what is seen may change
         self._members = 0
-        # Those of `live`, sorted by how they are written to; for one stamp, None if it must be done again.
-        self._stamp: object = None
+        # Those of `live`, sorted by how they are written to, as it was so far in `session.changed`.
+        self._epoch: object = None  # None: they are not sorted
+        self._read = 0
         self._lanes: dict[str, Lane] = {}
-        self._others: list[Link] = []
+        self._others: dict[Link, None] = {}
 
     def join(self) -> None:
         """One more member."""
@@ -404,15 +406,17 @@ class Audience:
 
     def catch_up(self, subscriber: Subscriber) -> None:
         """A member is offered what comes from now on."""
-        self.live[subscriber] = subscriber.link
-        self._unsort()
+        if subscriber not in self.live:
+            self.live[subscriber] = subscriber.link
+            if self._epoch is not None:
+                self._place(subscriber.link)
 
     def part(self, subscriber: Subscriber) -> bool:
         """A member is not offered any more what comes. False: it was not anyway."""
-        if self.live.pop(subscriber, None) is None:
-            return False
-        self._unsort()
-        return True
+        link = self.live.pop(subscriber, None)
+        if link is not None:
+            self._displace(link)
+        return link is not None
 
     def leave(self, subscriber: Subscriber) -> None:
         """One member less; the last one ends the audience."""
@@ -440,32 +444,45 @@ class Audience:
     def _offer(self, frame: Frame) -> list[Subscriber]:
         """Write a frame to those who keep up. Returns those to whom it could not be written."""
         self.offered += 1
-        if self._stamp is not session.stamp:
-            self._sort()
+        self._sort()
         forms = Forms(frame)
-        for form, lane in self._lanes.items():
+        for form, lane in list(self._lanes.items()):
             lane.write(forms[form])
         declined = set()
-        for link in self._others:
+        for link in list(self._others):
             declines = link.declines
             if declines(forms[link.form]):
                 declined.add(link)
         return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
 
-    def _unsort(self) -> None:
-        if self._stamp is not None:
-            self._stamp, self._lanes, self._others = None, {}, []
-
     def _sort(self) -> None:
-        self._stamp, self._lanes, self._others = session.stamp, {}, []
-        for link in self.live.values():
-            if link.way is None:
-                self._others.append(link)
-                continue
-            lane = self._lanes.get(link.form)
-            if lane is None:
-                lane = self._lanes[link.form] = lane_for(link.way)
-            lane.add(link.way, link.declines)
+        """Sort anew those whose way has changed; all where that is not known, or much."""
+        changed = session.changed
+        if self._epoch is changed.epoch and len(changed) - self._read <= len(self.live):
+            for link in changed[self._read :]:
+                if self._displace(link):
+                    self._place(link)
+        else:
+            self._lanes, self._others = {}, {}
+            for link in self.live.values():
+                self._place(link)
+        self._epoch, self._read = changed.epoch, len(changed)
+
+    def _place(self, link: Link) -> None:
+        if link.way is None:
+            self._others[link] = None
+            return
+        lane = self._lanes.get(link.form)
+        if lane is None:
+            lane = self._lanes[link.form] = lane_for(link.way)
+        lane.add(link, link.way, link.declines)
+
+    def _displace(self, link: Link) -> bool:
+        """Take a link out of its place. False: it had none."""
+        if link in self._others:
+            del self._others[link]
+            return True
+        return any(lane.discard(link) for lane in self._lanes.values())
 
     def tail(self, seq: int, subscriber: Subscriber, events: Sequence[tuple[int, Message]] = ()) -> Frame | None:
         """The frame of the changes after a position, shared by all who ask from there; None beyond the horizon.

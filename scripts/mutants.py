@@ -181,7 +181,7 @@ MUTANTS = (
     Mutant(
         "closed socket written to",
         "sockjs/session.py",
-        (("            stamp = object()", "            stamp = stamp"),),
+        (("            changed.append(self)", "            pass"),),
         examples=("tests/test_hub.py",),
         machine=False,
     ),
@@ -200,9 +200,16 @@ MUTANTS = (
         machine=False,
     ),
     Mutant(
+        "changes of links that were not read",
+        "hub.py",
+        (("if self._epoch is changed.epoch and", "if self._epoch is not None and"),),
+        examples=("tests/test_hub.py",),
+        machine=False,
+    ),
+    Mutant(
         "who has left is written to",
         "hub.py",
-        (("            self._stamp, self._lanes, self._others = None, {}, []", "            pass"),),
+        (("            self._displace(link)\n        return link", "            pass\n        return link"),),
         examples=("tests/test_hub.py",),
         machine=False,
     ),

@@ -7,17 +7,18 @@ import contextvars
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
 from backsync_asgi.limits import Horizon
+from backsync_asgi.sockjs import session
 from backsync_asgi.sockjs.frames import Frame, Message, refuse
 from backsync_asgi.sockjs.receivers import SocketReceiver, Writer
 from backsync_asgi.sockjs.session import Link, Session, Timing
@@ -221,6 +222,53 @@ async def test_sockets_are_written_to_until_something_must_go_first_or_they_are_
         await tick()
         assert [one.read(), two.read(), link.ids] == [["c"], [], ["a", "b", "c"]]
         assert one.left == two.left == gone.left == [], "nothing had to go to a transport"
+
+
+ACTS = ["put", "reply", "reply and put", "leave", "come", "close"]
+
+
+@given(
+    acts=st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 4)), max_size=40),
+    longest=st.sampled_from([1, 2, 7, 1_000]),
+)
+@example(acts=[("put", 0), *[("reply", number) for number in range(5)] * 2, ("put", 0)], longest=1_000)
+@example(acts=[("put", 0), ("close", 1), ("put", 0)], longest=1)
+def test_whatever_sockets_do_each_gets_what_is_its_own_and_the_others_nothing(
+    acts: list[tuple[str, int]], longest: int
+) -> None:
+    """Also where a number becomes another client's, and where so much has changed that all are sorted anew."""
+
+    async def run() -> None:
+        hub = Hub(Horizon())
+        topic = hub.topic("M")
+        links = [stack.enter_context(closing(SocketLink(hub, topic))) for _ in range(5)]
+        present = {*range(5)}
+        await tick()
+        for count, (act, number) in enumerate(acts):
+            link, expected = links[number], dict[int, list[str]]()
+            if act in ("reply", "reply and put"):
+                link.subscriber.send('{"data":{"id":"reply"}}')
+                expected = {number: ["reply"]}
+            if act in ("put", "reply and put"):
+                put(topic, str(count))
+                expected |= {at: [*expected.get(at, []), str(count)] for at in present}
+            if act == "come":
+                link.subscriber.attach(topic, topic.channel.seq)
+                present.add(number)
+            if act in ("leave", "close"):
+                link.subscriber.detach(topic)
+                present.discard(number)
+            if act == "close":
+                link.close()
+                links[number] = stack.enter_context(closing(SocketLink(hub, topic)))
+                present.add(number)
+            await tick()
+            assert [it.read() for it in links] == [expected.get(at, []) for at in range(5)]
+        assert not any(it.left for it in links), "nothing had to go to a transport"
+
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "MAX_CHANGED", longest)
+        asyncio.run(run())
 
 
 async def test_who_stops_reading_within_a_broadcast_is_behind_and_catches_up_when_it_reads_again() -> None:

@@ -378,7 +378,7 @@ async def test_an_app_that_forgets_to_tell_is_found_out_and_the_seed_told() -> N
 
     @sync.model("Todo", store=store).on("quietly")
     async def quietly(ctx: Context, record: Record) -> None:
-        await ctx.store.upsert(record)  # and nobody hears of it
+        await store.upsert(record)  # past the model: nobody hears of it
 
     async def act(client: Client, random: randomness.Random) -> None:
         await client.call("Todo:quietly", {"id": random.randrange(5)})

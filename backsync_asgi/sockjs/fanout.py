@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 from .receivers import DONE, FAILURES, Event, Send, Writer, begin
 
@@ -33,14 +33,44 @@ FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 IN_ONE_GO = 512  # sockets, some 3 ms of work, after which other threads have their turn if they wait for one
 
 
-class Lane(Protocol):
-    """Clients that take the same in one form, each by its way: that of its link."""
+class Lane:
+    """Clients that take the same in one form, each by the way of its link.
 
-    def add(self, way: Any, declines: Callable[[Any], object]) -> None:
-        """One more client."""
+    Whoever has a lane must take out of it whose way changes, before it writes again.
+    """
+
+    __slots__ = ("_columns", "_links", "_rows")
+
+    def __init__(self, *columns: MutableSequence[Any]) -> None:
+        self._rows: dict[object, int] = {}
+        self._links: list[object] = []
+        self._columns = (self._links, *columns)
+
+    def _append(self, link: object, *cells: Any) -> None:
+        self._rows[link] = len(self._links)
+        for column, cell in zip(self._columns, (link, *cells), strict=True):
+            column.append(cell)
+
+    def discard(self, link: object) -> bool:
+        """Take a client out; the last one takes its place. False: it was not there."""
+        row = self._rows.pop(link, None)
+        if row is None:
+            return False
+        for column in self._columns:
+            last = column.pop()
+            if row < len(column):
+                column[row] = last
+        if row < len(self._links):
+            self._rows[self._links[row]] = row
+        return True
+
+    def add(self, link: object, way: Any, declines: Callable[[Any], object]) -> None:
+        """One more client, with the way of its link and what writes to it otherwise."""
+        raise NotImplementedError
 
     def write(self, it: Any) -> None:
         """Write to all."""
+        raise NotImplementedError
 
 
 def lane_for(way: int | Writer) -> Lane:
@@ -48,11 +78,11 @@ def lane_for(way: int | Writer) -> Lane:
     return Sockets() if isinstance(way, int) else Writers()
 
 
-class Sockets:
+class Sockets(Lane):
     """Sockets that take the same bytes: of each its number, and what writes to its transport, in which nothing waits.
 
-    What a socket does not take, or takes in part, its transport gets. Whoever has a lane must let go of it before one
-    of its sockets is closed: a number that is not a socket's any more is another client's soon.
+    What a socket does not take, or takes in part, its transport gets. A number that is not a socket's any more is
+    another client's soon.
     """
 
     __slots__ = ("_fds", "_writes")
@@ -60,11 +90,11 @@ class Sockets:
     def __init__(self) -> None:
         self._fds = array("i")  # the numbers themselves, side by side; a list would have them all over the memory
         self._writes: list[Callable[[bytes], object]] = []
+        super().__init__(self._fds, self._writes)
 
-    def add(self, fd: int, write: Callable[[bytes], object]) -> None:
+    def add(self, link: object, fd: int, write: Callable[[bytes], object]) -> None:
         """One more socket."""
-        self._fds.append(fd)
-        self._writes.append(write)
+        self._append(link, fd, write)
 
     def write(self, wire: bytes) -> None:
         """Write to all."""
@@ -77,12 +107,12 @@ class Sockets:
                 some = fds[start : start + IN_ONE_GO]
                 counts += map(_send, some, repeat(wire), repeat(_size(size)), repeat(FLAGS))
         if counts.count(size) != len(counts):
-            for write, count in zip(self._writes, counts, strict=True):
+            for write, count in zip(list(self._writes), counts, strict=True):
                 if count != size:  # it is full, or -1: for whatever reason, which the transport finds out
                     write(wire[max(count, 0) :])
 
 
-class Writers:
+class Writers(Lane):
     """Writers that take the same events, of which none waits."""
 
     __slots__ = ("_sends", "_writers")
@@ -90,24 +120,25 @@ class Writers:
     def __init__(self) -> None:
         self._sends: list[Send] = []
         self._writers: list[Writer] = []
+        super().__init__(self._sends, self._writers)
 
-    def add(self, writer: Writer, declines: Callable[[Any], object]) -> None:
+    def add(self, link: object, writer: Writer, declines: Callable[[Any], object]) -> None:
         """One more writer."""
-        self._sends.append(writer.send)
-        self._writers.append(writer)
+        self._append(link, writer.send, writer)
 
     def write(self, events: Sequence[Event]) -> None:
         """Write to all."""
+        writers = list(self._writers)  # middleware may publish in its `send`, for which a client leaves the lane
         if len(events) != 1:
-            for writer in self._writers:
+            for writer in writers:
                 writer.declines(events)
             return
         [event] = events
-        for at, send in enumerate(self._sends):
+        for at, send in enumerate(list(self._sends)):
             try:
                 steps, waits_for = begin(send, event)
             except FAILURES as error:
-                self._writers[at].fail(error)
+                writers[at].fail(error)
             else:
                 if waits_for is not DONE:
-                    self._writers[at].wait(steps, waits_for)
+                    writers[at].wait(steps, waits_for)

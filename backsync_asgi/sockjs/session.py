@@ -107,16 +107,26 @@ class Timing:
                 raise ValueError(f"Timing got {field.name}={value!r}, expected a positive number of seconds.")
 
 
-# Another object after each change of the `way` of any link: what was sorted by them before is not good any more. A
-# counter could miss a change where event loops run in several threads.
-stamp = object()
+class Changed(list[Any]):
+    """Links whose `way` has changed, in that order. epoch: names this list, for who remembers how far it has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch = object()
+
+
+MAX_CHANGED = 1_000  # links in one list, then another one begins
+
+# The newest list, for who has sorted links by their ways. What was read before is good as long as it is the same one;
+# a counter could miss a change where event loops run in several threads.
+changed = Changed()
 
 
 class Link:
     """The way to one client, for frames that many get: `declines` is what writes one, in the `form` that it takes.
 
     way: a way past that for who writes one to many, with nothing before it, as `fanout.lane_for` knows them; None where
-        there is none.
+        there is none. While it is the same, `form` and `declines` are. Each change is noted in `changed`.
     """
 
     __slots__ = ("declines", "form", "way")
@@ -132,10 +142,12 @@ class Link:
         self._lead(None)
 
     def _lead(self, way: Any) -> None:
-        global stamp
+        global changed
         if way != self.way:
             self.way = way
-            stamp = object()
+            if len(changed) >= MAX_CHANGED:
+                changed = Changed()
+            changed.append(self)
 
 
 class Session(Link):

@@ -7,10 +7,12 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backsync_asgi.sockjs import fanout
 from backsync_asgi.sockjs.fanout import Sockets, Writers, lane_for
@@ -35,23 +37,45 @@ class Peer:
                 return got
 
 
+@contextmanager
+def connected() -> Iterator[Peer]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        yield Peer(ours, theirs)
+
+
 @pytest.fixture
 def peers() -> Iterator[list[Peer]]:
     with ExitStack() as stack:
-        made = []
-        for _ in range(5):
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            theirs.setblocking(False)
-            made.append(Peer(stack.enter_context(ours), stack.enter_context(theirs)))
-        yield made
+        yield [stack.enter_context(connected()) for _ in range(5)]
 
 
 def lane_of(peers: list[Peer]) -> Sockets:
     lane = Sockets()
     for peer in peers:
-        lane.add(peer.ours.fileno(), peer.left.append)
+        lane.add(peer.theirs, peer.ours.fileno(), peer.left.append)
     return lane
+
+
+@given(st.lists(st.integers(0, 4), max_size=30))
+def test_whoever_is_taken_out_gets_nothing_and_all_others_do(toggled: list[int]) -> None:
+    lane, inside = Sockets(), set[int]()
+    with ExitStack() as stack:
+        peers = [stack.enter_context(connected()) for _ in range(5)]
+        for at in toggled:
+            peer = peers[at]
+            if at in inside:
+                inside.remove(at)
+                assert lane.discard(peer.theirs)
+            else:
+                assert not lane.discard(peer.theirs)
+                lane.add(peer.theirs, peer.ours.fileno(), peer.left.append)
+                inside.add(at)
+            lane.write(b"frame")
+            assert [peer.read() for peer in peers] == [b"frame" * (number in inside) for number in range(5)]
+        assert not any(peer.left for peer in peers)
 
 
 @pytest.mark.parametrize("in_one_go", [1, 2, 4, 5, 512])
@@ -161,7 +185,7 @@ class Client:
 def writers_of(clients: list[Client]) -> Writers:
     lane = Writers()
     for client in clients:
-        lane.add(client.writer, client.writer.declines)
+        lane.add(client, client.writer, client.writer.declines)
     return lane
 
 

@@ -404,7 +404,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.silent_since = 0.0
         self.frames_seen = 0
         self.ends_seen = 0
-        self.port: tuple[Any, object] = (None, session.stamp)
+        self.port: tuple[Any, object, int] = (None, session.changed.epoch, len(session.changed))
 
     # What happens
 
@@ -593,9 +593,10 @@ class SessionMachine(RuleBasedStateMachine):
             assert receiver.writable
             assert OPEN in self.receivers[-1].frames or any(OPEN in before.frames for before in self.receivers)
             assert self.endpoint.waiting == []
-        before, stamp = self.port
-        assert way == before or session.stamp is not stamp, "whoever has sorted its links must notice"
-        self.port = (way, session.stamp)
+        before, epoch, read = self.port
+        is_noted = session.changed.epoch is not epoch or self.session in session.changed[read:]
+        assert way == before or is_noted, "whoever has sorted its links must notice"
+        self.port = (way, session.changed.epoch, len(session.changed))
 
     @invariant()
     def a_closed_session_keeps_no_writable_receiver(self) -> None:
