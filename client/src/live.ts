@@ -77,7 +77,13 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       snapshot: (records) => this.#fill(records),
       changes: (changes) => this.#apply(changes),
       more: (records) => this.#add(records),
-      failed: (error, over) => this.#failed(error, over),
+      failed: (error, over) => {
+        if (over) this.#refused(error);
+      },
+      delayed: (error) => {
+        this.#error = error;
+        this.#changed();
+      },
     };
     this.#subscription = connection.subscribe(model, { ...(query === undefined ? {} : { query }), page, order }, sink);
   }
@@ -284,13 +290,11 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     this.#changed();
   }
 
-  #failed(error: BacksyncError, over: boolean): void {
+  #refused(error: BacksyncError): void {
     this.#error = error;
-    if (over && error.code !== "closed") this.#replace([]); // what the server does not show any more is not shown
-    if (over) {
-      warnOfEnd(this.#model, error);
-      this.#end(error);
-    } else this.#changed();
+    if (error.code !== "closed") this.#replace([]); // what the server does not show any more is not shown
+    warnOfEnd(this.#model, error);
+    this.#end(error);
   }
 
   #end(error: BacksyncError): void {

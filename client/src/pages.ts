@@ -127,6 +127,10 @@ export class Pages implements Sink {
     this.#sink.failed?.(error, over);
   }
 
+  delayed(error: BacksyncError | null): void {
+    this.#sink.delayed?.(error);
+  }
+
   // Reading.
 
   /** Reads on until all is read again that was open before. */

@@ -34,6 +34,8 @@ export interface Sink {
    * not to be seen any more. Else the server could not answer, and is asked again.
    */
   failed?(error: BacksyncError, over: boolean): void;
+  /** The server cannot answer at present, for whatever reason, and is asked again; null: now it has answered. */
+  delayed?(error: BacksyncError | null): void;
 }
 
 /** How the manager reaches the server: on the present socket only, which is the only one that it is true for. */
@@ -98,6 +100,8 @@ interface Entry {
   /** Counts the questions: the answer to an older one is ignored. */
   question: number;
   attempts: number;
+  /** Whether its sink was told that it is `delayed`. */
+  delayed: boolean;
   retry: Timer | null;
   /** Its position may be another user's: it is not asked from there. */
   foreign: boolean;
@@ -151,6 +155,7 @@ export class Subscriptions {
       answered: false,
       question: 0,
       attempts: 0,
+      delayed: false,
       retry: null,
       foreign: false,
       held: [],
@@ -257,6 +262,10 @@ export class Subscriptions {
       if (entry.wantsRecords) this.#snapshot(entry, records, seq);
     }
     this.#apply(entry);
+    if (entry.delayed) {
+      entry.delayed = false;
+      guarded(this.#host, () => entry.sink.delayed?.(null));
+    }
   }
 
   #refused(entry: Entry, error: BacksyncError): void {
@@ -268,6 +277,8 @@ export class Subscriptions {
       const delay = asked + retryDelay(entry.attempts, this.#host.random());
       entry.attempts += 1;
       entry.retry = this.#host.setTimeout(() => this.#question(entry), delay);
+      entry.delayed = true;
+      guarded(this.#host, () => entry.sink.delayed?.(error));
       if (isMistake) guarded(this.#host, () => entry.sink.failed?.(error, false));
       return;
     }

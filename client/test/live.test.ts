@@ -197,6 +197,28 @@ describe("LiveCollection", () => {
     assert.throws(() => todos.patch(undefined, {}), /undefined is no id/);
   });
 
+  it("tells why the server cannot let it catch up, until it can", async () => {
+    const todos = new LiveCollection(connection, "Todo");
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "unavailable");
+    assert.deepEqual([todos.status, todos.error?.code], ["behind", "unavailable"]);
+    await host.advance(500);
+    await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "snapshot", epoch: "e1", seq: 1, records: [{ id: 1 }] });
+    await todos.ready;
+    assert.deepEqual([todos.status, todos.error], ["live", null]);
+    for (const code of ["timeout", "handler_error"]) {
+      await socket.cut();
+      await host.advance(1000);
+      socket = await server.accept();
+      await socket.refuse(socket.takeOne("Todo:subscribe"), code);
+      assert.deepEqual([todos.status, todos.error?.code, todos.records.length], ["behind", code, 1]);
+      await host.advance(500);
+      let told = 0;
+      todos.subscribe(() => (told += 1));
+      await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "resume", epoch: "e1", seq: 1 });
+      assert.deepEqual([todos.status, todos.error, told > 0], ["live", null, true]);
+    }
+  });
+
   it("shows nothing any more that the server refuses after a cut, but what is pending", async () => {
     const { todos, told } = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }]);
     const written = todos.patch(2, { n: 2 });
