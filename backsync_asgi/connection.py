@@ -146,6 +146,8 @@ class Site:
                 for change in topic.channel.since(topic.channel.floor) or []:
                     gone.note("delete", change.body.id)
             topic.restart()
+            for connection in self.connections:
+                connection._subscriber.begin_anew(topic)
         for connection in list(self.connections):
             connection._read_anew(name)
 
@@ -206,6 +208,7 @@ class Connection:
         "_state",
         "_subscriber",
         "_tokens",
+        "_unanswered",
         "_users",
         "_waiting",
         "_waiting_size",
@@ -230,6 +233,7 @@ class Connection:
         self._tokens = 0  # that wait to be looked at
         self._users = 0  # how often the user, or what it may see, has changed
         self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
+        self._unanswered: frozenset[Topic] = frozenset()  # whose first subscription has no reply yet
         self._greetings: list[Request] = []  # that wait for the set-up
         self._bucket: Bucket | None = None
         self._warned = False
@@ -781,6 +785,8 @@ class Connection:
         except BaseException as error:
             self._subscription_failed(model, query, before, error)
             raise
+        finally:
+            self._unanswered -= {self._site.hub.find(model.name, model.places.of(query)[0])}
 
     def _subscription_failed(
         self,
@@ -831,6 +837,8 @@ class Connection:
             answer["seq"] = present  # what has come since then cannot be sent before another request is answered
         if topic.key:
             answer["key"] = {name: query[name] for name in model.options.key}
+        if present is None:
+            self._unanswered |= {topic}
         self._attach(ctx, topic, query, answer["seq"] if present is None else min(present, answer["seq"]))
         acting.hold(topic)  # until the reply
         records = None
@@ -920,6 +928,9 @@ class Connection:
     async def _replace(self, topic: Topic) -> None:
         wanted = self._queries.get(topic)
         if wanted is None:
+            return
+        if topic in self._unanswered:  # nothing may come before the reply: that is made anew instead
+            self._begin_snapshot(topic)
             return
         model, query = wanted  # now: the client may have asked for something else since this was begun
         snapshot, user, channel = self._begin_snapshot(topic), self._users, topic.channel

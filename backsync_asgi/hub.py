@@ -651,6 +651,12 @@ class Subscriber:
         """A number that changes as shared frames are written."""
         return sum([audience.offered for audience in self.audiences.values() if self in audience.live])
 
+    def begin_anew(self, topic: Topic) -> None:
+        """The topic has restarted: a position from before says nothing, and may be one that is still to come."""
+        audience = self.audiences.get(topic)
+        if audience in self.behind:
+            self.behind[audience] = 0
+
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""
         audience = self.audiences.pop(topic, None)

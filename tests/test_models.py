@@ -2097,3 +2097,60 @@ async def test_a_refresh_while_the_one_before_is_read_leaves_that_unsent() -> No
         assert (snapshot["data"]["seq"], snapshot["data"]["records"]) == (0, [{"id": 3}])
         assert await client.pushes() == []
     assert len(reads) == 3
+
+
+async def test_a_refresh_while_a_client_subscribes_comes_not_before_the_reply() -> None:
+    sync = Backsync()
+    model = sync.model("Doc")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    reads: list[int] = []
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        reads.append(1)
+        number = len(reads)
+        if number == 1:
+            begun.set()
+            await go_on.wait()
+        return [{"id": number}]
+
+    async with connect(sync) as client:
+        asked = client.ask("Doc:subscribe")
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        model.refresh()
+        assert await client.pushes() == []
+        go_on.set()
+        assert (await client.reply(asked))["data"]["records"] == [{"id": 2}]
+        assert await client.pushes() == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_subscription_that_a_refresh_has_overtaken_begins_where_the_new_epoch_is(is_first: bool) -> None:
+    class Late(MemoryStore):
+        async def snapshot(self, query: Mapping[str, Any]) -> AsyncGenerator[list[str], None]:
+            begun.set()
+            await go_on.wait()
+            async for texts in super().snapshot(query):
+                yield texts
+
+    sync = Backsync()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    model = sync.model("Doc", store=Late())
+    for number in range(5):
+        await model.upsert({"id": number})
+    async with connect(sync) as client:
+        if not is_first:
+            go_on.set()
+            await client.call("Doc:subscribe")
+            go_on.clear()
+            begun.clear()
+        asked = client.ask("Doc:subscribe")
+        await asyncio.wait_for(begun.wait(), DEADLINE)
+        model.refresh()
+        await model.upsert({"id": 5})
+        go_on.set()
+        while (answer := await client.receive()).get("id") != asked:
+            pass
+        assert answer["data"]["seq"] <= 1, "nobody has been further in this epoch"
+        await model.upsert({"id": 6})
+        assert (await client.pushes())[-1]["data"] == {"id": 6}
