@@ -206,6 +206,7 @@ class Model:
         self._deleted: set[str] = set()  # the records that were deleted meanwhile
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
+        self._unread: set[str] = set()  # records, by their ids as text, that everybody is to read anew
         self._reader: Reader | None = None
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
@@ -512,7 +513,11 @@ class Model:
         The channels begin a new epoch: each subscriber gets a snapshot in place of what it has, who is away gets it
         when it comes back. In another thread than the event loop's it is done soon.
         """
-        self._soon.run(lambda: self.on_refresh(self.name))
+        self._soon.run(self._refresh)
+
+    def _refresh(self) -> None:
+        self.places.forget(self._being_written())
+        self.on_refresh(self.name)
 
     def changes_lost(self) -> None:
         """Changes that have happened could not be told: have everybody read anew, where there is anything to read."""
@@ -577,13 +582,24 @@ class Model:
 
     def _doubt(self, id: Id | None) -> None:
         """It is not known whether everybody is told of a record: look at it soon. None: of any."""
-        self._doubts.add(None if "read" in self._handlers else id)  # what that shows, only it knows
+        if "read" in self._handlers:  # what that shows, only it knows
+            if id is not None:
+                self._unread.add(str(id))
+            id = None
+        self._doubts.add(id)
 
     async def _look(self, id: Id | None) -> None:
         """Have everybody see what there is of a record; None: of any."""
+        # It is nobody's part: who writes the record ends before, and what he has not told yet stays so.
+        Turns.held.set({})
+        _writing.set(None)
         if self.store is None or id is None:
             if self.store is not None:
                 await self._call.limited(self.store.read({"$limit": 1}))  # once the store answers, and not sooner
+            unread, self._unread = self._unread, set()
+            for name in unread:
+                async with self._turn(name):  # who writes it just now may tell an older state, which must come before
+                    self.places.forget_one(name)
             self.refresh()
             await asyncio.sleep(REFRESH_EVERY)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from . import messages
@@ -119,6 +119,19 @@ class Places:
             self._forgotten.add(key)
             if len(self._forgotten) > self._prune_at:
                 self._prune_at = 2 * len(self._topics_forgotten()) + KEYS
+
+    def forget(self, kept: Set[str]) -> None:
+        """Records have moved unheard, and everybody reads anew: where they are is learned by that.
+
+        kept: ids, as text, of those that are being written: who does has looked where they are.
+        """
+        self._last = OrderedDict((name, self._last[name]) for name in self._last.keys() & kept)
+        self._learned.clear()
+        self._forgotten.clear()
+
+    def forget_one(self, name: str) -> None:
+        """The record of that id, as text, has moved unheard; who writes it next looks where it is."""
+        self._last.pop(name, None)
 
     def learn(self, rows: Any) -> None:
         """Note where records are that somebody reads: whoever gets them is to be told when they move."""

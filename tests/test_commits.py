@@ -345,6 +345,46 @@ async def test_what_only_a_read_handler_can_show_is_read_once_for_all_that_was_w
         assert len(reads) == 2
 
 
+class Late(MemoryStore):
+    """Commits at once, and answers late where the record says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committed, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def upsert(self, record: Mapping[str, Any]) -> Record:
+        stored = await super().upsert(record)
+        if stored.get("late"):
+            self.committed.set()
+            await self.answers.wait()
+        return stored
+
+
+async def test_nor_is_it_read_before_an_older_state_that_somebody_has_yet_to_tell(sync: Backsync) -> None:
+    store = Late()
+    model = sync.model("M", store=store)
+
+    @model.on("read")
+    async def read(ctx: Context, query: Record) -> list[Record]:
+        return await store.read(query)
+
+    @model.on("renew")
+    async def renew(ctx: Context, data: Any) -> None:
+        await ctx.store.upsert({"id": 1, "n": 2})
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        writing = asyncio.create_task(model.upsert({"id": 1, "n": 1, "late": True}))
+        await store.committed.wait()
+        await author.call("M:renew")
+        for _ in range(5):
+            await author.call("$:ping")
+        store.answers.set()
+        await writing
+        await author.until(lambda: "snapshot" in [event.method for event in view.events])
+        assert dict(view) == {1: {"id": 1, "n": 2}}
+
+
 async def test_of_an_array_that_breaks_off_all_that_is_committed_is_broadcast(sync: Backsync, store: Slow) -> None:
     @sync.model("M", store=store).on("upsert")
     async def save(ctx: Context, record: Record) -> Any:

@@ -2154,3 +2154,16 @@ async def test_a_subscription_that_a_refresh_has_overtaken_begins_where_the_new_
         assert answer["data"]["seq"] <= 1, "nobody has been further in this epoch"
         await model.upsert({"id": 6})
         assert (await client.pushes())[-1]["data"] == {"id": 6}
+
+
+async def test_a_record_that_has_moved_unheard_before_a_refresh_leaves_the_room_where_it_is() -> None:
+    sync, store = Backsync(), MemoryStore()
+    model = sync.model("Doc", store=store, key="room")
+    await model.upsert({"id": 1, "room": "a"})
+    async with testing.connect(sync) as client:
+        view = await client.subscribe("Doc", {"room": "b"})
+        await store.upsert({"id": 1, "room": "b"})
+        model.refresh()
+        await client.until(lambda: 1 in view)
+        await model.upsert({"id": 1, "room": "c"})
+        await client.until(lambda: not view)
