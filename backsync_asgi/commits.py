@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from .messages import record_of
@@ -18,6 +19,7 @@ logger = logging.getLogger("backsync")
 
 Result = TypeVar("Result")
 
+MAX_TOLD = 10_000  # records of a model of which it is known when they were told of last
 MAX_DOUBTS = 1_000  # records of a model that are looked at one by one; more are read anew as a whole
 FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds until a store that did not answer is asked again, doubled each time
 
@@ -31,66 +33,127 @@ class Commit(Protocol):
         """id: of the record, None where the store gives one."""
 
 
+class Told:
+    """In which order the records of a model were told of. A new record and what a handler writes beside its own are
+    written without a turn: who has told of one since then may have told a newer state.
+
+    now: the number of the last telling.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._last: OrderedDict[str, int] = OrderedDict()  # by the record's id as text
+        self._forgotten = 0  # the last one that is not among these
+
+    def note(self, id: Id) -> None:
+        """The record is told of."""
+        name = str(id)
+        self.now += 1
+        self._last[name] = self.now
+        self._last.move_to_end(name)
+        if len(self._last) > MAX_TOLD:
+            _, self._forgotten = self._last.popitem(last=False)
+
+    def since(self, id: Id, number: int) -> bool:
+        """Whether the record may have been told of after that telling."""
+        return self._last.get(str(id), self._forgotten) > number
+
+
 class Handed:
     """A model's store as a handler has it. Whatever is written and not `told` of until the handler ends, by what it
     returns or publishes, `tell` is called for with the id of each record; and so for what tasks write that outlive it.
 
-    is_instant: the store never waits once it has begun to write. is_keyed: whoever reads a channel while a record
-    passes it is to be told that it is gone, of which its last state says nothing.
+    is_instant: the store never waits once it has begun to write. place_of: in which channel a record is, None where
+    it is gone or the model has one only: whoever reads a channel while a record passes it is to be told that it is
+    gone, of which its last state says nothing.
     """
 
-    __slots__ = ("_commit", "_is_instant", "_store", "_tell", "_untold", "_written")
+    __slots__ = (
+        "_all_told",
+        "_commit",
+        "_is_instant",
+        "_passed",
+        "_place_of",
+        "_store",
+        "_tell",
+        "_untold",
+        "_written",
+    )
 
     def __init__(
-        self, store: Store, commit: Commit, tell: Callable[[Id], None], is_instant: bool, is_keyed: bool
+        self,
+        store: Store,
+        commit: Commit,
+        tell: Callable[[Id], None],
+        all_told: Told,
+        is_instant: bool,
+        place_of: Callable[[Mapping[str, Any]], Hashable],
     ) -> None:
         self._store = store
         self._is_instant = is_instant
         self._commit = commit
         self._tell = tell
+        self._all_told = all_told
         self._untold: dict[str, Id] | None = {}
-        self._written: set[str] | None = set() if is_keyed else None
+        self._place_of = place_of
+        # By each record's id as text: what had been told when its last write began, and where it is since then.
+        self._written: dict[str, tuple[int, Hashable]] = {}
+        self._passed: set[str] = set()  # those that have been in several channels
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """As the store's."""
+        begun = self._all_told.now
         if self._is_instant:  # the usual write, in memory: what `commit` does then, without its cost
             stored = await self._store.upsert(record)
-            self._note(stored)
+            self._note(stored, begun)
             return stored
         record = record_of(record)
-        return await self._commit(record.get("id"), lambda: self._store.upsert(record), self._note)
+        return await self._commit(
+            record.get("id"), lambda: self._store.upsert(record), lambda stored: self._note(stored, begun)
+        )
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """As the store's."""
-        return await self._commit(id, lambda: self._store.patch(id, fields, unset), self._note)
+        begun = self._all_told.now
+        return await self._commit(
+            id, lambda: self._store.patch(id, fields, unset), lambda stored: self._note(stored, begun)
+        )
 
     async def delete(self, id: Id, *version: Any) -> bool:
         """As the store's."""
+        begun = self._all_told.now
 
         def note(deleted: bool) -> None:
             if deleted:
-                self._note({"id": id})
+                self._note({"id": id}, begun)
 
         return await self._commit(id, lambda: self._store.delete(id, *version), note)
 
-    def _note(self, record: Mapping[str, Any]) -> None:
+    def _note(self, record: Mapping[str, Any], begun: int) -> None:
         id, name = record["id"], str(record["id"])
         if self._untold is None:
             self._tell(id)
             return
+        place = self._place_of(record)
+        if name in self._written and self._written[name][1] != place:
+            self._passed.add(name)
+        self._written[name] = begun, place
         self._untold[name] = id
-        if self._written is not None:
-            if name in self._written:
-                self._tell(id)
-            self._written.add(name)
 
-    def told(self, id: Id) -> None:
-        """Everybody is told of the record, as it is now."""
-        if self._untold:
-            self._untold.pop(str(id), None)
+    def told(self, id: Id, place: Hashable) -> None:
+        """The handler tells of the record. What somebody else has told since it was written may be newer, and that a
+        record is gone from another channel is not told by this: then it is looked at all the same."""
+        name = str(id)
+        if self._untold is None or name not in self._written or name in self._passed:
+            return
+        begun, written_to = self._written[name]
+        if place != written_to or self._all_told.since(id, begun):
+            self._untold[name] = id
+        else:
+            self._untold.pop(name, None)
 
     def end(self) -> None:
         """The handler has ended; what it has written and not told is told of soon."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import HTTPConnection
 
 from . import messages
-from .commits import Doubts, Handed
+from .commits import Doubts, Handed, Told
 from .ephemeral import Lives
 from .errors import Reject
 from .gone import Gone
@@ -149,10 +149,10 @@ class Context:
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
-    def _told(self, model: Model, id: Id) -> None:
-        """A record is broadcast, in what the handler does or by what it returns."""
+    def _told(self, model: Model, id: Id, place: Hashable) -> None:
+        """A record is broadcast, in what the handler does or by what it returns. place: of a keyed model."""
         if self._handed is not None and model is self._model:
-            self._handed.told(id)
+            self._handed.told(id, place)
 
     def _end(self) -> None:
         """The handler has ended: what it has written is broadcast by now, or is so soon."""
@@ -202,10 +202,9 @@ class Model:
         self._soon = soon
         self._turns = turns
         self.places = Places(name, (), hub)
-        self._catching = 0  # reads that look again at what was written meanwhile
-        self._deleted: set[str] = set()  # the records that were deleted meanwhile
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
+        self._told = Told()
         self._unread: set[str] = set()  # records, by their ids as text, that everybody is to read anew
         self._reader: Reader | None = None
         self.lives: Lives | None = None
@@ -531,7 +530,10 @@ class Model:
         store = self.store
         if store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
-        return Handed(store, self._commit, self._doubt, self._is_instant, bool(self.options.key))
+        return Handed(store, self._commit, self._doubt, self._told, self._is_instant, self._place_of)
+
+    def _place_of(self, record: Mapping[str, Any]) -> Hashable:
+        return self.places.find(record) if self.options.key else None
 
     def is_done_at_once(self, method: str) -> bool:
         """Whether that is a write which has nothing to wait for: no handlers are to be called, no other store."""
@@ -563,11 +565,16 @@ class Model:
     ) -> Result:
         """Keeps the turn of a writer that may leave before the store has answered."""
         async with self._turn(id if id is not None and self._turns.holds(self._record_of(id)) else None):
+            begun = self._told.now
             try:
                 result = await write()
             except Unsure:
                 self._doubt(id)
                 raise
+            if isinstance(result, Mapping):  # the store may have given the id
+                id = result["id"]
+            if id is not None and self._told.since(id, begun):
+                self._doubt(id)
             told(result)
             return result
 
@@ -604,7 +611,10 @@ class Model:
             await asyncio.sleep(REFRESH_EVERY)
             return
         async with self._turn(id):
+            begun = self._told.now
             record = await self._call.limited(self.store.get(id))
+            if self._told.since(id, begun):
+                self._doubt(id)
             if record is None:
                 self.places.leave(id)  # it may have been elsewhere meanwhile, which nobody was told
                 self.publish("delete", {"id": id})
@@ -681,16 +691,13 @@ class Model:
         Who has read that must not get the older state that was written here after it. names: ids, as text.
         """
         assert self.store is not None
-        self._catching += 1
-        try:
-            for name in names:
-                record = await self._call.limited(self.store.get(name))
-                if record is not None and name not in self._deleted and not self._is_told(record):
-                    self._announce("upsert", record)
-        finally:
-            self._catching -= 1
-            if not self._catching:
-                self._deleted.clear()
+        for name in names:
+            begun = self._told.now
+            record = await self._call.limited(self.store.get(name))
+            if self._told.since(name, begun):  # whichever of the two is newer
+                self._doubt(name)
+            elif record is not None and not self._is_told(record):
+                self._announce("upsert", record)
 
     async def _read_places(self, query: Mapping[str, Any], rows: Awaitable[list[Any]]) -> list[Any]:
         """A publisher does not ask the reader where a record was: it is noted as somebody reads."""
@@ -727,7 +734,8 @@ class Model:
         id: Id = data["id"]
         writing = _writing.get()
         if writing is not None:
-            writing._told(self, id)
+            writing._told(self, id, place if self.options.key else None)
+        self._told.note(id)
         if self.lives is not None:
             self.lives.note(method, id)
         if place is None:
@@ -744,11 +752,10 @@ class Model:
         if store is not None:
             for evicted in store.take_evicted():
                 self._note_gone(evicted)
+                self._told.note(evicted)
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
-        if self._catching:
-            self._deleted.add(str(id))
         if self.gone is not None:
             self.gone.note("delete", id)
         for topic in self.places.leave(id):

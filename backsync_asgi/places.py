@@ -80,6 +80,12 @@ class Places:
             )
         return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
 
+    def find(self, record: Mapping[str, Any]) -> Place | None:
+        """The place of a record; None if it has none, as one from elsewhere that lacks its key."""
+        with contextlib.suppress(Reject):
+            return self.of(record)
+        return None
+
     def of_key(self, key: Mapping[str, Any]) -> Place:
         """The place that `publish` was given by its key.
 
@@ -183,9 +189,7 @@ class Places:
 
     def settle(self, record: Mapping[str, Any]) -> bool:
         """The record is in its own channel and nowhere else, whatever has been told. False: it has no channel."""
-        place = None
-        with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
-            place = self.of(record)
+        place = self.find(record)
         if self.names:
             for topic in self._hub.topics_of(self._model):
                 if place is None or topic.key != place[0]:

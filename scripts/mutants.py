@@ -153,7 +153,21 @@ MUTANTS = (
     Mutant(
         "channel that a record has passed untold",
         "commits.py",
-        (("            if name in self._written:", "            if name in ():"),),
+        (("            self._passed.add(name)", "            pass"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "older state told last",
+        "commits.py",
+        (("return self._last.get(str(id), self._forgotten) > number", "return False"),),
+        examples=COMMITS,
+        machine=False,
+    ),
+    Mutant(
+        "writers not waited for before all read anew",
+        "models.py",
+        (("            for name in unread:", "            for name in ():"),),
         examples=COMMITS,
         machine=False,
     ),

@@ -556,6 +556,138 @@ async def test_a_plain_handler_that_returns_after_its_time_limit_has_written(
         await reader.until(lambda: (1 in view) == (method == "upsert") and dict(view) == rows)
 
 
+# Others tell of a record between its commit and what its writer tells
+
+
+class Handler:
+    """Goes on, and on its way back, when it is let."""
+
+    def __init__(self) -> None:
+        self.has_stored, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, ctx: Context, record: Record) -> Record:
+        stored = await ctx.store.upsert({"id": "new", **record})
+        if record.get("slow"):
+            self.has_stored.set()
+            await self.goes_on.wait()
+        return stored
+
+
+@pytest.mark.parametrize("what", ["patch", "delete", "upsert"])
+@pytest.mark.parametrize("kind", [Slow, MemoryStore])
+async def test_a_new_record_that_somebody_has_written_before_its_handler_returned_is_as_it_is_stored(
+    sync: Backsync, kind: type[MemoryStore], what: str
+) -> None:
+    handler, store = Handler(), kind()
+    model = sync.model("M", store=store)
+    model.on("upsert")(handler)
+    async with connect(sync) as author, connect(sync) as other:
+        view = await other.subscribe("M")
+        writing = asyncio.create_task(author.upsert("M", {"n": 1, "slow": True}))
+        await handler.has_stored.wait()
+        if what == "upsert":  # which is new to its client as well
+            await other.upsert("M", {"n": 2, "slow": False})
+        else:
+            changed = {"n": 2, "slow": False} if what == "patch" else {}
+            await other.call(f"M:{what}", {"id": "new", **changed})
+        handler.goes_on.set()
+        await writing
+        await until_equal(other, view, store)
+
+
+async def test_a_record_that_was_evicted_before_its_handler_returned_is_gone(sync: Backsync) -> None:
+    handler, store = Handler(), MemoryStore(limit=1, full="evict")
+    model = sync.model("M", store=store)
+    model.on("upsert")(handler)
+    async with connect(sync) as author, connect(sync) as other:
+        view = await other.subscribe("M")
+        writing = asyncio.create_task(author.upsert("M", {"id": 1, "slow": True}))
+        await handler.has_stored.wait()
+        await model.upsert({"id": 2})
+        handler.goes_on.set()
+        await writing
+        await other.until(lambda: len(view.events) >= 4)
+        assert {*view} == {2}
+
+
+async def test_a_record_that_is_added_again_before_its_eviction_is_told_stays(sync: Backsync) -> None:
+    handler, store = Handler(), MemoryStore(limit=2, full="evict")
+    model = sync.model("M", store=store)
+    model.on("upsert")(handler)
+    for id in (1, 2):
+        await model.upsert({"id": id})
+    async with connect(sync) as author, connect(sync) as other:
+        view = await other.subscribe("M")
+        writing = asyncio.create_task(author.upsert("M", {"id": 3, "slow": True}))
+        await handler.has_stored.wait()
+        await other.upsert("M", {"id": 1})
+        handler.goes_on.set()
+        await writing
+        await other.until(lambda: 3 in view)
+        assert {*view} == {1, 3}
+
+
+async def test_what_a_handler_publishes_of_another_record_is_not_what_stays_of_it(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore())
+    has_stored, goes_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("renew")
+    async def renew(ctx: Context, data: Any) -> None:
+        stored = await ctx.store.upsert({"id": 1, "n": 1})
+        has_stored.set()
+        await goes_on.wait()
+        model.publish("upsert", stored)
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        renewing = asyncio.create_task(author.call("M:renew"))
+        await has_stored.wait()
+        await model.upsert({"id": 1, "n": 2})
+        goes_on.set()
+        await renewing
+        await author.until(lambda: [event.data["n"] for event in view.events] == [2, 1, 2])
+
+
+async def test_nor_is_an_older_state_whose_store_was_late(sync: Backsync) -> None:
+    store = Late()
+    model = sync.model("M", store=store)
+
+    @model.on("renew")
+    async def renew(ctx: Context, data: Any) -> None:
+        model.publish("upsert", await ctx.store.upsert({"id": 1, "n": 2}))
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        writing = asyncio.create_task(model.upsert({"id": 1, "n": 1, "late": True}))
+        await store.committed.wait()
+        await author.call("M:renew")
+        store.answers.set()
+        await writing
+        await author.until(lambda: [event.data["n"] for event in view.events] == [2, 1, 2])
+
+
+async def test_a_record_leaves_a_channel_that_it_has_passed_also_where_it_is_told_by_the_model(sync: Backsync) -> None:
+    model = sync.model("M", store=MemoryStore(), key="room")
+    stays, goes_on = asyncio.Event(), asyncio.Event()
+
+    @model.on("walk")
+    async def walk(ctx: Context, data: Any) -> None:
+        await ctx.store.upsert({"id": 1, "room": "b"})
+        stays.set()
+        await goes_on.wait()
+        await model.upsert({"id": 1, "room": "c"})
+
+    await model.upsert({"id": 1, "room": "a"})
+    async with connect(sync) as author, connect(sync) as reader:
+        walking = asyncio.create_task(author.call("M:walk"))
+        await stays.wait()
+        between = await reader.subscribe("M", {"room": "b"})
+        assert {*between} == {1}
+        goes_on.set()
+        await walking
+        await reader.until(lambda: not between)
+
+
 # What is around a write fails
 
 
@@ -855,3 +987,41 @@ async def test_what_is_deleted_while_it_is_read_again_stays_deleted(shared: tupl
         await author.upsert("M", {"id": 2})
         await reader.until(lambda: 2 in view)
         assert 1 not in view
+
+
+async def test_nor_does_a_record_come_back_to_a_channel_that_it_leaves_while_it_is_read(sync: Backsync) -> None:
+    class LateReads(MemoryStore):
+        is_late = False
+
+        async def get(self, id: Id) -> Record | None:
+            record = await super().get(id)
+            if self.is_late:
+                was_read.set()
+                await answers.wait()
+            return record
+
+    was_read, answers = asyncio.Event(), asyncio.Event()
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    store = LateReads()
+    model = sync.model("M", store=store, key="room", version="rev")
+    await model.upsert({"id": 1, "room": "a"})
+
+    @model.on("upsert")
+    async def save(ctx: Context, record: Record) -> Record:
+        begun.set()
+        await goes_on.wait()
+        return await ctx.store.upsert(record)
+
+    async with connect(sync) as author, connect(sync) as reader:
+        before, after = await reader.subscribe("M", {"room": "a"}), await reader.subscribe("M", {"room": "b"})
+        writing = asyncio.create_task(author.upsert("M", {"id": 1, "room": "b"}))
+        await begun.wait()
+        store.is_late = True
+        reading = asyncio.create_task(reader.read("M", {"room": "a"}))
+        await was_read.wait()
+        goes_on.set()
+        await writing
+        answers.set()
+        await reading
+        await reader.call("$:ping")
+        assert (dict(before), dict(after)) == ({}, {1: {"id": 1, "room": "b", "rev": 2}})

@@ -69,7 +69,7 @@ class MemoryStore:
         self._full = full
         self._rows: OrderedDict[str, Row] = OrderedDict()
         self._ids: list[str] | None = None  # sorted, for pages; None: to be sorted anew
-        self._evicted: list[Id] = []
+        self._evicted: dict[str, Id] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,8 +121,8 @@ class MemoryStore:
 
     def take_evicted(self) -> Iterable[Id]:
         """The ids of the records that have made room for newer ones since the last call."""
-        evicted, self._evicted = self._evicted, []
-        return evicted
+        evicted, self._evicted = self._evicted, {}
+        return evicted.values()
 
     def _select(self, query: Query) -> list[str]:
         selection = parse_query(query)
@@ -153,6 +153,7 @@ class MemoryStore:
         if key not in self._rows:
             if len(self._rows) >= self._limit:
                 self._make_room()
+            self._evicted.pop(key, None)  # whoever adds it again tells
             self._ids = None
         row = self._rows[key] = Row(text)
         return row.copy()
@@ -160,5 +161,5 @@ class MemoryStore:
     def _make_room(self) -> None:
         if self._full == "reject":
             raise Reject("too_large", f"The store is full: it keeps {self._limit} records.", {"limit": self._limit})
-        _, oldest = self._rows.popitem(last=False)
-        self._evicted.append(oldest.record["id"])
+        key, oldest = self._rows.popitem(last=False)
+        self._evicted[key] = oldest.record["id"]
