@@ -449,7 +449,7 @@ class Connection:
             if self._site.auth is not None:
                 self.user = await self._site.caller(self._site.auth, Context(self), token)
             for function, model in hooks:
-                await self._site.caller(function, Context(self, model))
+                await self._run_hook(function, model)
         except Reject as error:
             self._session.close(REFUSED.get(error.code, REFUSED_OTHERWISE), error.message)
         except Exception:
@@ -488,9 +488,16 @@ class Connection:
                 model.lives.client_left(self.client, self.is_back)
         for function, owner in self._hooks("close"):
             try:
-                await self._site.caller(function, Context(self, owner))
+                await self._run_hook(function, owner)
             except Exception:
                 logger.exception("A close hook failed.")
+
+    async def _run_hook(self, function: HandlerFunction, model: Model | None) -> None:
+        ctx = Context(self, model)
+        try:
+            await self._site.caller(function, ctx)
+        finally:
+            ctx.end()
 
     def _hooks(self, event: Literal["open", "close"]) -> list[tuple[HandlerFunction, Model | None]]:
         hooks: list[tuple[HandlerFunction, Model | None]] = [(function, None) for function in self._site.hooks[event]]

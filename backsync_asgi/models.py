@@ -154,7 +154,7 @@ class Context:
         if self._handed is not None and model is self._model:
             self._handed.told(id, place)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """The handler has ended: what it has written is broadcast by now, or is so soon."""
         self._is_over = True
         if self._handed is not None:
@@ -799,7 +799,7 @@ class Model:
         except Reject as error:
             raise self.visibility.hide_current(ctx, error) from None
         finally:
-            ctx._end()
+            ctx.end()
 
     async def _ask(self, handler: HandlerFunction, ctx: Context, data: Any) -> Any:
         """What a handler returns, once that is done which it has said to be done soon: its result is what it said
@@ -833,7 +833,7 @@ class Model:
             except BaseException as error:
                 raise BrokenOff(len(replies)) from error
             finally:
-                each._end()
+                each.end()
         return "[" + ",".join(replies) + "]"
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
@@ -941,21 +941,27 @@ class Model:
             self.lives.check(ctx.connection, data.get("id"))
         if self._seeks_place(ctx.id):
             await self._limited(self._find_place(ctx.id))
+        begun = self._told.now
         match request.method:
             case "upsert":
-                return self._finish(ctx, await self._upsert(ctx, data))
+                return self._finish(ctx, await self._upsert(ctx, data), begun)
             case "patch":
-                return self._finish(ctx, await self._patch(ctx, data, check_unset(request.message.get("unset"))))
+                patched = await self._patch(ctx, data, check_unset(request.message.get("unset")))
+                return self._finish(ctx, patched, begun)
             case _:
                 await self._delete(ctx, data["id"], request.message.get("version"))
                 return "{}"
 
-    def _finish(self, ctx: Context, record: Any) -> str:
+    def _finish(self, ctx: Context, record: Any, begun: int) -> str:
+        """begun: what had been told when the handler began."""
         if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
                 "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
             )
+        in_its_turn = ctx.id is not None and str(ctx.id) == str(record["id"])
+        if self.options.store is not None and not in_its_turn and self._told.since(record["id"], begun):
+            self._doubt(record["id"])
         body = self._announce("upsert", record)
         seen = self.visibility.show(ctx, record)
         if seen is record:

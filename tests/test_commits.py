@@ -385,6 +385,23 @@ async def test_nor_is_it_read_before_an_older_state_that_somebody_has_yet_to_tel
         assert dict(view) == {1: {"id": 1, "n": 2}}
 
 
+async def test_what_the_hooks_of_a_class_write_is_broadcast(sync: Backsync) -> None:
+    @sync.model("M", store=MemoryStore())
+    class Presence:
+        async def on_open(self, ctx: Context) -> None:
+            await ctx.store.upsert({"id": ctx.user})
+
+        async def on_close(self, ctx: Context) -> None:
+            await ctx.store.delete(ctx.user)
+
+    async with connect(sync, user="ann") as ann:
+        view = await ann.subscribe("M")
+        async with connect(sync, user="bob") as bob:
+            await bob.call("$:ping")
+            await ann.until(lambda: {*view} == {"ann", "bob"})
+        await ann.until(lambda: {*view} == {"ann"})
+
+
 async def test_of_an_array_that_breaks_off_all_that_is_committed_is_broadcast(sync: Backsync, store: Slow) -> None:
     @sync.model("M", store=store).on("upsert")
     async def save(ctx: Context, record: Record) -> Any:
@@ -686,6 +703,27 @@ async def test_a_record_leaves_a_channel_that_it_has_passed_also_where_it_is_tol
         goes_on.set()
         await walking
         await reader.until(lambda: not between)
+
+
+async def test_what_a_plain_handler_returns_of_a_record_of_its_own_choice_is_not_what_stays() -> None:
+    sync = Backsync()
+    model = sync.model("M", store=MemoryStore())
+    has_begun, goes_on = threading.Event(), threading.Event()
+
+    @model.on("upsert")
+    def save(ctx: Context, record: Record) -> Record:
+        has_begun.set()
+        goes_on.wait(5)
+        return {"id": 1, **record}
+
+    async with connect(sync) as author:
+        view = await author.subscribe("M")
+        writing = asyncio.create_task(author.upsert("M", {"n": 1}))
+        await asyncio.to_thread(has_begun.wait, 5)
+        await model.upsert({"id": 1, "n": 2})
+        goes_on.set()
+        await writing
+        await author.until(lambda: [event.data["n"] for event in view.events] == [2, 1, 2])
 
 
 # What is around a write fails
