@@ -146,9 +146,8 @@ class Site:
                 for change in topic.channel.since(topic.channel.floor) or []:
                     gone.note("delete", change.body.id)
             topic.restart()
-            for connection in self.connections:
-                connection._subscriber.begin_anew(topic)
         for connection in list(self.connections):
+            connection._subscriber.begin_anew(name)
             connection._read_anew(name)
 
     def client_came(self, client: Hashable) -> None:
@@ -855,7 +854,12 @@ class Connection:
             if user != self._users or not self._end_snapshot(topic, snapshot):
                 return None
         self._subscriber.catch_up(topic, answer["seq"])
-        return messages.encode(answer) if records is None else messages.with_records(answer, records)
+        if records is None:
+            return messages.encode(answer)
+        # What another request holds back, whose handler has published meanwhile, comes after this.
+        reached = self._subscriber.position(topic)
+        answer["seq"] = answer["seq"] if reached is None else min(answer["seq"], reached)
+        return messages.with_records(answer, records)
 
     def _epoch(self, ctx: Context, topic: Topic) -> str:
         """The channel's epoch as this client is told it.

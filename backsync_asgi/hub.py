@@ -651,11 +651,11 @@ class Subscriber:
         """A number that changes as shared frames are written."""
         return sum([audience.offered for audience in self.audiences.values() if self in audience.live])
 
-    def begin_anew(self, topic: Topic) -> None:
-        """The topic has restarted: a position from before says nothing, and may be one that is still to come."""
-        audience = self.audiences.get(topic)
-        if audience in self.behind:
-            self.behind[audience] = 0
+    def begin_anew(self, name: str) -> None:
+        """Topics of that name have restarted: a position from before says nothing, and may be one that is to come."""
+        for audience in self.behind:
+            if audience.topic.name == name:
+                self.behind[audience] = 0
 
     def detach(self, topic: Topic) -> None:
         """Listen to a topic no more."""

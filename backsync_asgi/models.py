@@ -205,7 +205,6 @@ class Model:
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
         self._told = Told()
-        self._unread: set[str] = set()  # records, by their ids as text, that everybody is to read anew
         self._reader: Reader | None = None
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
@@ -589,11 +588,7 @@ class Model:
 
     def _doubt(self, id: Id | None) -> None:
         """It is not known whether everybody is told of a record: look at it soon. None: of any."""
-        if "read" in self._handlers:  # what that shows, only it knows
-            if id is not None:
-                self._unread.add(str(id))
-            id = None
-        self._doubts.add(id)
+        self._doubts.add(None if "read" in self._handlers else id)  # what that shows, only it knows
 
     async def _look(self, id: Id | None) -> None:
         """Have everybody see what there is of a record; None: of any."""
@@ -603,9 +598,8 @@ class Model:
         if self.store is None or id is None:
             if self.store is not None:
                 await self._call.limited(self.store.read({"$limit": 1}))  # once the store answers, and not sooner
-            unread, self._unread = self._unread, set()
-            for name in unread:
-                async with self._turn(name):  # who writes it just now may tell an older state, which must come before
+            for name in self._being_written():
+                async with self._turn(name):  # who writes just now may tell an older state, which must come before
                     self.places.forget_one(name)
             self.refresh()
             await asyncio.sleep(REFRESH_EVERY)
@@ -735,7 +729,9 @@ class Model:
         writing = _writing.get()
         if writing is not None:
             writing._told(self, id, place if self.options.key else None)
-        self._told.note(id)
+        store = self.options.store
+        if store is not None:
+            self._told.note(id)
         if self.lives is not None:
             self.lives.note(method, id)
         if place is None:
@@ -745,10 +741,9 @@ class Model:
                 self.gone.note(method, id)
             self.places.move(id, place, is_known)
             record = data if self.visibility.hides else None
-            topic, version, store = self._hub.topic(self.name, *place), self._version_of(data), self.options.store
+            topic, version = self._hub.topic(self.name, *place), self._version_of(data)
             if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
                 self._doubt(id)  # it was deleted and added again, by another process, or this comes late
-        store = self.options.store
         if store is not None:
             for evicted in store.take_evicted():
                 self._note_gone(evicted)

@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "writers not waited for before all read anew",
         "models.py",
-        (("            for name in unread:", "            for name in ():"),),
+        (("            for name in self._being_written():", "            for name in ():"),),
         examples=COMMITS,
         machine=False,
     ),

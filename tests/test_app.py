@@ -451,6 +451,43 @@ async def test_a_live_client_beyond_the_horizon_gets_a_new_snapshot() -> None:
         assert [push["seq"] for push in await client.pushes()] == [12]
 
 
+async def test_what_another_request_holds_back_comes_after_the_position_of_a_snapshot_meanwhile() -> None:
+    sync = Backsync()
+    todo = sync.model("Todo", store=MemoryStore())
+    reads, said, may_read, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    may_read.set()
+
+    @todo.on("read")
+    async def read(ctx: Context, query: dict[str, Any]) -> Any:
+        reads.set()
+        await may_read.wait()
+        return await ctx.store.read(query)
+
+    @todo.on("say", concurrent=True)
+    async def say(ctx: Context, data: Any) -> None:
+        todo.publish("upsert", {"id": "said"})
+        said.set()
+        await may_end.wait()
+
+    async with connect(sync) as client:
+        await client.call("Todo:subscribe")
+        client.stall()
+        for id in ("wakes", "waits"):
+            await todo.upsert({"id": id})
+            await asyncio.sleep(0)
+        may_read.clear()
+        reads.clear()
+        anew, saying = client.ask("Todo:subscribe"), client.ask("Todo:say")
+        await reads.wait()
+        await said.wait()
+        client.read_again()
+        may_read.set()
+        position = (await client.reply(anew))["data"]["seq"]
+        may_end.set()
+        await client.reply(saying)
+        assert [push["seq"] for push in await client.pushes()] == list(range(position + 1, 4))
+
+
 async def test_a_client_that_is_behind_gets_the_newest_states_only(sync: Backsync) -> None:
     todo = sync.model("Todo")
     async with connect(sync) as slow, connect(sync) as quick:
