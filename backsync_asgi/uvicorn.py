@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.protocol import OPEN
@@ -23,6 +25,14 @@ except ImportError:  # where it was built without a compiler
     from websockets.utils import apply_mask
 
 __all__ = ["CompressingWebSocketProtocol", "WebSocketProtocol"]
+
+OLDEST = (0, 53)  # of uvicorn: before, its protocol class was another one inside
+
+if tuple(map(int, re.findall(r"\d+", uvicorn.__version__)[:2])) < OLDEST:
+    raise ImportError(
+        f"backsync_asgi.uvicorn got uvicorn {uvicorn.__version__}, expected {OLDEST[0]}.{OLDEST[1]} or later: "
+        "pip install --upgrade uvicorn. An older one serves the application by its own protocols: --ws auto."
+    )
 
 # The name in the scope's `extensions`: its value is the protocol, with what follows under "The short cut".
 EXTENSION = "backsync.frames"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import re
 import socket
 import ssl
+import tomllib
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -13,17 +15,20 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+import backsync_asgi.uvicorn as ours
 from backsync_asgi import Backsync, Context
 from backsync_asgi.connection import HANDLED_AT_ONCE
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.stores import MemoryStore
 from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol, fd_of
+from tests.servers import ROOT
 
 HANDSHAKE = (
     b"GET /websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -617,3 +622,18 @@ async def test_a_gate_lets_all_through_that_wait() -> None:
     gate.clear()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(gate.wait(), 0.01)
+
+
+# Which uvicorn
+
+
+def test_an_older_uvicorn_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn, "__version__", "0.52.4")
+    spec = importlib.util.spec_from_file_location("backsync_asgi.older", ours.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError, match=r"got uvicorn 0\.52\.4, expected 0\.53 or later: pip install"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = ".".join(map(str, ours.OLDEST))
+    assert project["optional-dependencies"]["server"] == [f"uvicorn[standard]>={oldest}"]

@@ -467,8 +467,10 @@ def parse_url(url: str) -> sa.URL:
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
     try:
+        cursor = connection.cursor()  # what `execute` of the connection returns cannot be closed in SQLAlchemy 2.0
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
     except BaseException:
         connection.close()  # nobody else does, as it is not in the pool yet
         raise
