@@ -10,6 +10,7 @@ import contextvars
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .messages import record_of
@@ -59,6 +60,18 @@ class Told:
         return self._last.get(str(id), self._forgotten) > number
 
 
+@dataclass(slots=True)
+class _Write:
+    """A handler's last write of a record. begun: what had been told when it began. place: where the record is since
+    then. has_moved: it was elsewhere in the same handler. is_told: nothing is left to tell."""
+
+    id: Id
+    begun: int
+    place: Hashable
+    has_moved: bool
+    is_told: bool = False
+
+
 class Handed:
     """A model's store as a handler has it. Whatever is written and not `told` of until the handler ends, by what it
     returns or publishes, `tell` is called for with the id of each record; and so for what tasks write that outlive it.
@@ -68,17 +81,7 @@ class Handed:
     gone, of which its last state says nothing.
     """
 
-    __slots__ = (
-        "_all_told",
-        "_commit",
-        "_is_instant",
-        "_passed",
-        "_place_of",
-        "_store",
-        "_tell",
-        "_untold",
-        "_written",
-    )
+    __slots__ = ("_all_told", "_commit", "_is_instant", "_place_of", "_store", "_tell", "_writes")
 
     def __init__(
         self,
@@ -94,11 +97,8 @@ class Handed:
         self._commit = commit
         self._tell = tell
         self._all_told = all_told
-        self._untold: dict[str, Id] | None = {}
         self._place_of = place_of
-        # By each record's id as text: what had been told when its last write began, and where it is since then.
-        self._written: dict[str, tuple[int, Hashable]] = {}
-        self._passed: set[str] = set()  # those that have been in several channels
+        self._writes: dict[str, _Write] | None = {}  # by the record's id as text; None once the handler has ended
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -134,32 +134,26 @@ class Handed:
 
     def _note(self, record: Mapping[str, Any], begun: int) -> None:
         id, name = record["id"], str(record["id"])
-        if self._untold is None:
+        if self._writes is None:
             self._tell(id)
             return
-        place = self._place_of(record)
-        if name in self._written and self._written[name][1] != place:
-            self._passed.add(name)
-        self._written[name] = begun, place
-        self._untold[name] = id
+        place, before = self._place_of(record), self._writes.get(name)
+        has_moved = before is not None and (before.has_moved or before.place != place)
+        self._writes[name] = _Write(id, begun, place, has_moved)
 
     def told(self, id: Id, place: Hashable) -> None:
         """The handler tells of the record. What somebody else has told since it was written may be newer, and that a
         record is gone from another channel is not told by this: then it is looked at all the same."""
-        name = str(id)
-        if self._untold is None or name not in self._written or name in self._passed:
-            return
-        begun, written_to = self._written[name]
-        if place != written_to or self._all_told.since(id, begun):
-            self._untold[name] = id
-        else:
-            self._untold.pop(name, None)
+        write = self._writes.get(str(id)) if self._writes else None
+        if write is not None and not write.has_moved:
+            write.is_told = place == write.place and not self._all_told.since(id, write.begun)
 
     def end(self) -> None:
         """The handler has ended; what it has written and not told is told of soon."""
-        untold, self._untold = self._untold, None
-        for id in (untold or {}).values():
-            self._tell(id)
+        writes, self._writes = self._writes, None
+        for write in (writes or {}).values():
+            if not write.is_told:
+                self._tell(write.id)
 
 
 class Doubts:

@@ -662,9 +662,8 @@ class Model:
         """The rows of the reader, records or their JSON texts."""
         if not self._may_be_shared:
             return await self._read_places(query, rows)
-        topic = None
-        with contextlib.suppress(Reject):  # a read need not name a channel
-            topic = self._hub.find(self.name, self.places.of(query)[0])
+        place = self.places.find(query)  # a read need not name a channel
+        topic = None if place is None else self._hub.find(self.name, place[0])
         since = 0 if topic is None else topic.channel.seq
         read = await self._read_places(query, rows)
         changed = None if topic is None else topic.channel.since(since)

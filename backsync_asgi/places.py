@@ -81,7 +81,7 @@ class Places:
         return tuple(messages.encode(value) for value in key.values()), messages.encode(key)
 
     def find(self, record: Mapping[str, Any]) -> Place | None:
-        """The place of a record; None if it has none, as one from elsewhere that lacks its key."""
+        """The place of a record or query; None if it has none, as a row from elsewhere that lacks its key."""
         with contextlib.suppress(Reject):
             return self.of(record)
         return None
@@ -145,8 +145,9 @@ class Places:
             return
         for row in [rows] if isinstance(rows, Mapping) else rows:
             if isinstance(row, Mapping) and is_id(row.get("id")) and not self.knows(row["id"]):
-                with contextlib.suppress(Reject):  # a row from elsewhere may lack its key
-                    self.note(row["id"], self.of(row))
+                place = self.find(row)
+                if place is not None:
+                    self.note(row["id"], place)
 
     def learn_query(self, query: Mapping[str, Any], rows: Sequence[Any]) -> None:
         """The same for what was read for a query, records or their JSON texts: once for each, since what comes later is

@@ -146,14 +146,14 @@ MUTANTS = (
     Mutant(
         "commit of a handler untold",
         "commits.py",
-        (("for id in (untold or {}).values():", "for id in ():"),),
+        (("for write in (writes or {}).values():", "for write in ():"),),
         examples=COMMITS,
         machine=False,
     ),
     Mutant(
         "channel that a record has passed untold",
         "commits.py",
-        (("            self._passed.add(name)", "            pass"),),
+        (("_Write(id, begun, place, has_moved)", "_Write(id, begun, place, False)"),),
         examples=COMMITS,
         machine=False,
     ),

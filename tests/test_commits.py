@@ -456,30 +456,36 @@ async def test_so_is_what_it_writes_by_the_store_of_the_handlers_context(sync: B
         await author.until(lambda: view[3]["n"] == 2)
 
 
-@pytest.mark.parametrize("fails", [True, False])
-async def test_a_record_is_gone_from_each_channel_that_it_has_passed_in_a_handler(sync: Backsync, fails: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "end"), [("upsert", "fails"), ("upsert", "returns"), ("walk", "tells by the model")]
+)
+async def test_a_record_is_gone_from_each_channel_that_it_has_passed_in_a_handler(
+    sync: Backsync, method: str, end: str
+) -> None:
     model = sync.model("M", store=MemoryStore(), key="room")
     stays, goes_on = asyncio.Event(), asyncio.Event()
 
-    @model.on("upsert")
+    @model.on(method)
     async def walk(ctx: Context, record: Record) -> Record:
         await ctx.store.upsert({"id": 1, "room": "b"})
         stays.set()
         await goes_on.wait()
-        record = await ctx.store.upsert({"id": 1, "room": "c"})
-        if fails:
+        if end == "tells by the model":
+            return await model.upsert({"id": 1, "room": "c"})
+        stored = await ctx.store.upsert({"id": 1, "room": "c"})
+        if end == "fails":
             raise RuntimeError("on the way")
-        return record
+        return stored
 
     await model.upsert({"id": 1, "room": "a"})
     async with connect(sync) as author, connect(sync) as reader:
         first = await reader.subscribe("M", {"room": "a"})
-        walking = asyncio.create_task(author.upsert("M", {"id": 1, "room": "c"}))
+        walking = asyncio.create_task(author.call(f"M:{method}", {"id": 1, "room": "c"}))
         await stays.wait()
         between, last = await reader.subscribe("M", {"room": "b"}), await reader.subscribe("M", {"room": "c"})
         assert dict(between) == {1: {"id": 1, "room": "b"}}
         goes_on.set()
-        if fails:
+        if end == "fails":
             assert await code_of(walking) == "handler_error"
         else:
             await walking
@@ -681,28 +687,6 @@ async def test_nor_is_an_older_state_whose_store_was_late(sync: Backsync) -> Non
         store.answers.set()
         await writing
         await author.until(lambda: [event.data["n"] for event in view.events] == [2, 1, 2])
-
-
-async def test_a_record_leaves_a_channel_that_it_has_passed_also_where_it_is_told_by_the_model(sync: Backsync) -> None:
-    model = sync.model("M", store=MemoryStore(), key="room")
-    stays, goes_on = asyncio.Event(), asyncio.Event()
-
-    @model.on("walk")
-    async def walk(ctx: Context, data: Any) -> None:
-        await ctx.store.upsert({"id": 1, "room": "b"})
-        stays.set()
-        await goes_on.wait()
-        await model.upsert({"id": 1, "room": "c"})
-
-    await model.upsert({"id": 1, "room": "a"})
-    async with connect(sync) as author, connect(sync) as reader:
-        walking = asyncio.create_task(author.call("M:walk"))
-        await stays.wait()
-        between = await reader.subscribe("M", {"room": "b"})
-        assert {*between} == {1}
-        goes_on.set()
-        await walking
-        await reader.until(lambda: not between)
 
 
 async def test_what_a_plain_handler_returns_of_a_record_of_its_own_choice_is_not_what_stays() -> None:

@@ -107,7 +107,7 @@ class Sockets(Lane):
                 some = fds[start : start + IN_ONE_GO]
                 counts += map(_send, some, repeat(wire), repeat(_size(size)), repeat(FLAGS))
         if counts.count(size) != len(counts):
-            for write, count in zip(list(self._writes), counts, strict=True):
+            for write, count in zip(self._writes, counts, strict=True):
                 if count != size:  # it is full, or -1: for whatever reason, which the transport finds out
                     write(wire[max(count, 0) :])
 

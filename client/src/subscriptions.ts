@@ -99,9 +99,8 @@ interface Entry {
   answered: boolean;
   /** Counts the questions: the answer to an older one is ignored. */
   question: number;
+  /** Refusals since it was last answered that pass, each told as `delayed`. */
   attempts: number;
-  /** Whether its sink was told that it is `delayed`. */
-  delayed: boolean;
   retry: Timer | null;
   /** Its position may be another user's: it is not asked from there. */
   foreign: boolean;
@@ -155,7 +154,6 @@ export class Subscriptions {
       answered: false,
       question: 0,
       attempts: 0,
-      delayed: false,
       retry: null,
       foreign: false,
       held: [],
@@ -246,6 +244,7 @@ export class Subscriptions {
     }
     entry.state = "following";
     entry.answered = true;
+    const delayed = entry.attempts > 0;
     entry.attempts = 0;
     const { model } = entry.subscription;
     if (isObject(key)) entry.subscription.key = key;
@@ -262,10 +261,7 @@ export class Subscriptions {
       if (entry.wantsRecords) this.#snapshot(entry, records, seq);
     }
     this.#apply(entry);
-    if (entry.delayed) {
-      entry.delayed = false;
-      guarded(this.#host, () => entry.sink.delayed?.(null));
-    }
+    if (delayed) guarded(this.#host, () => entry.sink.delayed?.(null));
   }
 
   #refused(entry: Entry, error: BacksyncError): void {
@@ -277,7 +273,6 @@ export class Subscriptions {
       const delay = asked + retryDelay(entry.attempts, this.#host.random());
       entry.attempts += 1;
       entry.retry = this.#host.setTimeout(() => this.#question(entry), delay);
-      entry.delayed = true;
       guarded(this.#host, () => entry.sink.delayed?.(error));
       if (isMistake) guarded(this.#host, () => entry.sink.failed?.(error, false));
       return;
