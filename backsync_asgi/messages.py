@@ -21,6 +21,7 @@ MAX_ID = 128  # characters of a transaction or record id
 MAX_EVENT = 257  # of the name of an event
 MAX_FIELDS = 256  # of one record
 MAX_KEY = 128  # characters of a field's name
+MAX_QUERY = 64  # fields of a query
 MAX_SAFE_INTEGER = 2**53 - 1  # beyond it JavaScript's numbers are not exact
 
 CONTROL = "$"  # the model name of control messages
@@ -93,6 +94,8 @@ def check_query(data: Any) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise Reject("invalid", f"A query got {shorten(data)}, expected an object or nothing.")
+    if len(data) > MAX_QUERY:
+        raise Reject("invalid", f"A query has {len(data)} fields, expected at most {MAX_QUERY}.", [])
     return data
 
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -23,15 +24,17 @@ from starlette.requests import HTTPConnection
 from . import messages
 from .commits import Doubts, Handed, Told
 from .ephemeral import Lives
-from .errors import Reject
+from .errors import EncodeError, Reject
 from .gone import Gone
 from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature
 from .hub import Hub, Topic
 from .messages import ALIASES, Request, check_query, check_record, check_unset, is_id
 from .places import Place, Places
 from .schemas import Schema, Unknown, data_annotation, schema_of
+from .shown import read_shown
+from .sockjs.frames import loads
 from .soon import Line, Soon
-from .stores.base import Id, Reader, Record, Store, Unsure, equal, matches, parse_query
+from .stores.base import CHUNK, Id, Reader, Record, Skipped, Store, Unsure, paced
 from .stores.memory import MemoryStore
 from .turns import Turns
 from .visibility import Visibility
@@ -205,6 +208,7 @@ class Model:
         self._watched: Any = None  # the store, where somebody may listen to signals
         self._doubts = Doubts(self._look)
         self._told = Told()
+        self._skipped = Skipped(name)
         self._reader: Reader | None = None
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
@@ -313,7 +317,13 @@ class Model:
 
         return decorate
 
-    def visible(self, function: Any = None, *, audience: Callable[[Context], Hashable] | None = None) -> Any:
+    def visible(
+        self,
+        function: Any = None,
+        *,
+        audience: Callable[[Context], Hashable] | None = None,
+        redacts: Iterable[str] | None = None,
+    ) -> Any:
         """Register the rule of who sees what: `@model.visible`, a plain function `(ctx, record)`.
 
         It returns True (seen), False or None (not there for this client) or a redacted record. It holds for every way
@@ -323,11 +333,15 @@ class Model:
         audience: `(ctx)` to a hashable value, such as the user's role: who has the same value sees the same, and the
             rule is asked once for all of them: `@model.visible(audience=lambda ctx: ctx.user.role)`.
 
+        redacts: the fields that the rule may change in a record that it shows; `()` where it shows whole records or
+            nothing. Queries are answered from what is shown, so a query by a field that may be redacted reads all
+            records (of a keyed model: of a channel); not said, that is every field but `id`.
+
         Transient events are not records and are not filtered.
         """
 
         def decorate(function: Decorated) -> Decorated:
-            self.visibility.set_rule(function, audience)
+            self.visibility.set_rule(function, audience, redacts)
             return function
 
         return decorate if function is None else decorate(function)
@@ -832,6 +846,8 @@ class Model:
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         """The records that a query asks for, as this client may see them: a list, or one record for one id alone."""
+        if self.visibility.hides and self.reader is not None and "read" not in self._handlers and set(query) != {"id"}:
+            return await self._read_shown(ctx, self.reader, query)
         rows = await self._read(ctx, query)
         if not self.visibility.hides:
             return rows
@@ -840,35 +856,72 @@ class Model:
             if seen is None:
                 raise self._not_found(rows.get("id"))
             return seen
-        for row in rows:
-            if not isinstance(row, Mapping):
-                raise TypeError(
-                    f"The read handler of {self.name} returned {messages.shorten(row)} as a row, expected a dict."
-                )
-        shown = [(row, dict(seen)) for row in rows if (seen := self.visibility.show(ctx, row)) is not None]
-        if "read" in self._handlers:
-            return [seen for _, seen in shown]
-        # The reader has compared whole records: what is redacted must not be told by whether it matches, or by where
-        # it stands.
-        asked = parse_query(query)
-        return [
-            seen
-            for row, seen in shown
-            if matches(seen, asked.where) and all(equal(seen.get(it), row.get(it)) for it, _ in asked.order)
-        ]
+        return [dict(seen) async for row in paced(rows) if (seen := self.visibility.show(ctx, row)) is not None]
+
+    async def _read_shown(self, ctx: Context, reader: Reader, query: Mapping[str, Any]) -> list[Record]:
+        shown: list[Record] = []
+
+        async def work() -> list[Record]:
+            pairs = await read_shown(reader, query, partial(self._sent_of, ctx), self._is_whole(query))
+            shown.extend(seen for _, seen in pairs)
+            return [row for row, _ in pairs]
+
+        await self._read_rows(query, work())
+        return shown
+
+    def _sent_of(self, ctx: Context, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What this client gets of a record, as JSON has it, so that it compares as the client would compare it."""
+        seen = self.visibility.show(ctx, row)
+        if seen is None or seen is row:
+            return seen
+        try:
+            return messages.record_of(loads(messages.encode(seen)))
+        except EncodeError as error:
+            self._skipped.note(_id_of(row), error)
+            return None
+
+    def _is_whole(self, query: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Whether a field may be compared by the reader, which compares what is stored. A channel's key may."""
+        key = () if self.places.find(query) is None else self.options.key
+        return lambda field: field == "id" or field in key or self.visibility.keeps(field)
 
     async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
-        """The ids of the records that a query asks for and this client may not see."""
-        rows = await self._read(ctx, query) if self.visibility.hides and self.readable else []
+        """The ids of the records in a query's channel that this client may not see, whatever else the query says."""
+        if not self.visibility.hides or not self.readable:
+            return []
+        if "read" not in self._handlers:
+            query = {field: query[field] for field in self.options.key if field in query}
+        rows = await self._read(ctx, query)
         rows = [rows] if isinstance(rows, Mapping) else rows
-        return [row["id"] for row in rows if is_id(row.get("id")) and self.visibility.show(ctx, row) is None]
+        return [row["id"] async for row in paced(rows) if self.visibility.show(ctx, row) is None]
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""
         if self.reader is None or "read" in self._handlers or self.visibility.hides or set(query) == {"id"}:
-            return messages.encode(await self.read(ctx, query))
-        texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
+            rows = await self.read(ctx, query)
+            texts = None if isinstance(rows, Mapping) else await self._texts_of(rows)
+            if texts is None:
+                return messages.encode(rows)
+        else:
+            texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
         return "[" + ",".join(texts) + "]"
+
+    async def _texts_of(self, rows: Sequence[Any]) -> list[str]:
+        """Records as JSON texts, many in one. One that JSON cannot carry is logged and left out."""
+        texts: list[str] = []
+        for start in range(0, len(rows), CHUNK):
+            some = rows[start : start + CHUNK]
+            try:
+                texts.append(messages.encode(some)[1:-1])
+            except EncodeError:
+                for row in some:
+                    try:
+                        texts.append(messages.encode(row))
+                    except EncodeError as error:
+                        self._skipped.note(_id_of(row), error)
+            if len(rows) > CHUNK:
+                await asyncio.sleep(0)
+        return texts
 
     def _not_found(self, id: object) -> Reject:
         return Reject("not_found", f"{self.name} has no record with the id {messages.shorten(id)}.")
@@ -897,18 +950,45 @@ class Model:
         return self.reader is not None or "read" in self._handlers
 
     def _check_rows(self, rows: Any, query: Mapping[str, Any]) -> Any:
+        """The records in what a read handler has returned: one, or a list. What is no record is logged and left out.
+
+        Raises TypeError where there is none among them, Reject("not_found").
+        """
         if rows is None and set(query) == {"id"}:
             raise self._not_found(query["id"])
+        expected = "a dict with an id (a string of 1-128 characters or an integer)"
         if isinstance(rows, Mapping) or messages.is_typed(rows):
-            return messages.record_of(rows)
+            record = messages.record_of(rows)
+            if not is_id(record.get("id")):
+                raise TypeError(
+                    f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of records or "
+                    f"one record: {expected}. Return a list: of a dict of records, list(records.values())."
+                )
+            return record
         if rows is None or isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
             raise TypeError(
                 f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of records."
             )
         rows = rows if isinstance(rows, list) else list(rows)
-        if self.visibility.hides or self.options.key:  # which look into them
-            return [messages.record_of(row) if messages.is_typed(row) else row for row in rows]
-        return rows
+        is_looked_into = self.visibility.hides or bool(self.options.key)
+        kept = []
+        problem = None
+        for row in rows:
+            try:
+                record = (
+                    messages.record_of(row) if messages.is_typed(row) and (is_looked_into or not _has_id(row)) else row
+                )
+            except EncodeError as error:
+                problem = str(error)
+            else:
+                if _has_id(record):
+                    kept.append(record)
+                    continue
+                problem = f"The read handler returned {messages.shorten(row)}, expected each row to be {expected}."
+            self._skipped.note(_id_of(row), problem)
+        if problem is not None and not kept:
+            raise TypeError(f"The read handler of {self.name} returned no row that can be sent. {problem}")
+        return kept
 
     def _write(self, ctx: Context, request: Request, data: Any) -> Awaitable[str]:
         """What writes one record and returns its reply's data. Raises Reject for what cannot be one."""
@@ -1033,6 +1113,19 @@ class Model:
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:
     return {field: value for field, value in {**stored, **data}.items() if field == "id" or field not in unset}
+
+
+def _has_id(row: Any) -> bool:
+    """Whether that is a record with an id, a typed one included."""
+    if isinstance(row, (dict, Mapping)):
+        return is_id(row.get("id"))
+    return messages.is_typed(row) and is_id(getattr(row, "id", None))
+
+
+def _id_of(row: Any) -> Any:
+    """The id of a record as far as it has one, for the log; else the row."""
+    id = row.get("id") if isinstance(row, Mapping) else getattr(row, "id", None)
+    return row if id is None else id
 
 
 async def _collect(chunks: AsyncIterator[list[str]]) -> list[str]:

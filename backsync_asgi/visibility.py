@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 from . import messages
@@ -43,21 +43,34 @@ class Visibility:
         self._context_of = context_of
         self._rule: Callable[[Any, dict[str, Any]], Any] | None = None
         self._audience: Callable[[Any], Hashable] | None = None
+        self._redacts: frozenset[str] | None = None  # the fields that the rule may change; None: any but the id
 
     @property
     def hides(self) -> bool:
         """Whether there is a rule."""
         return self._rule is not None
 
-    def set_rule(self, rule: Callable[..., Any], audience: Callable[[Any], Hashable] | None) -> None:
+    def keeps(self, field: str) -> bool:
+        """Whether the rule leaves a field as it is in each record that it shows."""
+        return self._redacts is not None and field not in self._redacts
+
+    def set_rule(
+        self,
+        rule: Callable[..., Any],
+        audience: Callable[[Any], Hashable] | None,
+        redacts: Iterable[str] | None = None,
+    ) -> None:
         """Take the rule. Raises TypeError for a function that is none, ValueError for a second one."""
         check_signature(rule, 2, "a visibility rule takes (ctx, record)")
         if is_async(rule):
             raise TypeError(f"{rule!r} is async: a visibility rule is a plain function, asked at each delivery.")
         if self._rule is not None:
             raise ValueError(f"{self._model}.visible was given twice; there is one rule.")
+        if isinstance(redacts, str):
+            raise TypeError(f"{self._model}.visible got redacts={redacts!r}, expected a list of fields.")
         self._rule = rule
         self._audience = audience
+        self._redacts = None if redacts is None else frozenset(redacts)
 
     def show(self, ctx: Viewer, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The record as this client may see it, or None."""
@@ -71,10 +84,25 @@ class Visibility:
         if seen is True:
             return record
         if isinstance(seen, Mapping):
+            if self._redacts is not None and (changed := self._undeclared(record, seen)) is not None:
+                logger.error(
+                    "The visibility rule of %s changed %s, which redacts= does not name; the record is hidden.",
+                    self._model,
+                    messages.shorten(changed),
+                )
+                return None
             return {**seen, "id": record["id"]} if "id" in record else seen
         if seen is not False and seen is not None:
             got = messages.shorten(seen)
             logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self._model, got)
+        return None
+
+    def _undeclared(self, record: Mapping[str, Any], seen: Mapping[str, Any]) -> str | None:
+        """A field that the rule has changed without having said so."""
+        for field in record.keys() | seen.keys():
+            is_there = field in record and field in seen
+            if field != "id" and self.keeps(field) and not (is_there and record[field] == seen[field]):
+                return field
         return None
 
     def show_reply(self, ctx: Viewer, reply: str) -> str:

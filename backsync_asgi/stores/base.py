@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import itertools
+import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from backsync_asgi.errors import EncodeError, Reject
-from backsync_asgi.messages import MAX_FIELDS, MAX_ID, encode, is_id, shorten
+from backsync_asgi.messages import MAX_FIELDS, MAX_ID, check_query, encode, is_id, shorten
+
+logger = logging.getLogger("backsync")
 
 Id = str | int
 Record = dict[str, Any]
@@ -20,6 +26,9 @@ MAX_PAGE = 1_000  # records of one page; a query without a limit reads all
 MAX_ORDER = 8  # fields by which records are ordered
 MAX_RECORD = 65_536  # bytes of a record as JSON; a client's message is not larger either
 CHUNK = 2_000  # records that a snapshot reads at a time
+RUN = 2_000  # rows that are sorted at a time
+SLICE = 0.005  # seconds of work on rows before the event loop gets its turn
+MAX_SKIPPED = 100  # rows that are logged because they cannot be sent, per store or model
 BY_ID = (("id", False),)  # the order of pages for which none is given
 
 
@@ -120,6 +129,7 @@ def parse_query(query: Query) -> Selection:
 
     Raises Reject("invalid") with the field and what is wrong with it.
     """
+    check_query(query)
     for field, value in query.items():
         try:
             encode({field: value})
@@ -245,7 +255,7 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def matches(record: Record, where: Mapping[str, Any]) -> bool:
+def matches(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     """Whether a record has the values that are asked for."""
     for field, value in where.items():
         if field == "id":
@@ -287,8 +297,21 @@ class _Descending:
     __hash__ = None  # type: ignore[assignment]
 
 
-def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
-    """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at."""
+async def paced(rows: Iterable[Row]) -> AsyncIterator[Row]:
+    """The same rows. Lets the event loop go on with other work after each `SLICE` of time that they take."""
+    begun = time.perf_counter()
+    for number, row in enumerate(rows):
+        yield row
+        if number % 8 == 7 and time.perf_counter() - begun > SLICE:
+            await asyncio.sleep(0)
+            begun = time.perf_counter()
+
+
+async def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:
+    """The rows in the selection's order, from its cursor on and up to its limit; `where` is not looked at.
+
+    Works in slices: the event loop is not held up, however many rows there are.
+    """
     order = selection.places
     turned = {descending for _, descending in order} == {True}  # all descend: the plain keys, from the other end
     mixed = not turned and any(descending for _, descending in order)
@@ -299,17 +322,46 @@ def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: 
             return [_Descending(key) if down else key for key, (_, down) in zip(keys, order, strict=True)]
         return keys
 
-    placed = [(place(record_of(row)), row) for row in rows]
-    if selection.after is not None:
-        bound = place(selection.after)
-        placed = [it for it in placed if (it[0] < bound if turned else bound < it[0])]
-    if selection.limit is None:
-        placed.sort(key=_first, reverse=turned)
-    else:
-        best = heapq.nlargest if turned else heapq.nsmallest
-        placed = best(selection.limit, placed, key=_first)
-    return [row for _, row in placed]
+    bound = None if selection.after is None else place(selection.after)
+    limit = selection.limit
+    runs: list[list[tuple[Any, Row]]] = [[]]  # each is sorted but the last
+    async for row in paced(rows):
+        placed = (place(record_of(row)), row)
+        if bound is not None and not (placed[0] < bound if turned else bound < placed[0]):
+            continue
+        runs[-1].append(placed)
+        if len(runs[-1]) >= RUN:
+            runs[-1].sort(key=_first, reverse=turned)
+            if limit is None:
+                runs.append([])
+            else:
+                del runs[-1][limit:]
+    runs[-1].sort(key=_first, reverse=turned)
+    ordered = heapq.merge(*runs, key=_first, reverse=turned) if len(runs) > 1 else runs[0]
+    return [row async for _, row in paced(itertools.islice(ordered, limit))]
 
 
 def _first(pair: tuple[Any, object]) -> Any:
     return pair[0]
+
+
+class Skipped:
+    """Logs the rows that cannot be sent, such as one with an infinity: each once, and not more than MAX_SKIPPED.
+
+    name: of the table or model that they belong to.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logged: set[str] = set()
+
+    def note(self, id: object, problem: object) -> None:
+        """A row is left out of what is sent. id: as far as it is known."""
+        shown = shorten(id)
+        if shown in self._logged or len(self._logged) > MAX_SKIPPED:
+            return
+        self._logged.add(shown)
+        if len(self._logged) > MAX_SKIPPED:
+            logger.error("More records of %s cannot be sent and are left out; they are not logged.", self._name)
+        else:
+            logger.error("The record %s of %s cannot be sent and is left out: %s", shown, self._name, problem)

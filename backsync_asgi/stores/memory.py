@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from .base import (
     matches,
     merge,
     missing,
+    paced,
     parse_query,
     replace,
 )
@@ -80,11 +80,11 @@ class MemoryStore:
 
     async def read(self, query: Query) -> list[Record]:
         """The records that a query asks for, oldest first unless it says otherwise."""
-        return [orjson.loads(text) for text in self._select(query)]
+        return [orjson.loads(text) async for text in paced(await self._select(query))]
 
     async def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts, which were encoded when they were written."""
-        texts = self._select(query)
+        texts = await self._select(query)
         for start in range(0, len(texts), CHUNK):
             yield texts[start : start + CHUNK]
 
@@ -124,23 +124,32 @@ class MemoryStore:
         evicted, self._evicted = self._evicted, {}
         return evicted.values()
 
-    def _select(self, query: Query) -> list[str]:
+    async def _select(self, query: Query) -> list[str]:
+        """The texts of one moment: rows are taken at once, and only compared in slices of time."""
         selection = parse_query(query)
-        where, order, after = selection.where, selection.order, selection.after
-        rows: Iterable[Row]
+        where, order, after, limit = selection.where, selection.order, selection.after, selection.limit
+        rows: Sequence[Row]
         if "id" in where:
             rows = [row] if (row := self._rows.get(str(where["id"]))) is not None else []
         elif order == BY_ID:
             ids = self._sorted_ids()
             start = 0 if after is None else bisect.bisect_right(ids, str(after["id"]))
-            rows = (self._rows[ids[index]] for index in range(start, len(ids)))
+            stop = None if where or limit is None else start + limit
+            rows = [self._rows[id] for id in ids[start:stop]]
         else:
-            rows = self._rows.values()
+            rows = list(self._rows.values())
+        is_ordered = not order or (order == BY_ID and "id" not in where)
         if where:
-            rows = (row for row in rows if matches(row.record, where))
-        if order and (order != BY_ID or "id" in where):
-            rows = arrange(rows, lambda row: row.record, selection)
-        return [row.text for row in itertools.islice(rows, selection.limit)]
+            kept = []
+            async for row in paced(rows):
+                if matches(row.record, where):
+                    kept.append(row)
+                    if is_ordered and len(kept) == limit:
+                        break
+            rows = kept
+        if not is_ordered:
+            rows = await arrange(rows, lambda row: row.record, selection)
+        return [row.text for row in rows[:limit]]
 
     def _sorted_ids(self) -> list[str]:
         if self._ids is None:
