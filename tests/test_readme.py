@@ -50,6 +50,37 @@ async def test_its_program_shows_in_one_tab_what_is_typed_in_another(
     await expect(late.locator("ul > li")).to_contain_text(["Hello from the first tab", "<b>And back</b>"])
 
 
+async def test_its_program_shows_what_the_server_refuses(
+    readme: str, tmp_path: Path, serve: Callable[..., Server], visitors: Visitors
+) -> None:
+    """A refused write is taken back; that alone would look as if nothing had happened."""
+    for name, language in (("app.py", "python"), ("index.html", "html")):
+        (tmp_path / name).write_text(first_block(readme, language))
+    page = await visitors.new_page(serve("app:app", cwd=tmp_path).url)
+    await page.get_by_role("textbox").press("Enter")
+    await expect(page.get_by_text("Say something.", exact=True)).to_be_visible()
+    await expect(page.locator("ul > li")).to_have_count(0)
+
+    await page.get_by_role("textbox").fill("Hello")
+    await page.get_by_role("textbox").press("Enter")
+    await expect(page.locator("ul > li")).to_have_text(["Hello"])
+    await expect(page.get_by_text("Say something.", exact=True)).to_have_count(0)
+
+
+async def test_without_that_line_the_console_shows_it(
+    readme: str, tmp_path: Path, serve: Callable[..., Server], visitors: Visitors
+) -> None:
+    """A page that looks at no refusal has it in the console, with the model, the code and the message."""
+    page_text = first_block(readme, "html")
+    (line,) = [line for line in page_text.splitlines(keepends=True) if '.on("error"' in line]
+    (tmp_path / "index.html").write_text(page_text.replace(line, ""))
+    (tmp_path / "app.py").write_text(first_block(readme, "python"))
+    page = await visitors.new_page(serve("app:app", cwd=tmp_path).url)
+    async with page.expect_console_message(lambda message: message.type == "warning") as warned:
+        await page.get_by_role("textbox").press("Enter")
+    assert (await warned.value).text == "backsync: ChatMessage:upsert was refused: Say something. (invalid)"
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_command_it_names_exists(readme: str, target: str) -> None:
     assert re.search(rf"\bmake {target}\b", readme), f"README.md does not name `make {target}`"

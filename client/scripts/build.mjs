@@ -39,6 +39,14 @@ const jQueryOfThePage = {
   },
 };
 
+/** SockJS brings what browsers of 2012 lacked; all that can run this client have it. */
+const withoutShims = {
+  name: "without-shims",
+  setup({ onLoad }) {
+    onLoad({ filter: /sockjs-client[/\\]lib[/\\]shims\.js$/ }, () => ({ contents: "" }));
+  },
+};
+
 /** The licences of what is bundled ask for their text to go along: read from the packages that the build really used. */
 async function licences(metafile) {
   const inputs = Object.keys(metafile.inputs).map((input) => /node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input)?.[1]);
@@ -109,7 +117,7 @@ const [types, script] = await Promise.all([
     format: "iife",
     outfile: path.join(served, "backsync.js"),
     platform: "browser",
-    plugins: [jQueryOfThePage],
+    plugins: [jQueryOfThePage, withoutShims],
   }),
   build({
     ...common,
@@ -118,6 +126,7 @@ const [types, script] = await Promise.all([
     format: "esm",
     outfile: path.join(served, "backsync.mjs"),
     platform: "browser",
+    plugins: [withoutShims],
   }),
   packed &&
     build({

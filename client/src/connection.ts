@@ -88,6 +88,10 @@ const PING_AFTER_MS = 2_000;
 const PING_TIMEOUT_MS = 8_000;
 /** A connection that stood so long starts its delays from the beginning. */
 const STABLE_MS = 10_000;
+/** Replies are applied at once until this much time of a frame has gone into applying; then they wait for the next frame. */
+const FRAME_BUDGET_MS = 4;
+/** Messages that may wait for a frame. */
+const MAX_INBOX = 5000;
 const NORMAL = 1000;
 const POLICY = 4500;
 const TOO_LARGE = 1009;
@@ -121,11 +125,20 @@ export class Connection {
   #heartbeatMs = HEARTBEAT_S * 1000;
   #window: Window | null = null;
   #networkGone = false;
+  /** Messages that have arrived and are not applied yet. */
   #inbox: Incoming[] = [];
+  /** The inbox is applied at the end of the present task. */
+  #isDue = false;
+  /** A frame has been requested. */
+  #isFramed = false;
+  /** Milliseconds that applying has taken since the last frame. */
+  #spent = 0;
   /** The one timer of the present phase: deadline of opening, watchdog, or next attempt. */
   #timer: Timer | null = null;
   #goodbye: Timer | null = null;
   #stopNetwork: (() => void) | null = null;
+  /** The last warning about connecting. */
+  #warned = "";
 
   /** `host`, `open` and `storage` are for tests: a page passes none of them. */
   constructor(
@@ -202,6 +215,7 @@ export class Connection {
 
   /** Closes for good: calls without an answer are rejected with `closed`, subscriptions end; kept writes wait for `open`. */
   close(code = NORMAL, reason = ""): void {
+    this.#flush(); // answers that have arrived count
     this.#end({ code, reason });
   }
 
@@ -315,6 +329,7 @@ export class Connection {
         heartbeat: () => {
           if (!current()) return;
           this.#heard();
+          this.#flush(); // the answer to a write that is overdue may be among what waits
           this.#calls.alive();
         },
         close: (code, reason) => current() && this.#ended(code, reason),
@@ -355,9 +370,13 @@ export class Connection {
   #greeted(error: BacksyncError | null, reply: unknown): void {
     if (error !== null) {
       if (error.code === "unauthorized" || error.code === "forbidden") this.#end({ code: POLICY, reason: error.message });
-      else this.#drop(`greeting refused: ${error.message}`);
+      else {
+        this.#warn(`the greeting was refused: ${error.message} (${error.code}); it is tried again`);
+        this.#drop(`greeting refused: ${error.message}`);
+      }
       return;
     }
+    this.#warned = "";
     const { heartbeat, limits } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown; limits?: unknown };
     const { message: limit } = (isObject(limits) ? limits : {}) as { message?: unknown };
     this.#calls.limit(typeof limit === "number" && limit > 0 ? limit : null);
@@ -469,6 +488,12 @@ export class Connection {
     this.#showStatus();
   }
 
+  /** Once for each state of things, however often it is met with before a connection stands. */
+  #warn(text: string): void {
+    if (text !== this.#warned) console.warn(`backsync: ${this.url}: ${text}`);
+    this.#warned = text;
+  }
+
   #forgetSocket(): void {
     this.#socket = null;
     this.#transport = null;
@@ -486,25 +511,66 @@ export class Connection {
   #received(text: string): void {
     this.#heard();
     const message = decode(text);
-    debug.log("←", message ?? text);
+    debug.log("←", text);
     if (message === null) return;
-    // All messages of a frame are dispatched in one task: they are handled together, after the last of them.
-    if (this.#inbox.push(message) === 1) queueMicrotask(() => this.#flush());
+    this.#inbox.push(message);
+    const isUrgent = isReply(message) || message.event === "$:bye";
+    if (isUrgent && this.#spent < FRAME_BUDGET_MS) this.#flushAfterTask();
+    else if (this.#inbox.length >= MAX_INBOX) this.#flush();
+    else this.#flushAtFrame();
+  }
+
+  /** SockJS dispatches all messages of one of its frames in one task: they are applied together, after the last of them. */
+  #flushAfterTask(): void {
+    if (this.#isDue) return;
+    this.#isDue = true;
+    queueMicrotask(() => {
+      this.#isDue = false;
+      this.#flush();
+    });
+  }
+
+  /** Changes are applied once per frame, however many messages they come in: the page redraws no more often than it is seen. */
+  #flushAtFrame(): void {
+    if (this.#isFramed) return;
+    if (this.host.frame === undefined) {
+      this.#flushAfterTask();
+      return;
+    }
+    this.#isFramed = true;
+    this.host.frame(() => {
+      this.#isFramed = false;
+      this.#spent = 0;
+      this.#flush();
+    });
   }
 
   #flush(): void {
+    if (this.#inbox.length === 0) return;
+    const start = this.host.now();
+    this.#apply();
+    // After the page's own microtasks: awaited answers, and the listeners of live collections.
+    queueMicrotask(() => {
+      const spent = this.host.now() - start;
+      if (spent <= 0) return;
+      this.#spent += spent;
+      this.#flushAtFrame();
+    });
+  }
+
+  #apply(): void {
     const messages = this.#inbox;
     this.#inbox = [];
     for (const message of messages) {
-      const isReply = message.id !== undefined && message.id !== null;
-      if (isReply) this.#subscriptions.flush(); // what came before a reply is applied before it
-      if (isReply && this.#calls.receive(message)) continue;
+      const answers = isReply(message);
+      if (answers) this.#subscriptions.flush(); // what came before a reply is applied before it
+      if (answers && this.#calls.receive(message)) continue;
       if (message.event === "$:bye") this.#bye(message.data);
       this.#events.emit("message", message);
       this.#subscriptions.receive(message);
     }
     this.#subscriptions.flush();
-    if (messages.length > 0) this.#calls.alive();
+    this.#calls.alive();
   }
 
   /** The server goes away: no new calls, the answers that are due still come, then back within its window. */
@@ -648,6 +714,10 @@ function checkOptions(options: ConnectionOptions): void {
   if (options.transport !== undefined && options.transport !== "sockjs" && options.transport !== "websocket") {
     throw new BacksyncError("usage", `transport is "${String(options.transport)}": it must be "sockjs" or "websocket".`);
   }
+}
+
+function isReply(message: Incoming): boolean {
+  return message.id !== undefined && message.id !== null;
 }
 
 function lostError(what: string): BacksyncError {

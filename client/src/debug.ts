@@ -4,6 +4,6 @@ export const debug = {
   enabled: false,
 
   log(direction: "→" | "←" | "·", ...details: unknown[]): void {
-    if (debug.enabled) console.debug("backsync", direction, ...details);
+    if (debug.enabled) console.log("backsync", direction, ...details);
   },
 };

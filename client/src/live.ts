@@ -10,6 +10,7 @@ import { BacksyncError, warnOfEnd } from "./errors.js";
 import { guarded } from "./host.js";
 import { inOrder, type Order } from "./pages.js";
 import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
+import { warnOfRefusal, WritePromise } from "./refusals.js";
 import { type PendingWrite, same, Shadow } from "./shadow.js";
 import type { Sink, Subscription } from "./subscriptions.js";
 
@@ -161,8 +162,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   /** Deletes a record. */
   delete(id: Item["id"]): Promise<void> {
-    const written = this.#write(this.#entry(this.#nameOf(id)), { event: "delete", data: { id } }, { kind: "delete", fields: {} });
-    return quiet(written.then(() => undefined));
+    return this.#write(this.#entry(this.#nameOf(id)), { event: "delete", data: { id } }, { kind: "delete", fields: {} }) as Promise<void>;
   }
 
   /** Ends it: the records stay as they are, and what was written still goes out. */
@@ -189,16 +189,17 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   #write(entry: Entry<Item>, { event, ...message }: Message, write: PendingWrite, query?: Query): Promise<unknown> {
     const own = entry.shadow.touched({ ...(message.data as ServerRecord), ...write.fields });
     const options: StartOptions = { record: entry.name, own, query };
-    const promise = new Promise((resolve, reject) => {
+    const promise = WritePromise.make<unknown>((resolve, reject) => {
       this.#connection.request({ event: `${this.#model}:${event}`, ...message }, options, (error, reply) => {
         if (error === null) {
           entry.shadow.succeed(write, isObject(reply) && write.kind !== "delete" ? safeRecord(reply) : null);
           this.#identify(entry);
           this.#place(entry);
-          resolve(reply);
+          resolve(write.kind === "delete" ? undefined : reply);
         } else {
           this.#rollBack(entry, write, error);
           reject(error);
+          warnOfRefusal(this.#connection.host, `${this.#model}:${event}`, error, () => promise.isTaken);
         }
         this.#tidy(entry);
         this.#changed();
@@ -206,7 +207,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       entry.shadow.begin(write);
       this.#changed();
     });
-    return quiet(promise);
+    return promise;
   }
 
   #rollBack(entry: Entry<Item>, write: PendingWrite, error: BacksyncError): void {
@@ -334,10 +335,4 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
       for (const listener of [...this.#listeners]) guarded(this.#connection.host, listener);
     });
   }
-}
-
-/** Nobody has to catch it: a refused write is taken back, which shows. */
-function quiet<T>(promise: Promise<T>): Promise<T> {
-  promise.catch(() => {});
-  return promise;
 }

@@ -273,6 +273,9 @@ export class Subscriptions {
       const delay = asked + retryDelay(entry.attempts, this.#host.random());
       entry.attempts += 1;
       entry.retry = this.#host.setTimeout(() => this.#question(entry), delay);
+      if (entry.attempts === 2 || (isMistake && entry.attempts === 1)) {
+        console.warn(`backsync: ${entry.subscription.model} is not up to date: ${error.message} (${error.code}); it is asked for again`);
+      }
       guarded(this.#host, () => entry.sink.delayed?.(error));
       if (isMistake) guarded(this.#host, () => entry.sink.failed?.(error, false));
       return;

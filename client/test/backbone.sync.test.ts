@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
-import { afterEach, beforeEach, describe, it } from "node:test";
+import { afterEach, beforeEach, describe, it, mock } from "node:test";
 
 import Backbone from "backbone";
 
@@ -553,5 +553,52 @@ describe("install", () => {
     await again.reply(second, { id: 1, text: "a" });
     await promise;
     assert.equal(model.id, 1);
+  });
+});
+
+describe("refused writes", () => {
+  let warnings: string[];
+  beforeEach(() => {
+    warnings = [];
+    mock.method(console, "warn", (text: string) => void warnings.push(text));
+  });
+  afterEach(() => mock.restoreAll());
+  const refuse = async (): Promise<void> => {
+    for (const sent of socket.take()) await socket.refuse(sent, "invalid");
+    await host.advance(1);
+  };
+
+  it("are warned of where the page looks at neither the promise nor an event", async () => {
+    const todos = new Todos();
+    todos.on("all sync request invalid", () => {});
+    todos.create({ text: "" });
+    await refuse();
+    new Todo({ id: 1 }).save({ text: "" }, { patch: true });
+    await refuse();
+    new Todo({ id: 2 }).destroy({ success() {} });
+    await refuse();
+    const expected = ["upsert", "patch", "delete"].map((method) => `backsync: Todo:${method} was refused: no: invalid (invalid)`);
+    assert.deepEqual(warnings, expected);
+  });
+
+  it("are not warned of where the page does: by a promise, a callback, or an event of the model or its collection", async () => {
+    const ways: ((todo: any, todos: any) => unknown)[] = [
+      (todo) => todo.save({ text: "" }).catch(() => {}),
+      (todo) => todo.save({ text: "" }, { error() {} }),
+      (todo) => todo.save("text", "", { error() {} }),
+      (todo) => todo.destroy({ error() {} }),
+      (todo) => (todo.on("error", () => {}), todo.save({ text: "" })),
+      (todo) => (todo.on("rollback", () => {}), todo.save({ text: "" })),
+      (todo, todos) => (todos.on("error", () => {}), todo.save({ text: "" })),
+      (_, todos) => (todos.on("rollback", () => {}), todos.create({ text: "" })),
+      (_, todos) => todos.create({ text: "" }, { error() {} }),
+      (todo) => Backbone.sync("update", todo, { error() {} }),
+    ];
+    for (const [index, way] of ways.entries()) {
+      const todos = new Todos([{ id: index }]);
+      way(todos.at(0), todos);
+      await refuse();
+      assert.deepEqual(warnings, [], String(way));
+    }
   });
 });

@@ -92,7 +92,7 @@ describe("the script", () => {
 
   it("logs messages with debug = true", async () => {
     const lines: unknown[][] = [];
-    const { Backsync } = await page({ console: { debug: (...line: unknown[]) => lines.push(line), warn() {} } });
+    const { Backsync } = await page({ console: { log: (...line: unknown[]) => lines.push(line), warn() {} } });
     assert.equal(Backsync.debug, false);
     Backsync.debug = true;
     Backsync.connection.open();

@@ -1,7 +1,7 @@
 /** The connection: greeting, calls, coming back, watching. */
 
 import assert from "node:assert/strict";
-import { describe, it } from "node:test";
+import { describe, it, mock } from "node:test";
 
 import { retryDelay } from "../src/backoff.js";
 import { BacksyncError } from "../src/errors.js";
@@ -67,6 +67,23 @@ describe("greeting", () => {
     assert.equal(connection.closed?.reason, "no: unauthorized");
     await server.host.advance(100_000);
     assert.equal(server.sockets.length, 1);
+  });
+
+  it("warns once why it does not get in, as where the server's auth hook raises", async () => {
+    const warn = mock.method(console, "warn", () => {});
+    const server = new FakeServer();
+    server.connection().open();
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      const { socket } = server;
+      socket.handlers.open("fake");
+      await settle();
+      await socket.refuse(socket.takeOne("$:hello"), "handler_error");
+      await server.host.advance(30_000);
+    }
+    assert.deepEqual(warn.mock.calls.map(({ arguments: words }) => words), [
+      ["backsync: http://test.invalid/backsync: the greeting was refused: no: handler_error (handler_error); it is tried again"],
+    ]);
+    warn.mock.restore();
   });
 
   it("authenticates on a live connection and greets with that token afterwards", async () => {

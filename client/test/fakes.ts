@@ -48,6 +48,17 @@ export class VirtualHost implements Host {
   network(online: boolean): void {
     for (const listener of this.#networkListeners) listener(online);
   }
+  /** Makes changes wait for `paint`; without it they are applied in the task in which they arrive. */
+  drawFrames(): void {
+    this.frame = (callback) => void this.#frames.push(callback);
+  }
+  frame?: (callback: () => void) => void;
+  readonly #frames: (() => void)[] = [];
+  /** Draws a frame. */
+  async paint(): Promise<void> {
+    for (const callback of this.#frames.splice(0)) callback();
+    await settle();
+  }
   /** Runs every timer that is due within the next milliseconds, in order. */
   async advance(milliseconds: number): Promise<void> {
     const end = this.time + milliseconds;

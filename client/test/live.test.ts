@@ -289,3 +289,114 @@ describe("LiveCollection", () => {
     assert.equal(todos.records.length, 1);
   });
 });
+
+describe("frames", () => {
+  it("apply all changes of a frame in one go, in however many messages they came", async () => {
+    const { todos, told } = await live([{ id: 1, n: 0 }]);
+    host.drawFrames();
+    for (let n = 1; n <= 100; n += 1) await socket.frame(upsert({ id: 1, n }), upsert({ id: `new${n}`, n }));
+    assert.deepEqual([todos.records.length, told()], [1, 0]);
+    await host.paint();
+    assert.deepEqual([todos.records.length, todos.get(1)?.n, told()], [101, 100, 1]);
+    await host.paint();
+    assert.equal(told(), 0);
+  });
+
+  it("are not waited for by answers, nor by what came before an answer", async () => {
+    const { todos } = await live([{ id: 1, n: 0 }, { id: 2, n: 0 }]);
+    host.drawFrames();
+    const written = todos.patch(1, { n: 1 });
+    const sent = socket.takeOne("Todo:patch");
+    await socket.frame(upsert({ id: 2, n: 5 }), upsert({ id: 1, n: 7, m: 7 }));
+    await socket.frame({ id: sent.id, event: sent.event, data: { id: 1, n: 1, m: 7 } }, upsert({ id: 3, n: 3 }));
+    await written;
+    assert.deepEqual(todos.records, [{ id: 1, n: 1, m: 7 }, { id: 2, n: 5 }, { id: 3, n: 3 }]);
+  });
+
+  it("are waited for by answers, in their order, once applying has taken too much of the present one", async () => {
+    const { todos } = await live([{ id: 1, n: 0 }]);
+    host.drawFrames();
+    todos.subscribe(() => void (host.time += 10)); // a page that draws slowly
+    const answered: unknown[] = [];
+    for (const n of [1, 2]) {
+      void connection.call("Todo:count", n).then((count) => answered.push([count, todos.get(1)?.n]));
+    }
+    const calls = socket.take();
+    await socket.frame(upsert({ id: 1, n: 1 }), { id: calls[0]!.id, event: "Todo:count", data: 1 });
+    await socket.frame(upsert({ id: 1, n: 2 }), { id: calls[1]!.id, event: "Todo:count", data: 2 }, upsert({ id: 1, n: 3 }));
+    assert.deepEqual(answered, [[1, 1]]);
+    await host.paint();
+    assert.deepEqual(answered, [[1, 1], [2, 3]]);
+  });
+
+  it("lose nothing of what has arrived where the socket or the page ends before the next one", async () => {
+    const { todos } = await live([]);
+    host.drawFrames();
+    const call = connection.call("Todo:count");
+    const [sent] = socket.take();
+    await socket.frame(upsert({ id: 1, n: 1 }));
+    await socket.cut();
+    assert.deepEqual(todos.records, [{ id: 1, n: 1 }]);
+    await host.advance(1000);
+    socket = await server.accept();
+    const again = socket.take().find(({ event }) => event === "Todo:count")!;
+    assert.equal(again.id, sent!.id);
+    socket.handlers.message(JSON.stringify({ id: again.id, event: again.event, data: 5 }));
+    connection.close();
+    assert.equal(await call, 5);
+  });
+});
+
+describe("refused writes", () => {
+  let warnings: string[] = [];
+  beforeEach(() => {
+    warnings = [];
+    mock.method(console, "warn", (text: string) => void warnings.push(text));
+  });
+  const refuse = async (event: string): Promise<void> => {
+    await socket.refuse(socket.takeOne(event), "invalid");
+    await host.advance(1);
+  };
+
+  it("are warned of where the page leaves their promise alone, with what was refused and why", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }]);
+    void todos.upsert({ id: 2 });
+    await refuse("Todo:upsert");
+    void todos.patch(1, { n: 2 });
+    await refuse("Todo:patch");
+    void todos.delete(1);
+    await refuse("Todo:delete");
+    assert.deepEqual(warnings, ["upsert", "patch", "delete"].map((method) => `backsync: Todo:${method} was refused: no: invalid (invalid)`));
+  });
+
+  it("are not warned of where the page takes their promise, in whatever way", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }]);
+    const taking: ((promise: Promise<unknown>) => unknown)[] = [
+      (promise) => promise.catch(() => {}),
+      (promise) => promise.then(() => {}, () => {}),
+      (promise) => Promise.allSettled([promise]),
+      async (promise) => {
+        try {
+          await promise;
+        } catch {
+          // As a page does.
+        }
+      },
+    ];
+    for (const take of taking) {
+      void take(todos.patch(1, { n: 2 }));
+      await refuse("Todo:patch");
+    }
+    assert.deepEqual(warnings, []);
+  });
+
+  it("are not warned of where it was the page that gave them up", async () => {
+    const { todos } = await live([{ id: 1, n: 1 }]);
+    void todos.patch(1, { n: 2 });
+    connection.discard();
+    void todos.patch(1, { n: 3 });
+    connection.close();
+    await host.advance(1);
+    assert.deepEqual(warnings, []);
+  });
+});

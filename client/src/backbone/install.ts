@@ -14,6 +14,7 @@ import {
   type BackboneLike,
   type BackboneModel,
   isCollection,
+  type Options,
   result,
   type SyncFunction,
 } from "./types.js";
@@ -99,6 +100,8 @@ class Installation {
   readonly #records = new Records();
   readonly #states = new Map<BackboneCollection, CollectionState>();
   readonly #restore: () => void;
+  /** Whether the `save` or `destroy` that runs was given an `error` callback; null: none runs. */
+  #hasCallback: boolean | null = null;
 
   constructor(Backbone: BackboneLike, connection: () => Connection, options: InstallOptions) {
     this.#connection = connection;
@@ -108,7 +111,8 @@ class Installation {
     this.sync = function sync(this: unknown, method, subject, syncOptions = {}) {
       const over = installation.#connectionOf(subject);
       if (over === null) return overRest(Backbone, () => original.call(this, method, subject, syncOptions));
-      return syncOver(over, installation.#records, method, subject, syncOptions);
+      const hasCallback = installation.#hasCallback ?? typeof syncOptions.error === "function";
+      return syncOver(over, installation.#records, method, subject, syncOptions, hasCallback);
     };
     Backbone.sync = this.sync;
 
@@ -133,6 +137,19 @@ class Installation {
       },
     };
     const models = Backbone.Model.prototype as Record<string, unknown>;
+    const { save, destroy } = models as Record<string, (...args: unknown[]) => unknown>;
+    /** Backbone hides an `error` callback of the page in one of its own, which `sync` gets: it is looked for before. */
+    const noting = (method: ((...args: unknown[]) => unknown) | undefined) =>
+      function (this: unknown, ...args: unknown[]): unknown {
+        const before = installation.#hasCallback;
+        installation.#hasCallback = args.some((options) => typeof (options as Options | null | undefined)?.error === "function");
+        try {
+          return method?.apply(this, args);
+        } finally {
+          installation.#hasCallback = before;
+        }
+      };
+    Object.assign(models, { save: noting(save), destroy: noting(destroy) });
     function syncPending(this: BackboneModel | BackboneCollection): number {
       return installation.pending(this);
     }
@@ -143,6 +160,7 @@ class Installation {
       collections._reset = reset;
       for (const name of ["live", "syncBind", "syncUnbind", "syncPending"]) delete collections[name];
       delete models.syncPending;
+      Object.assign(models, { save, destroy });
     };
   }
 

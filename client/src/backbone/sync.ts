@@ -5,6 +5,7 @@ import type { Connection } from "../connection.js";
 import { BacksyncError } from "../errors.js";
 import { isObject, type Message, modelName } from "../protocol.js";
 import type { Attributes } from "../shadow.js";
+import { warnOfRefusal, WritePromise } from "../refusals.js";
 import type { Records, Write } from "./records.js";
 import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
 
@@ -22,6 +23,7 @@ export function syncOver(
   method: string,
   subject: BackboneModel | BackboneCollection,
   options: Options,
+  hasCallback: boolean,
 ): SyncPromise {
   const message = toMessage(method, subject, options);
   const isNew = (method === "create" || method === "update") && !isCollection(subject) && records.isUnknown(subject);
@@ -30,8 +32,8 @@ export function syncOver(
   const write = method === "read" || isCollection(subject) ? null : records.begin(method, subject, options);
   let resolve: (response: unknown) => void = () => {};
   let reject: (error: BacksyncError) => void = () => {};
-  const promise = new Promise<unknown>((...settlers) => ([resolve, reject] = settlers)) as SyncPromise;
-  promise.catch(() => {}); // the page need not listen: `error` says the same
+  const answer = WritePromise.make<unknown>((...settlers) => ([resolve, reject] = settlers));
+  const promise = answer as Promise<unknown> as SyncPromise;
 
   let stopWatching: (() => void) | null = null;
   let over = false;
@@ -55,8 +57,13 @@ export function syncOver(
   };
   const fail = (error: BacksyncError): void => {
     const tell = (): void => options.error?.(error);
-    if (write === null) tell();
-    else records.fail(write, subject as BackboneModel, error, options, tell);
+    if (write === null) {
+      tell();
+      return;
+    }
+    const places = [subject, ...write.places.map(({ collection }) => collection)]; // where its events arrive
+    warnOfRefusal(connection.host, message.event, error, () => answer.isTaken || hasCallback || places.some(isListenedTo));
+    records.fail(write, subject as BackboneModel, error, options, tell);
   };
   let call: Call | null = null;
   promise.abort = () => call?.abort();
@@ -105,6 +112,11 @@ function withIdentity(model: BackboneModel, attributes: Attributes): Attributes 
   if (model.isNew()) return attributes;
   const missing = Object.entries(identity(model)).filter(([name]) => attributes[name] === undefined);
   return missing.length === 0 ? attributes : { ...attributes, ...Object.fromEntries(missing) };
+}
+
+/** Whether the page listens to what tells of refused writes. */
+function isListenedTo({ _events }: BackboneModel | BackboneCollection): boolean {
+  return ["error", "rollback"].some((name) => (_events?.[name]?.length ?? 0) > 0);
 }
 
 function timeoutOf(options: Options): { timeout?: number } {

@@ -10,6 +10,8 @@ export interface BackboneEvents {
   on(event: string, callback: (...details: never[]) => void, context?: unknown): unknown;
   off(event?: string | null, callback?: ((...details: never[]) => void) | null, context?: unknown): unknown;
   trigger(event: string, ...details: unknown[]): unknown;
+  /** The listeners by event. */
+  _events?: Record<string, { length: number } | undefined> | undefined;
 }
 
 interface Synced {
