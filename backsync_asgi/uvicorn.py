@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -40,6 +40,10 @@ UVICORN_MAX_SIZE = 16 * 1024 * 1024  # uvicorn's default for --ws-max-size
 MAX_SIZE = 262_144  # bytes of one message as framed: twice what an upload may have, for the escapes
 # Bytes in one read after which the others get a turn: uvloop would go on with a peer that floods for up to 8 MB.
 MUCH = 65_536
+# They write to their socket what they are given, and nothing else.
+PLAIN_TRANSPORTS = frozenset(
+    {"asyncio.selector_events._SelectorSocketTransport", "uvloop.loop.TCPTransport", "uvloop.loop.UnixTransport"}
+)
 END_OF_HEAD = b"\r\n\r\n"
 # In the two bytes at the head of a frame (RFC 6455, 5.2).
 FINAL, OPCODE, TEXT, CLOSE = 0x80, 0x0F, 0x1, 0x8
@@ -161,6 +165,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # What uvicorn calls
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The HTTP protocol hands its connection over."""
+        if transport.get_extra_info("sslcontext") is not None:
+            transport = cast(asyncio.Transport, ClosedOnce(transport))
+        super().connection_made(transport)
+
     def handle_connect(self, event: Any) -> None:
         """Offer the short cut to the application, unless frames must be compressed first."""
         super().handle_connect(event)
@@ -169,8 +179,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             scope["extensions"][EXTENSION] = self
             # uvloop then writes at once what the socket takes, in place of a list of those who have something to write:
             # a broadcast costs 5 to 8 % less. And nothing is kept for a peer that does not read, which has a position.
-            self.transport.set_write_buffer_limits(high=0)
             self.frames_fd = fd_of(self.transport)
+            # A TLS transport pauses when as much as the limit waits, a plain one when more does: the limit of 0 would
+            # pause the former for ever; 1 suits both.
+            self.transport.set_write_buffer_limits(high=1 if self.frames_fd is None else 0)
             if self.transport.get_write_buffer_size():
                 # An answer to a request before this one. Of the pause the HTTP protocol was told; of its end we are.
                 self.pause_writing()
@@ -323,13 +335,31 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._on_writability()
 
 
+class ClosedOnce:
+    """A transport that passes on one `close` only: after a second one, asyncio's TLS transport cannot abort (seen
+    in Python 3.11), and a peer that does not read keeps the connection for ever."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close it, unless it closes already."""
+        if not self._transport.is_closing():
+            self._transport.close()
+
+
 def fd_of(transport: asyncio.Transport) -> int | None:
-    """The number of the socket that a transport writes to as it is; None under TLS, and where there is none."""
+    """The number of the socket that a transport writes to as it is; None under TLS, and for every transport that is not
+    known to do so: one that wraps another may name the other's socket."""
+    kind = type(transport)
     socket = transport.get_extra_info("socket")
-    if socket is None or transport.get_extra_info("sslcontext") is not None:
+    if f"{kind.__module__}.{kind.__qualname__}" not in PLAIN_TRANSPORTS or socket is None:
         return None
     fd: int = socket.fileno()
-    return fd
+    return None if fd < 0 else fd
 
 
 class CompressingWebSocketProtocol(WebSocketProtocol):

@@ -126,12 +126,14 @@ class Server:
 
 @contextmanager
 def _running(server: Server, errors_expected: bool, stop_within: float) -> Iterator[Server]:
+    found = None
     try:
-        server.port = int(server.wait_for_log(r"[Rr]unning on http://127\.0\.0\.1:(\d+)").group(1))
+        found = server.wait_for_log(r"[Rr]unning on (?:https?://127\.0\.0\.1:(\d+)|(?:unix )?socket )")
+        server.port = int(found.group(1) or 0)
         yield server
     except BaseException as error:
         server.kill()
-        if server.port:  # without one it is the start that failed, and that error has the log
+        if found is not None:  # else it is the start that failed, and that error has the log
             error.add_note(f"Log of {server.name}:\n{server.log}")
         raise
     server.stop(stop_within)

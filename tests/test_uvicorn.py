@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn import Config
@@ -117,12 +118,16 @@ class App:
         return False
 
 
-def accepted(app: ASGIApp, max_size: int = 1 << 24, waiting: int = 0) -> tuple[WebSocketProtocol, FakeTransport]:
+def accepted(
+    app: ASGIApp, max_size: int = 1 << 24, waiting: int = 0, tls: bool = False
+) -> tuple[WebSocketProtocol, FakeTransport]:
     """A connection before its handshake. waiting: bytes that are in the transport's buffer already."""
     config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False, ws_max_size=max_size)
     config.load()
     protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
     transport.waiting = waiting
+    if tls:
+        transport.extra["sslcontext"] = ssl.create_default_context()
     protocol.connection_made(transport)
     return protocol, transport
 
@@ -522,12 +527,58 @@ async def test_what_was_not_read_of_an_earlier_answer_goes_first() -> None:
 
 def test_a_socket_has_a_number_where_what_is_written_is_what_goes_over_it() -> None:
     transport = FakeTransport()
-    assert fd_of(transport) is None
     with socket.socket() as ours:
         transport.extra["socket"] = ours
-        assert fd_of(transport) == ours.fileno()
-        transport.extra["sslcontext"] = ssl.create_default_context()
-        assert fd_of(transport) is None
+        assert fd_of(transport) is None, "it may write something else than it is given"
+        plain = type("_SelectorSocketTransport", (FakeTransport,), {"__module__": "asyncio.selector_events"})()
+        assert fd_of(plain) is None
+        plain.extra["socket"] = ours
+        assert fd_of(plain) == ours.fileno()
+
+
+async def measure_socket() -> int | None:
+    """What `fd_of` says of a real connection."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+    fd = fd_of(transport)
+    transport.abort()
+    server.close()
+    return fd
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_the_sockets_of_both_event_loops_are_known(run: Callable[[Any], int | None]) -> None:
+    """Their classes are known by name: a broadcast would be slower if a name changed."""
+    assert run(measure_socket()) is not None
+
+
+async def test_a_transport_behind_tls_is_paused_when_something_waits_only() -> None:
+    """A TLS transport pauses when as much waits as its limit, so 0 would pause it for ever."""
+    app = App(lambda message: True)
+    protocol, transport = accepted(app)
+    protocol.data_received(HANDSHAKE)
+    assert transport.high == 1
+    protocol.connection_lost(None)
+    await settle()
+
+
+async def test_a_transport_behind_tls_is_closed_once() -> None:
+    """asyncio's forgets its connection at the second close, and could not be aborted after it."""
+    app = App(lambda message: True)
+    protocol, transport = accepted(app, tls=True)
+    closes: list[None] = []
+    close = transport.close
+    transport.close = lambda: (closes.append(None), close())[1]  # type: ignore[method-assign, func-returns-value]
+    protocol.data_received(HANDSHAKE)
+    await settle()
+    protocol.shutdown()
+    protocol.transport.close()
+    assert len(closes) == 1
+    protocol.transport.abort()
+    assert transport.aborted
+    protocol.connection_lost(None)
+    await settle()
 
 
 async def test_the_number_is_withdrawn_before_anything_else_hears_of_the_end() -> None:
