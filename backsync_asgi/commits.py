@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from .handlers import start_contained
 from .messages import record_of
 from .stores.base import Id, Record, Store
 
@@ -198,7 +199,7 @@ class Doubts:
             name = next(iter(self._ids))
             id, context = self._ids.pop(name)
             try:
-                await asyncio.get_running_loop().create_task(self._look(id), context=context)
+                await start_contained(self._look(id), context)
                 delay = FIRST_DELAY
             except Exception as error:  # noqa: BLE001 - whatever it is, clients would stay with an older state
                 logger.warning("A record whose write may be untold cannot be read yet: %r", error)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from starlette.requests import HTTPConnection
 
 from . import messages
-from .errors import CODES, BadMessage, EncodeError, Reject
-from .handlers import Caller, HandlerFunction, HandlerTimeout
+from .errors import CODES, BadMessage, Contained, EncodeError, Reject
+from .handlers import Caller, HandlerFunction, HandlerTimeout, contain
 from .hub import Acting, Hub, Subscriber, Topic, discard
 from .limits import Bucket, Limits, Memory
 from .messages import CONTROL, MAX_ID, Request, check_query
@@ -612,6 +612,8 @@ class Connection:
         if isinstance(error, BrokenOff) and error.__cause__ is not None:
             details = {"done": error.done}
             error = error.__cause__
+        if isinstance(error, Contained) and error.__cause__ is not None:
+            error = error.__cause__
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             if self._site.is_draining():
@@ -747,6 +749,7 @@ class Connection:
             return
         try:
             user = await self._site.caller(self._site.auth, Context(self), self._token(request))
+            changed = await contain(_differ(user, self.user))
         except Reject as error:
             self._fail(request, error.code, error.message, error.details)
             return
@@ -756,7 +759,6 @@ class Connection:
             return
         if not self.is_open:
             return
-        changed = user != self.user
         self.user = user
         self._reply(request, "{}")
         if changed:
@@ -929,7 +931,7 @@ class Connection:
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
                 if asked == (self._users, topic.channel):
-                    await self._replace(topic)
+                    await contain(self._replace(topic))
         except Exception:
             logger.exception("A snapshot of %s failed; its client is closed, to come back.", topic.name)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
@@ -1003,14 +1005,29 @@ def position(since: Any, epoch: str, topic: Topic) -> int | None:
     return seq if type(seq) is int and topic.channel.reaches(seq) else None
 
 
+async def _differ(one: Any, other: Any) -> bool:
+    """Whether two users are not the same, as they themselves say; async, so that `contain` can await it."""
+    return bool(one != other)
+
+
 def user_key(user: Any) -> Hashable:
     """What tells users apart, the same at each connection: the `identity` of a user of Starlette's; of an object that
     knows no equality of its own, as a database's row, its `id`, `pk` or `display_name`; else the user itself."""
     kind = type(user).__qualname__
     is_opaque = getattr(type(user), "__hash__", None) == object.__hash__
-    for name in ("identity", "id", "pk", "display_name") if is_opaque else ("identity",):
+    try:
+        for name in ("identity", "id", "pk", "display_name") if is_opaque else ("identity",):
+            try:
+                return kind, str(getattr(user, name))
+            except (AttributeError, NotImplementedError):
+                continue
         try:
-            return kind, str(getattr(user, name))
-        except (AttributeError, NotImplementedError):
-            continue
-    return kind, user if isinstance(user, Hashable) else repr(user)
+            hash(user)
+        except TypeError:  # also a tuple, or a frozen dataclass, with a list in it
+            return kind, repr(user)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        logger.exception("A user of type %s cannot be told from others; it counts as a new one each time.", kind)
+        return kind, object()
+    return kind, user

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Protocol
 
 from .errors import Reject
+from .handlers import contain
 from .hub import Acting
 from .stores.base import Id
 
@@ -184,7 +185,7 @@ class Lives:
         error: Exception | None = None
         for id, is_due in due:
             try:
-                await self._delete_record(id, is_due)
+                await contain(self._delete_record(id, is_due))
             except Exception as caught:  # noqa: BLE001 - whatever a store raises, the others' turn comes
                 failed.append((id, is_due))
                 error = caught

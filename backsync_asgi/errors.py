@@ -51,6 +51,15 @@ class Reject(BacksyncError):
         super().__init__(f"{code}: {self.message}")
 
 
+class Contained(BacksyncError):
+    """Raised in place of SystemExit, GeneratorExit or another exception of the application that is no `Exception`; its
+    cause is the original. Let through, one of those ends the event loop or a task rather than one call."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.__cause__ = error
+        super().__init__(f"the application raised {type(error).__name__}, which is no Exception")
+
+
 class EncodeError(BacksyncError):
     """A value that JSON cannot carry; the message names the field and the remedy."""
 

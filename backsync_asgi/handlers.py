@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from .errors import Contained
+
 logger = logging.getLogger("backsync")
 
 HandlerFunction = Callable[..., Any]
@@ -62,9 +64,13 @@ class Caller:
         deadline = self._deadlines.start(task)
         try:
             return await work
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if deadline.is_over and task.cancelling() <= deadline.cancelling + 1:
                 raise HandlerTimeout(f"the limit is {self._deadlines.seconds:g} s") from None
+            _check_escape(error, task)
+            raise
+        except BaseException as error:
+            _check_escape(error, task)
             raise
         finally:
             self._deadlines.end(deadline)
@@ -72,7 +78,7 @@ class Caller:
     async def to_the_end(self, work: Coroutine[Any, Any, Result], given_up: Callable[[], None]) -> Result:
         """What the work returns. It goes on where whoever waits is cancelled, for one more time limit at most; what
         has not ended then is cancelled, and `given_up` called."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_contained(work)
         self._going_on.add(task)  # the event loop alone would not keep it
         task.add_done_callback(self._going_on.discard)
         try:
@@ -188,8 +194,10 @@ class Threads:
             settle: Callable[[], None]
             try:
                 result = context.run(work)
-            except BaseException as error:  # noqa: BLE001 - it is for whoever waits
-                settle = functools.partial(_settle, future, error, None, None)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the future is awaited
+                # What is no Exception would end the event loop there, and no future can carry StopIteration.
+                is_plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+                settle = functools.partial(_settle, future, error if is_plain else Contained(error), None, None)
             else:
                 settle = functools.partial(_settle, future, None, result, late)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -213,6 +221,36 @@ class Threads:
             job()
             del job  # what it holds need not wait for the next one
             idle.release()
+
+
+async def contain(work: Awaitable[Result]) -> Result:
+    """Await the application's work. Raises Contained for what is no Exception, unless it ends the current task."""
+    try:
+        return await work
+    except BaseException as error:
+        _check_escape(error, asyncio.current_task())
+        raise
+
+
+def start_contained(
+    work: Coroutine[Any, Any, Result], context: contextvars.Context | None = None
+) -> asyncio.Task[Result]:
+    """Run the application's work, as `contain` does, in a task of its own."""
+    task = asyncio.get_running_loop().create_task(contain(work), context=context)
+    task.add_done_callback(lambda _: work.close())  # does nothing, unless the task was cancelled before it began
+    return task
+
+
+def _check_escape(error: BaseException, task: asyncio.Task[Any] | None) -> None:
+    """Raises Contained for an exception of the application's that is no Exception. A cancellation of the task, its
+    closing and Ctrl-C may pass."""
+    if isinstance(error, (Exception, KeyboardInterrupt)) or task is None:
+        return
+    if isinstance(error, asyncio.CancelledError) and task.cancelling():
+        return
+    if isinstance(error, GeneratorExit) and asyncio.current_task(task.get_loop()) is not task:
+        return
+    raise Contained(error) from error
 
 
 def _give_up(task: asyncio.Task[Any], given_up: Callable[[], None]) -> None:
@@ -240,10 +278,7 @@ def _settle(
 
 
 def _call_plain(function: HandlerFunction, *args: Any) -> Any:
-    try:
-        result = function(*args)
-    except StopIteration as error:  # no future can carry it: whoever waits for the thread would wait for ever
-        raise RuntimeError("a plain handler raised StopIteration") from error
+    result = function(*args)
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError(f"{function!r} returned a coroutine: make the handler async and await it.")

@@ -8,8 +8,10 @@ costs an integer, and pulls its own tail when it can be written to: the newest s
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -21,8 +23,11 @@ from .sockjs import session
 from .sockjs.fanout import Lane, lane_for
 from .sockjs.frames import Forms, Frame, Message, batch
 
+logger = logging.getLogger("backsync")
+
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
+SHOW_TIME = 0.01  # seconds in one tick for audiences whose view is the application's code; then others have their turn
 SWEEP_TOPICS = 128  # topics that must have been added before forgotten ones are looked for again
 
 Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON text
@@ -116,6 +121,9 @@ class Hub:
         self._sweep_at = SWEEP_TOPICS
         self._dirty: list[Topic] = []
         self._wanting: dict[Subscriber, None] = {}
+        self.unseen: deque[Audience] = deque()  # audiences with changes that wait for their view
+        self._show_until = 0.0
+        self._interrupt: KeyboardInterrupt | None = None
         # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
@@ -138,7 +146,7 @@ class Hub:
             for audience in topic.audiences.values():
                 for subscriber in list(audience.live):
                     audience.part(subscriber)
-                    subscriber.behind[audience] = topic.flushed
+                    subscriber.behind[audience] = audience.position
         self._wanting.clear()
 
     def topic(self, name: str, key: Key = (), key_text: str = "") -> Topic:
@@ -193,18 +201,64 @@ class Hub:
         self.flushes += 1
         dirty, self._dirty = self._dirty, []
         self.is_delivering = True
+        self.give_time()
         try:
+            if self.unseen:  # from the tick before
+                self.show()
             for topic in dirty:
                 if topic.dirty:  # else a burst has flushed it in the middle of the tick, and it stands here twice
                     for late in topic.flush():
                         self._wanting[late] = None
+                    if self.unseen:
+                        self.show()
+            self.give_time()
             wanting, self._wanting = self._wanting, {}
             for subscriber in wanting:
-                subscriber.link.wake()
+                self.wake(subscriber)
         finally:
             self.is_delivering = False
         for topic in dirty:
             topic.forget_events()
+        self.raise_interrupt()
+
+    def give_time(self) -> None:
+        """From now on there is time for views again."""
+        self._show_until = self.now() + SHOW_TIME
+
+    def has_time_to_show(self) -> bool:
+        """Whether another view may be built in this tick."""
+        return self.now() < self._show_until
+
+    def show(self) -> None:
+        """Offer audiences the changes that wait for their view, as many of them as there is time for."""
+        while self.unseen:
+            if not self.has_time_to_show():
+                self._schedule()
+                return
+            audience = self.unseen.popleft()
+            for late in audience.show():
+                self.wake(late)  # now, while the frame is remembered
+            audience.tails.clear()  # what is seen may change
+
+    def wake(self, subscriber: Subscriber) -> None:
+        """Let a subscriber pull; what goes wrong then is its own affair."""
+        try:
+            subscriber.link.wake()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the others' turn comes
+            self.failed("What waits for a client could not be written.", error)
+
+    def failed(self, what: str, error: BaseException) -> None:
+        """Note a failure that must not stop the delivery to others. Ctrl-C is raised after it."""
+        if isinstance(error, KeyboardInterrupt):
+            self._interrupt = error
+        else:
+            logger.error("%s", what, exc_info=error)
+
+    def raise_interrupt(self) -> None:
+        """Raises the KeyboardInterrupt that came during a delivery."""
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
 
 
 class Topic:
@@ -250,7 +304,7 @@ class Topic:
         for kept in self.kept.values():
             kept.restart()
         for audience in self.audiences.values():
-            audience.tails.clear()
+            audience.restart()
 
     def make_message(self, text: str) -> Message:
         """A message in the form that this hub's clients understand."""
@@ -327,13 +381,20 @@ class Topic:
         hub.is_delivering = True
         try:
             for late in self.flush():
-                late.link.wake()  # now, while the tail reaches back to it and has the transient events in it
+                hub.wake(late)  # now, while the tail reaches back to it and has the transient events in it
+            if hub.unseen:
+                hub.give_time()
+                hub.show()
         finally:
             hub.is_delivering = False
         self.forget_events()
+        hub.raise_interrupt()
 
     def flush(self) -> list[Subscriber]:
-        """Offer what is new to all who keep up. Returns those who could not take it and are behind from now on."""
+        """Offer what is new to all who keep up. Returns those who could not take it and are behind from now on.
+
+        Audiences whose view is the application's code are offered it by `Hub.show`.
+        """
         self.dirty = False
         start, self.flushed = self.flushed, self.channel.seq
         self._unflushed_size = 0
@@ -345,13 +406,24 @@ class Topic:
             changes = self.channel.since(start)
             pushes = None if changes is None else [change.body for change in changes]
             for audience in listening:
-                late += audience.offer(start, pushes, events)
+                if audience.filters:
+                    audience.wait(start, events)
+                else:
+                    late += audience.offer(start, pushes, events)
         return late
 
-    def keep_events(self, subscriber: Subscriber) -> None:
-        """Keep transient events, from those of this tick on, for one who kept up and must wait for its reply."""
+    def wait_for_view(self, audience: Audience) -> None:
+        """An audience has changes that wait for its view."""
+        self._hub.unseen.append(audience)
+
+    def failed(self, what: str, error: BaseException) -> None:
+        """As `Hub.failed`."""
+        self._hub.failed(what, error)
+
+    def keep_events(self, subscriber: Subscriber, audience: Audience) -> None:
+        """Keep transient events, from those not offered yet on, for one who kept up and must wait for its reply."""
         kept = Kept()
-        if not self._events or all(kept.add(seq, message) for seq, message in self._events):
+        if all(kept.add(seq, message) for seq, message in [*audience.waiting, *self._events]):
             self.kept[subscriber] = kept
 
     def forget_events(self) -> None:
@@ -365,9 +437,10 @@ class Topic:
 class Audience:
     """Those subscribers of a topic who see the same of it.
 
-    live: those who have been offered everything up to the topic's `flushed`, with their links; the others are behind.
+    live: those who have been offered everything up to `position`, with their links; the others are behind.
     offered: frames so far.
     tails: frames of what came after a position, remembered while nothing changes.
+    waits: whether changes wait for the view, which is the application's code; waiting: the transient events among them.
     """
 
     __slots__ = (
@@ -377,12 +450,15 @@ class Audience:
         "_members",
         "_others",
         "_read",
+        "_start",
         "filters",
         "live",
         "offered",
         "tails",
         "topic",
         "view",
+        "waiting",
+        "waits",
     )
 
     def __init__(self, topic: Topic, kind: Hashable, view: View) -> None:
@@ -394,11 +470,43 @@ class Audience:
         self.view = view
         self.filters = view is not as_it_is  # then frames are good for a tick only: what is seen may change
         self._members = 0
+        self.waits = False
+        self.waiting: list[tuple[int, Message]] = []
+        self._start = 0
         # Those of `live`, sorted by how they are written to, as it was so far in `session.changed`.
         self._epoch: object = None  # None: they are not sorted
         self._read = 0
         self._lanes: dict[str, Lane] = {}
         self._others: dict[Link, None] = {}
+
+    @property
+    def position(self) -> int:
+        """Up to where those who keep up have been offered everything."""
+        return self._start if self.waits else self.topic.flushed
+
+    def wait(self, start: int, events: list[tuple[int, Message]]) -> None:
+        """Let what came after `start` wait for the view, behind what waits already."""
+        if not self.waits:
+            self.waits, self._start = True, start
+            self.topic.wait_for_view(self)
+        self.waiting += events
+
+    def show(self) -> list[Subscriber]:
+        """Offer what waits for the view. Returns those who are behind from now on."""
+        start, self.waits = self._start, False
+        events, self.waiting = self.waiting, []
+        if not self.live:
+            return []
+        changes = self.topic.channel.since(start)
+        flushed = self.topic.flushed  # what came after it is for the next flush
+        pushes = None if changes is None else [change.body for change in changes if change.seq <= flushed]
+        return self.offer(start, pushes, events)
+
+    def restart(self) -> None:
+        """Positions begin again at 0: everybody is to be given a snapshot."""
+        self.tails.clear()
+        self._start = 0
+        self.waiting = [(0, message) for _, message in self.waiting]
 
     def join(self) -> None:
         """One more member."""
@@ -430,12 +538,16 @@ class Audience:
 
         pushes: None if the horizon has passed `start`.
         """
-        frame = None
-        if pushes is not None:
-            frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
-        if frame is not None and not frame.messages:
-            return []
-        late = list(self.live) if frame is None else self._offer(frame)
+        try:
+            frame = None
+            if pushes is not None:
+                frame = self.tails[start] = self.frame(pushes, events, next(iter(self.live)))
+            if frame is not None and not frame.messages:
+                return []
+            late = list(self.live) if frame is None else self._offer(frame)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other audiences' turn comes
+            self.topic.failed(f"Changes of {self.topic.name} could not be written to all clients at once.", error)
+            late = list(self.live)
         for subscriber in late:
             self.part(subscriber)
             subscriber.behind[self] = start
@@ -451,7 +563,11 @@ class Audience:
         declined = set()
         for link in list(self._others):
             declines = link.declines
-            if declines(forms[link.form]):
+            try:
+                if declines(forms[link.form]):
+                    declined.add(link)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the other clients' turn comes
+                self.topic.failed(f"A change of {self.topic.name} could not be written to a client.", error)
                 declined.add(link)
         return [subscriber for subscriber, link in self.live.items() if link in declined] if declined else []
 
@@ -505,12 +621,22 @@ class Audience:
 
     def frame(self, pushes: list[Push], events: Sequence[tuple[int, Message]], member: Subscriber) -> Frame:
         """Changes and transient events in one order, as a member sees them."""
-        view = self.view
+        view = self._safe_view if self.filters else self.view
         if not events:
             return batch([view(push, member) for push in pushes])
         ordered = [(push.seq, 0, view(push, member)) for push in pushes] + [(seq, 1, event) for seq, event in events]
         ordered.sort(key=lambda item: item[:2])
         return batch(message for _, _, message in ordered)
+
+    def _safe_view(self, push: Push, member: Subscriber) -> Message:
+        """The view, which is the application's code; a change that it fails at is hidden."""
+        try:
+            return self.view(push, member)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other changes are shown
+            self.topic.failed(f"A change of {self.topic.name} could not be shown; it is hidden.", error)
+            return push.gone
 
 
 class Kept:
@@ -619,14 +745,14 @@ class Subscriber:
                 self._leave(old)
             self.audiences[topic] = audience
         if audience.part(self):
-            topic.keep_events(self)
+            topic.keep_events(self, audience)
         self.behind[audience] = seq
         self._hub.want(self)
 
     def position(self, topic: Topic) -> int | None:
         """Up to where the subscriber has been offered a topic's changes; None if it does not listen to it."""
         audience = self.audiences.get(topic)
-        return None if audience is None else self.behind.get(audience, topic.flushed)
+        return None if audience is None else self.behind.get(audience, audience.position)
 
     def catch_up(self, topic: Topic, seq: int) -> None:
         """Queue what came until a position before the reply that names it: one who listens already misses nothing.
@@ -673,8 +799,8 @@ class Subscriber:
         self._held[topic] = self._held.get(topic, 0) + 1
         audience = self.audiences.get(topic)
         if audience is not None and audience.part(self):
-            self.behind[audience] = topic.flushed
-            topic.keep_events(self)
+            self.behind[audience] = audience.position
+            topic.keep_events(self, audience)
 
     def is_held(self, topic: Topic) -> bool:
         """Whether a topic's changes have to wait."""
@@ -703,11 +829,15 @@ class Subscriber:
             topic = audience.topic
             if topic in self._held:
                 continue
-            if topic.dirty:  # its flush is under way in this tick, and brings this subscriber back here
+            if topic.dirty or audience.waits:  # its flush is under way, and brings this subscriber back here
+                self._hub.want(self)
+                continue
+            seq = self.behind[audience]
+            if audience.filters and seq not in audience.tails and not self._hub.has_time_to_show():
                 self._hub.want(self)
                 continue
             kept = topic.kept.pop(self, None)
-            tail = audience.tail(self.behind[audience], self, () if kept is None else kept.events)
+            tail = audience.tail(seq, self, () if kept is None else kept.events)
             if tail is None:
                 self.hold(topic)
                 self._on_lost(topic)

@@ -37,7 +37,7 @@ from .soon import Line, Soon
 from .stores.base import CHUNK, Id, Reader, Record, Skipped, Store, Unsure, paced
 from .stores.memory import MemoryStore
 from .turns import Turns
-from .visibility import Visibility
+from .visibility import Visibility, copied
 
 logger = logging.getLogger("backsync")
 
@@ -753,7 +753,7 @@ class Model:
             if self.gone is not None:
                 self.gone.note(method, id)
             self.places.move(id, place, is_known)
-            record = data if self.visibility.hides else None
+            record = copied(data) if self.visibility.hides else None  # nested values may be the caller's own
             topic, version = self._hub.topic(self.name, *place), self._version_of(data)
             if not topic.publish("upsert", id, body, record, version, is_present) and store is not None:
                 self._doubt(id)  # it was deleted and added again, by another process, or this comes late

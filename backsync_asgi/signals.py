@@ -102,7 +102,9 @@ class Watched:
         for receiver in list(signal.receivers_for(self._model)):
             try:
                 waiting = receiver(self._model, **copy.deepcopy(what))
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 logger.exception("A receiver of a signal of %r failed; the record is stored all the same.", self._model)
             else:
                 if asyncio.iscoroutine(waiting):
@@ -113,7 +115,9 @@ class Watched:
     async def _finish(self, waiting: Awaitable[Any]) -> None:
         try:
             await waiting
-        except Exception:
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise
+        except BaseException:
             logger.exception("A receiver of a signal of %r failed; the record is stored all the same.", self._model)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
+from .handlers import start_contained
+
 logger = logging.getLogger("backsync")
 
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
@@ -147,6 +149,6 @@ class Soon:
                     tell()
                 waiting = context.run(act)
                 if waiting is not None:
-                    await asyncio.get_running_loop().create_task(waiting, context=context)
+                    await start_contained(waiting, context)
             except Exception as error:  # noqa: BLE001 - one bad change must not stop those behind it
                 logger.error("A change that was published from another thread failed: %r", error)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
+from backsync_asgi.errors import Contained
 from backsync_asgi.handlers import Caller, HandlerTimeout, Threads
 
 DEADLINE = 5.0
@@ -31,15 +33,66 @@ async def test_a_plain_function_runs_in_a_thread_with_the_callers_context() -> N
 
 async def test_what_a_thread_raises_is_raised_to_who_waits() -> None:
     threads = Threads(1)
-    for error in (ValueError("no"), SystemExit(1)):
 
-        def fail(error: BaseException = error) -> None:
-            raise error
+    def fail(error: BaseException) -> None:
+        raise error
 
-        with pytest.raises(type(error)):
-            await threads.run(fail)
+    with pytest.raises(ValueError, match="no"):
+        await threads.run(lambda: fail(ValueError("no")))
     assert await threads.run(lambda: 1) == 1, "the thread lives on"
     threads.shutdown()
+
+
+ODD = (SystemExit(1), GeneratorExit(), asyncio.CancelledError(), KeyboardInterrupt(), BaseException("x"))
+
+
+@pytest.mark.parametrize("error", [*ODD, StopIteration(1)], ids=repr)
+async def test_what_is_no_exception_leaves_a_thread_as_one(error: BaseException) -> None:
+    """Kind: an exception that is no `Exception` ends a task, a future or the event loop instead of one call."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(Contained) as caught:
+        await Threads(1).run(fail)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", ODD[:3], ids=repr)
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_is_no_exception_leaves_a_call_as_one(error: BaseException, is_late: bool) -> None:
+    caller = Caller(10.0, 1)
+
+    async def fail(ctx: None) -> None:
+        if is_late:
+            await asyncio.sleep(0)
+        raise error
+
+    for work in (caller(fail, None), caller.to_the_end(fail(None), lambda: None)):
+        with pytest.raises(Contained) as caught:
+            await work
+        assert caught.value.__cause__ is error
+
+
+async def test_a_cancelled_call_is_cancelled_and_a_closed_one_closed() -> None:
+    caller = Caller(10.0, 1)
+
+    async def wait(ctx: None) -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(caller(wait, None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    call = caller(wait, None)
+    await asyncio.create_task(begin(call))
+    call.close()  # raises what it lets through other than GeneratorExit
+
+
+async def begin(call: Coroutine[Any, Any, None]) -> None:
+    call.send(None)
 
 
 async def test_threads_are_used_again_and_bounded() -> None:

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from backsync_asgi.hub import Acting, Hub, Subscriber, Topic
+from backsync_asgi.hub import SHOW_TIME, Acting, Hub, Push, Subscriber, Topic, as_it_is
 from backsync_asgi.limits import Horizon
 from backsync_asgi.sockjs import session
 from backsync_asgi.sockjs.frames import Frame, Message, refuse
@@ -686,10 +686,13 @@ names = st.sampled_from(["M", "N"])
 class HubMachine(RuleBasedStateMachine):
     """Clients that listen, stall, ask and leave while others publish. Rules fill a tick; the rule `tick` runs it."""
 
+    has_views = False  # whether what each client sees is the application's affair, and takes a tick's time to find out
+
     @initialize(records=st.integers(2, 8))
     def begin(self, records: int) -> None:
         self.loop = asyncio.new_event_loop()
-        self.hub = Hub(Horizon(records=records))
+        self.time = 0.0
+        self.hub = Hub(Horizon(records=records), now=lambda: self.time)
         self.clients: list[Client] = []
         for _ in range(CLIENTS):
             link, notes = subscribe(self.hub)
@@ -778,7 +781,7 @@ class HubMachine(RuleBasedStateMachine):
                 position = client.last.get(name, client.base[name])
                 if position < topic.channel.floor:
                     return
-            subscriber_of(client.link).attach(topic, position)
+            subscriber_of(client.link).attach(topic, position, *self.view_of(who))
             if resume or name not in client.base:
                 client.last[name] = position
             # else events from before the snapshot may come after it: the app puts them in front by `catch_up`
@@ -824,7 +827,7 @@ class HubMachine(RuleBasedStateMachine):
             client = self.clients[who]
             for name in client.lost:
                 topic = self.hub.topic(name)
-                subscriber_of(client.link).attach(topic, topic.channel.seq)
+                subscriber_of(client.link).attach(topic, topic.channel.seq, *self.view_of(self.clients.index(client)))
                 client.base[name] = client.last[name] = topic.channel.seq
                 subscriber_of(client.link).release(topic)
             client.lost.clear()
@@ -845,16 +848,31 @@ class HubMachine(RuleBasedStateMachine):
                 do()
                 self.check()  # much in one tick may be written in its middle
             await tick()
+            while self.hub.unseen or any(client.link.writable and is_late(client) for client in self.clients):
+                self.check()
+                await tick()
 
         self.loop.run_until_complete(run())
         self.check()
         for client in self.clients:
-            if client.undisturbed:
+            if client.undisturbed and not self.has_views:
                 assert not client.lost, "who keeps up is never lost"
                 recent = client.got_events[len(client.got_events) - len(client.events) :]
                 assert self.by_topic(recent) == self.by_topic(client.events)  # topics have no order among them
             self.check_complete(client)
-        self.check_shared(offered)
+        if not self.has_views:
+            self.check_shared(offered)
+
+    def view_of(self, who: int) -> tuple[Any, ...]:
+        """The kind of a client's audience, and its view."""
+        if not self.has_views:
+            return ()
+
+        def view(push: Push, subscriber: Subscriber) -> Message:
+            self.time += SHOW_TIME
+            return push.message
+
+        return who % 2, view
 
     def by_topic(self, events: list[int]) -> list[int]:
         """The same events, those of one topic behind those of the other."""
@@ -935,8 +953,125 @@ class HubMachine(RuleBasedStateMachine):
         assert len(set(texts)) == len(texts)
 
 
+def is_late(client: Client) -> bool:
+    """Whether changes wait for a client that nothing holds back."""
+    subscriber = subscriber_of(client.link)
+    return any(not subscriber.is_held(audience.topic) for audience in subscriber.behind)
+
+
+class ViewMachine(HubMachine):
+    """The same where each frame takes as long as a tick may: what is shown is spread over many."""
+
+    has_views = True
+
+
 HubMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 test_the_hub_keeps_its_promises_in_any_order_of_events = HubMachine.TestCase
+ViewMachine.TestCase.settings = HubMachine.TestCase.settings
+test_the_hub_keeps_its_promises_where_views_take_long = ViewMachine.TestCase
+
+
+# Views, which are the application's code
+
+
+async def test_a_view_that_takes_long_lets_others_have_their_turn_and_loses_nothing() -> None:
+    """Kind: one write costs work for each subscriber, all of it in one turn of the event loop."""
+    time = 0.0
+    hub = Hub(Horizon(), now=lambda: time)
+    topic = hub.topic("M")
+
+    def view(push: Push, subscriber: Subscriber) -> Message:
+        nonlocal time
+        time += SHOW_TIME
+        return push.message
+
+    links = []
+    for number in range(5):
+        link, _ = subscribe(hub)
+        subscriber_of(link).attach(topic, 0, number, view)
+        links.append(link)
+    await tick()
+    topic.publish_event("typing", "1")
+    put(topic, "a")
+    came = []
+    for _ in range(6):
+        await tick()
+        came.append([len(link.messages) for link in links])
+    assert came[0] == [2, 0, 0, 0, 0], "one in each tick"
+    assert came[-1] == [2, 2, 2, 2, 2]
+    assert hub.flushes == 1 + 5
+    put(topic, "b")
+    await tick()
+    put(topic, "b")  # meanwhile
+    for _ in range(10):
+        await tick()
+    expected = ["M:typing", "M:upsert", "M:upsert"]
+    assert [message["event"] for message in links[4].messages] == expected, "of a record its newest state"
+    assert [message["event"] for message in links[0].messages] == [*expected, "M:upsert"]
+
+
+async def test_a_view_that_fails_hides_a_change_and_stops_no_other() -> None:
+    hub = Hub(Horizon())
+    topic, other = hub.topic("M"), hub.topic("Other")
+
+    def view(push: Push, subscriber: Subscriber) -> Message:
+        if push.id == "bad":
+            raise SystemExit
+        return push.message
+
+    link, _ = subscribe(hub, other)
+    subscriber_of(link).attach(topic, 0, "kind", view)
+    await tick()
+    for id in ("bad", "good"):
+        put(topic, id)
+    put(other, "x")
+    await tick()
+    shown = [(message["event"], message["data"]["id"]) for message in link.messages]
+    assert sorted(shown) == [("M:delete", "bad"), ("M:upsert", "good"), ("Other:upsert", "x")]
+
+
+class BrokenLink(FakeLink):
+    """The way to a client whose transport fails."""
+
+    def decline(self, frame: Frame) -> bool:
+        raise SystemExit
+
+    def wake(self) -> None:
+        raise SystemExit
+
+
+async def test_a_link_that_fails_stops_no_other() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+    broken = BrokenLink()
+    broken.subscriber = Subscriber(hub, broken, LIMIT, lambda topic: None, lambda: None)
+    broken.subscriber.attach(topic, 0)
+    before, _ = subscribe(hub, topic)
+    await tick()
+    topic.audience(None, as_it_is).catch_up(broken.subscriber)
+    after, _ = subscribe(hub, topic)
+    await tick()
+    for id in "ab":
+        put(topic, id)
+        await tick()
+    assert before.ids == after.ids == ["a", "b"]
+
+
+async def test_ctrl_c_during_a_delivery_is_raised_after_it() -> None:
+    hub = Hub(Horizon())
+    topic = hub.topic("M")
+
+    def view(push: Push, subscriber: Subscriber) -> Message:
+        raise KeyboardInterrupt
+
+    subscriber_of(subscribe(hub)[0]).attach(topic, 0, "kind", view)
+    link, _ = subscribe(hub, topic)
+    hub.flush()
+    put(topic, "a")
+    with pytest.raises(KeyboardInterrupt):
+        hub.flush()
+    assert link.ids == ["a"]
+    assert not hub.is_delivering
 
 
 # Transient events and a subscriber's own requests
