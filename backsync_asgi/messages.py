@@ -175,8 +175,8 @@ def encode(value: Any) -> str:
         text = orjson.dumps(value, plain, _FORM).decode()
     except TypeError as error:
         raise EncodeError(_explain(value, str(error))) from None
-    # orjson writes NaN as null without a word.
-    if "null" in text and (path := _find_nan(value, "")) is not None:
+    # orjson writes NaN as null without a word. The path is only looked for where there may be one.
+    if "null" in text and not _is_finite(value) and (path := _find_nan(value, "")) is not None:
         raise EncodeError(f"Got NaN or an infinity at {path or 'the top'}, expected a number that JSON has, or None.")
     return text
 
@@ -198,7 +198,7 @@ def record_of(value: Any) -> Mapping[str, Any]:
 def is_typed(value: object) -> bool:
     """Whether it is an instance of a dataclass, msgspec.Struct or pydantic model."""
     kind = type(value)
-    marks = ("__dataclass_fields__", "__struct_fields__", "__pydantic_serializer__")
+    marks = ("__dataclass_fields__", "__struct_fields__", "model_fields")
     return not isinstance(value, type) and any(hasattr(kind, mark) for mark in marks)
 
 
@@ -207,13 +207,16 @@ def plain(value: Any) -> Any:
     kind: Any = type(value)
     if hasattr(kind, "__struct_fields__") and not isinstance(value, type):
         return _plain_struct(value)
+    if hasattr(kind, "get_secret_value"):
+        raise TypeError(f"a {kind.__name__} would be written as asterisks")
     if hasattr(kind, "__pydantic_serializer__"):
         if not _is_odd(value):
             try:
                 return orjson.Fragment(kind.__pydantic_serializer__.to_json(value, by_alias=True))
             except ValueError:
                 pass  # there is something that it cannot write: orjson will name it
-        return _dumped(value)
+        if is_typed(value):
+            return _dumped(value)
     if hasattr(kind, "__dataclass_fields__"):
         return {name: getattr(value, name, None) for name in _names_of(kind)}
     if isinstance(value, Decimal) and value.is_finite():
@@ -266,9 +269,11 @@ def _is_odd(value: Any) -> bool:
         return any(map(_is_odd, value))
     if isinstance(value, dict):
         return any(map(_is_odd, value.values()))
-    if hasattr(type(value), "__pydantic_serializer__"):
+    if hasattr(type(value), "model_fields"):
         return any(map(_is_odd, vars(value).values())) or _is_odd(getattr(value, "__pydantic_extra__", None))
-    return isinstance(value, (set, frozenset, bytes, bytearray))
+    if is_typed(value):
+        return _is_odd(plain(value) if hasattr(type(value), "__struct_fields__") else vars(value))
+    return isinstance(value, (set, frozenset, bytes, bytearray)) or hasattr(value, "get_secret_value")
 
 
 def _explain(value: Any, error: str) -> str:
@@ -298,6 +303,26 @@ def find_culprit(value: Any, path: str = "", depth: int = 0) -> str | None:
     return None
 
 
+_FINITE = frozenset({type(None), bool, int, str})
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN or infinity in a value that orjson has written. Quick for dicts and lists."""
+    kind = type(value)
+    if kind in _FINITE:
+        return True
+    if kind is float:
+        return math.isfinite(value)
+    if kind is dict or kind is list:
+        children = value.values() if kind is dict else value
+        return _FINITE.issuperset(map(type, children)) or all(map(_is_finite, children))
+    if hasattr(kind, "__pydantic_serializer__"):
+        return not _is_odd(value)
+    if is_typed(value):
+        return _is_finite(plain(value))
+    return _find_nan(value, "") is None
+
+
 def _find_nan(value: Any, path: str) -> str | None:
     if isinstance(value, float):
         return None if math.isfinite(value) else path
@@ -314,10 +339,10 @@ def _children(value: Any, path: str) -> Iterable[tuple[Any, str, Any]] | None:
         return ((index, f"{path}[{index}]", child) for index, child in enumerate(value))
     if is_typed(value):
         try:
-            value = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else plain(value)
+            inside = _dumped(value) if hasattr(type(value), "__pydantic_serializer__") else plain(value)
         except (ValueError, RecursionError):  # such as a circular one
             return None
-        return _children(value, path)
+        return None if inside is value else _children(inside, path)
     if isinstance(value, dict):
         return ((name, join(path, name), child) for name, child in value.items())
     return None

@@ -79,6 +79,7 @@ class Schema:
     _nullable: frozenset[str]  # those of the framework's that null stands for the default of
     _refuses: bool  # whether unknown fields are refused here
     _hides: bool  # whether the type is spared what it does not know in a stored record
+    _is_rewritten: bool  # whether serializers of the type's own write it
 
     def load(self, data: Any, stored: Mapping[str, Any] | None = None, unset: Collection[str] = ()) -> Any:
         """The typed object in what a client sent: JSON values.
@@ -111,10 +112,25 @@ class Schema:
         Raises EncodeError and TypeError as `messages.record_of`.
         """
         record = dict(messages.record_of(value))
+        if self._is_rewritten and messages.is_typed(value):
+            self._check_rewritten(record)
         for name in self._owned & (sent or {}).keys():
             if record.get(name) is None:
                 record[name] = (sent or {})[name]
         return record
+
+    def _check_rewritten(self, record: Mapping[str, Any]) -> None:
+        """Raises EncodeError where a serializer writes what the schema does not read, or reads as something else."""
+        try:
+            again = messages.record_of(self.load(dict(record)))
+        except Reject as error:
+            problem = error.message
+        else:
+            changed = [name for name in record if again.get(name) != record[name]]
+            if not changed:
+                return
+            problem = f"{', '.join(map(shorten, changed))} would be another value then."
+        raise EncodeError(f"A serializer of {_named(self.type)} writes what it cannot read back. {problem}")
 
 
 def schema_of(annotation: Any, *, owned: Collection[str] = ("id",), unknown: Unknown = "drop") -> Schema | None:
@@ -138,7 +154,7 @@ def schema_of(annotation: Any, *, owned: Collection[str] = ("id",), unknown: Unk
         raise TypeError(f"{_named(annotation)} cannot be a schema: {error}. Define it at the module's level.") from None
     if fields is None:
         none = frozenset[str]()
-        return Schema(annotation, None, check, none, none, none, none, False, False)
+        return Schema(annotation, None, check, none, none, none, none, False, False, False)
     cls = typing.get_origin(annotation) or annotation
     names = frozenset[str]().union(*(it.accepted for it in fields))
     if tag := getattr(getattr(cls, "__struct_config__", None), "tag_field", None):
@@ -154,6 +170,7 @@ def schema_of(annotation: Any, *, owned: Collection[str] = ("id",), unknown: Unk
         _nullable=frozenset(it.name for it in fields if it.name in owned and not it.required),
         _refuses=unknown == "refuse" and extra is None,
         _hides=extra != "allow",
+        _is_rewritten=_has_serializer(getattr(cls, "__pydantic_core_schema__", None)),
     )
 
 
@@ -321,6 +338,19 @@ def _derived_of(cls: Any) -> frozenset[str]:
     return frozenset({it.alias or name for name, it in computed.items()} | made)
 
 
+def _has_serializer(schema: Any) -> bool:
+    """Whether functions of the application's write a part of a pydantic type; pydantic's own read what they write."""
+    if isinstance(schema, (list, tuple)):
+        return any(map(_has_serializer, schema))
+    if not isinstance(schema, dict):
+        return False
+    written_by = schema.get("serialization")
+    function = written_by.get("function") if isinstance(written_by, dict) else None
+    if function is not None and not str(getattr(function, "__module__", "")).startswith("pydantic."):
+        return True
+    return any(_has_serializer(part) for name, part in schema.items() if name != "serialization")
+
+
 def _extra_of(cls: Any) -> str | None:
     if getattr(getattr(cls, "__struct_config__", None), "forbid_unknown_fields", False):
         return "forbid"
@@ -369,6 +399,10 @@ def _survey(annotation: Any, path: str, owners: set[str], seen: list[Any]) -> No
     if isinstance(cls, type):
         if remedy := _REFUSED.get(f"{cls.__module__}.{cls.__name__}"):
             raise TypeError(f"{path} is a {cls.__name__}, which JSON cannot carry: use {remedy}.")
+        if hasattr(cls, "get_secret_value"):
+            raise TypeError(
+                f"{path} is a {cls.__name__}, which is written as asterisks: use str, and leave it out of reads."
+            )
         if issubclass(cls, Mapping) and arguments and _base_of(arguments[0]) not in (str, Any):
             raise TypeError(f"{path} has keys that are not strings, which JSON cannot carry.")
         if hasattr(cls, "__struct_fields__"):

@@ -10,6 +10,8 @@ import json
 import uuid
 from typing import Any
 
+import msgspec
+import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -312,3 +314,78 @@ def test_an_error_of_2012_is_a_text() -> None:
         "data": None,
         "error": "No.",
     }
+
+
+# Values beside a null, which stands for NaN in what orjson writes
+
+
+class Link(pydantic.BaseModel):
+    url: pydantic.HttpUrl
+    note: str | None = None
+
+
+class Secret(pydantic.BaseModel):
+    word: pydantic.SecretStr
+    note: str | None = "x"
+
+
+@dataclasses.dataclass
+class Measured:
+    value: float
+    note: str | None = None
+
+
+class Holder(pydantic.BaseModel):
+    inside: Measured
+
+
+class Framed(msgspec.Struct):
+    inside: Any = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Link(url=pydantic.HttpUrl("https://example.com/")),
+        {"url": pydantic.HttpUrl("https://example.com/"), "note": None},
+        Measured(1.5),
+        Holder(inside=Measured(0.5)),
+        Framed([None, {"a": None, "b": "null"}, Measured(2.5)]),
+        [None, ["null", {"deep": [None, 1.5]}], (None, True)],
+        {"at": datetime.date(2026, 1, 1), "amount": decimal.Decimal("1.50"), "none": None},
+    ],
+    ids=repr,
+)
+def test_a_null_beside_any_value_is_only_a_null(value: Any) -> None:
+    """Values that write themselves stand beside a null as without one."""
+    assert "null" in encode(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": None, "b": {"c": [1.0, float("nan")]}},
+        [None, float("-inf")],
+        Measured(float("inf")),
+        Holder(inside=Measured(float("nan"))),
+        Framed([Measured(float("nan"))]),
+        {"none": None, "link": Measured(float("nan"))},
+        (None, {"x": float("inf")}),
+    ],
+    ids=repr,
+)
+def test_a_number_that_json_does_not_have_is_found_wherever_it_stands(value: Any) -> None:
+    """A quick look first must not pass over a NaN that the slow one would find."""
+    with pytest.raises(EncodeError, match="NaN or an infinity"):
+        encode(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [pydantic.SecretStr("a"), {"word": pydantic.SecretStr("a"), "note": None}, Secret(word="a"), [Secret(word="a")]],  # type: ignore[arg-type]
+    ids=["itself", "in a dict", "in a model", "in a list"],
+)
+def test_a_secret_is_not_written_as_asterisks(value: Any) -> None:
+    """What would be written as something else than it is, is refused."""
+    with pytest.raises(EncodeError, match="JSON cannot carry"):
+        encode(value)

@@ -6,12 +6,14 @@ import asyncio
 import functools
 import gc
 import logging
+import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from backsync_asgi import Backsync, Context, Reject, testing
@@ -438,6 +440,79 @@ async def test_a_read_may_return_any_iterable(sync: Backsync) -> None:
 
     async with connect(sync) as client:
         assert await client.call("M:read") == [{"id": 0}, {"id": 1}]
+
+
+class Typed(msgspec.Struct):
+    value: float
+    id: Any = None
+
+
+@pytest.mark.parametrize("key", [(), "room"])
+@pytest.mark.parametrize("has_rule", [False, True])
+async def test_a_row_that_cannot_be_sent_is_left_out_of_what_a_handler_reads(
+    key: Any, has_rule: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One bad row fails nothing for the others: reads, snapshots and snapshots that replace one."""
+    sync = Backsync()
+    model = sync.model("M", key=key)
+    if has_rule:
+        model.visible(lambda ctx, record: True)
+    bad: list[Any] = [
+        *(
+            {"id": number, "room": "x", "v": value}
+            for number, value in enumerate((math.inf, math.nan, b"x", {1}, 2**70))
+        ),
+        *({"id": id, "room": "x"} for id in (None, "", 2**60, 1.5, "x" * 129, True)),
+        {"room": "x"},
+        7,
+        None,
+        Typed(math.nan, 5),
+        Typed(1.0),
+    ]
+
+    @model.on("read")
+    def read(ctx: Context, query: Record) -> Any:
+        return [{"id": "a", "room": "x"}, *bad, {"id": "b", "room": "x"}]
+
+    async with testing.connect(sync) as client:
+        assert [row["id"] for row in await client.read("M", {"room": "x"})] == ["a", "b"]
+        view = await client.subscribe("M", {"room": "x"})
+        assert set(view) == {"a", "b"}
+        logged = [record for record in caplog.records if "cannot be sent" in record.message]
+        assert 10 <= len(logged) <= len(bad)
+        sync.refresh()
+        assert [row["id"] for row in await client.read("M", {"room": "x"})] == ["a", "b"]
+    assert [record for record in caplog.records if "cannot be sent" in record.message] == logged, "once each"
+
+
+async def test_rows_that_are_left_out_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync()
+
+    @sync.model("M").on("read")
+    async def read(ctx: Context, query: Record) -> Any:
+        return [{"id": "a"}, *({"id": number, "v": math.nan} for number in range(1_000))]
+
+    async with connect(sync) as client:
+        assert await client.call("M:read") == [{"id": "a"}]
+        assert await client.call("M:read") == [{"id": "a"}]
+    assert len(caplog.records) == 101
+    assert "they are not logged" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [[{"text": "x"}], {"a": {"id": 1}}, [1], ({"_id": 1}, None)], ids=repr)
+@pytest.mark.parametrize("event", ["M:read", "M:subscribe"])
+async def test_a_read_without_a_record_is_a_mistake_that_the_log_explains(
+    sync: Backsync, rows: Any, event: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read handler is told of its mistake as an upsert handler is, and its client does not get an empty list."""
+
+    @sync.model("M").on("read")
+    async def read(ctx: Context, query: Record) -> Any:
+        return rows
+
+    async with connect(sync) as client:
+        assert (await client.error(event))["code"] == "handler_error"
+    assert "a dict with an id (a string of 1-128 characters or an integer)" in caplog.text
 
 
 async def test_a_delete_handler_has_the_id_only_and_its_success_is_broadcast(sync: Backsync) -> None:

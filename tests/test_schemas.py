@@ -999,3 +999,92 @@ def test_all_kinds_agree_on_what_is_refused(data: Any) -> None:
         else:
             outcomes.add(frozenset())
     assert len(outcomes) == 1, outcomes
+
+
+# Types that are written in their own way
+
+
+class Priced(pydantic.BaseModel):
+    amount: int
+
+    @pydantic.field_serializer("amount")
+    def written(self, value: int) -> str:
+        return f"{value} EUR"
+
+
+class Turned(pydantic.BaseModel):
+    word: Annotated[str, pydantic.PlainSerializer(lambda value: value[::-1])]
+
+
+class Whole(pydantic.BaseModel):
+    word: str
+
+    @pydantic.model_serializer
+    def written(self) -> dict[str, Any]:
+        return {"text": self.word}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "data", "field"),
+    [(Priced, {"amount": 5}, "amount"), (Turned, {"word": "ab"}, "word"), (Whole, {"word": "a"}, "word")],
+)
+def test_what_a_serializer_writes_must_be_read_back_as_it_is(annotation: Any, data: Any, field: str) -> None:
+    """A value that a schema writes otherwise than it reads is refused before it is stored."""
+    schema = made(annotation)
+    with pytest.raises(EncodeError, match=f"{annotation.__name__} writes what it cannot read back. .*{field}"):
+        schema.record(schema.load(data), data)
+
+
+class Rounded(pydantic.BaseModel):
+    ratio: float
+    url: pydantic.HttpUrl | None = None
+
+    @pydantic.field_serializer("ratio")
+    def written(self, value: float) -> float:
+        return round(value, 1)
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def double(self) -> float:
+        return 2 * round(self.ratio, 1)
+
+
+def test_a_serializer_that_writes_what_it_reads_is_fine() -> None:
+    schema = made(Rounded)
+    record = schema.record(schema.load({"ratio": 0.51, "url": "https://example.com"}), {"id": 1})
+    assert record == {"ratio": 0.5, "url": "https://example.com/", "double": 1.0, "id": 1}
+    assert schema.record(schema.load(record), record) == record
+
+
+class Linked(pydantic.BaseModel):
+    url: pydantic.HttpUrl
+    site: pydantic.AnyUrl | None = None
+    note: str | None = None
+
+
+@dataclasses.dataclass
+class LinkedDataclass:
+    url: pydantic.HttpUrl
+    note: str | None = None
+
+
+class LinkedDict(TypedDict):
+    url: pydantic.HttpUrl
+    note: NotRequired[str | None]
+
+
+@pytest.mark.parametrize("annotation", [Linked, LinkedDataclass, LinkedDict])
+def test_urls_of_pydantic_are_texts(annotation: Any) -> None:
+    """A type with a serializer of its own is written by it, also beside a null."""
+    schema = made(annotation)
+    record = json.loads(messages.encode(schema.record(schema.load({"url": "https://example.com", "note": None}))))
+    assert (record["url"], record["note"]) == ("https://example.com/", None)
+    assert json.loads(messages.encode(schema.load({"url": record["url"], "note": None})))["url"] == record["url"]
+
+
+@pytest.mark.parametrize("secret", [pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret[int]])
+def test_secrets_are_refused_at_decoration(secret: Any) -> None:
+    """What would be stored as asterisks is lost without a word."""
+    annotation = pydantic.create_model("Account", word=(secret | None, None))
+    with pytest.raises(TypeError, match="Account.word is a Secret.*, which is written as asterisks"):
+        made(annotation)

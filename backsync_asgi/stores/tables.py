@@ -345,7 +345,9 @@ class Columns(Fields):
             raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
 
     def values(self, record: Record, *, new: bool) -> dict[str, Any]:
-        check_nul(encode_record(record), record)
+        text = encode_record(record)
+        check_nul(text, record)
+        record = orjson.loads(text)  # dates and the like as every client sends them
         for field in record:
             if field not in self.fields:
                 raise invalid(field, "is not a field of this model")
