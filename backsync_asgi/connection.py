@@ -41,6 +41,7 @@ NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be don
 SNAPSHOT_TRIES = 10  # of a subscription whose user changes while it is answered
 TOO_FAST = "Who you are, or what you may see, changes too fast. Try again."
 MAX_VIEWS = 10_000  # of users and audiences, by which positions are told apart
+MAX_NAMES = 4  # of clients, that one connection may say: each is remembered by itself
 MAX_WAITING_CONTROL = 8  # greetings and tokens of one client that wait
 MAX_RIGHTS = 10_000  # users whose changes of rights are remembered one by one
 HANDLED_AT_ONCE = 128  # requests in one tick without a task for each: some 4 ms of work
@@ -191,6 +192,7 @@ class Connection:
         "_client",
         "_drained",
         "_greetings",
+        "_names",
         "_offered",
         "_opened",
         "_queries",
@@ -234,6 +236,7 @@ class Connection:
         self._snapshots: dict[Topic, object] = {}  # by channel: the mark of the one that was begun last
         self._unanswered: frozenset[Topic] = frozenset()  # whose first subscription has no reply yet
         self._greetings: list[Request] = []  # that wait for the set-up
+        self._names: frozenset[str] = frozenset()  # of the client, as `$:hello` has said
         self._bucket: Bucket | None = None
         self._warned = False
         self._queues: dict[str, deque[tuple[Request, Any, int]]] = {}
@@ -579,7 +582,7 @@ class Connection:
         if request.model not in self._site.models:
             return (await self._run(request, acting))[0]
         outcome: asyncio.Future[str] = self._site.loop.create_future()
-        write = retries.remember(client, id, said, outcome, now)
+        write = retries.remember(client, id, said, outcome, now, self._source)
         code: str | None = "unavailable"
         try:
             reply, code = await self._run(request, acting)
@@ -592,6 +595,11 @@ class Connection:
                 outcome.cancel()
             if code in NOT_REMEMBERED:
                 write.forget()
+
+    @property
+    def _source(self) -> Hashable:
+        """Whose writes are remembered: the user's, else those that come from one address."""
+        return (self._scope.get("client") or ("",))[0] if self.user is None else self._client and self._client[0]
 
     async def _run(self, request: Request, acting: Acting) -> tuple[str | None, str | None]:
         """Carry out a request. Returns its reply, if it asked for one, and the code of its error, if it failed."""
@@ -706,6 +714,11 @@ class Connection:
     def _welcome(self, request: Request) -> None:
         name = request.data.get("client") if isinstance(request.data, dict) else None
         if isinstance(name, str) and 0 < len(name) <= MAX_ID:
+            if name not in self._names and len(self._names) >= MAX_NAMES:
+                message = f"A connection may name {MAX_NAMES} clients. Open another one."
+                self._fail(request, "too_large", message, {"limit": MAX_NAMES})
+                return
+            self._names |= {name}
             self._set_client(name)
         settings = self._site.settings
         welcome = {

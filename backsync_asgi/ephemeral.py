@@ -19,6 +19,8 @@ logger = logging.getLogger("backsync")
 RETRY, RETRY_MAX = 1.0, 60.0  # seconds until a delete that has failed is tried again, doubled each time
 MAX_FAILED = 10_000  # deletes that wait to be tried again, per model; then the oldest are given up
 
+DELETES_AT_ONCE = 20  # then others have their turn
+
 # A record that is to go, and whether it still is as it is its turn.
 Due = tuple[Id, Callable[[], bool]]
 
@@ -30,6 +32,20 @@ class Owner(Protocol):
 
     @property
     def client(self) -> Hashable: ...
+
+
+class _Holding:
+    """Records that the same clients own: one, or several that have shared a name. user: who wrote them.
+
+    A client that is renamed takes its holding along, however many records are in it.
+    """
+
+    __slots__ = ("clients", "records", "user")
+
+    def __init__(self, client: Hashable, user: Any) -> None:
+        self.clients: set[Hashable] = {client}
+        self.records: dict[str, Id] = {}
+        self.user = user
 
 
 class Lives:
@@ -50,9 +66,8 @@ class Lives:
         self._grace = grace
         self._ttl = ttl
         self._delete_record = delete
-        self._owners: dict[str, set[Hashable]] = {}  # by record: the clients that wrote it
-        self._owned: dict[Hashable, dict[str, Id]] = {}  # the other way round
-        self._users: dict[str, Any] = {}  # by record: who wrote it first
+        self._owners: dict[str, set[_Holding]] = {}  # by record
+        self._owned: dict[Hashable, list[_Holding]] = {}  # by client
         self._leaves: dict[Hashable, asyncio.TimerHandle] = {}  # the last leave of a client that owns records
         self._expiry: OrderedDict[str, tuple[float, Id]] = OrderedDict()  # soonest first, since the ttl is one for all
         self._timer: asyncio.TimerHandle | None = None
@@ -70,27 +85,26 @@ class Lives:
 
     def check(self, connection: Owner, id: Id | None) -> None:
         """Raises Reject("forbidden") for a record that somebody else wrote."""
-        key = str(id)
-        owners = self._owners.get(key)
-        if not owners or connection.client in owners:
+        owners = self._owners.get(str(id))
+        if not owners or any(connection.client in holding.clients for holding in owners):
             return
-        if connection.user is None or connection.user != self._users[key]:
+        if connection.user is None or all(holding.user != connection.user for holding in owners):
             raise Reject("forbidden", f"This record of {self._name} belongs to somebody else.")
 
     def note(self, method: str, id: Id) -> None:
         """A record was written or deleted, by whoever acts now."""
         key = str(id)
         if method == "delete":
-            for owner in self._owners.pop(key, ()):
-                self._disown(owner, key)
-            self._users.pop(key, None)
+            for holding in self._owners.pop(key, ()):
+                self._take_out(holding, key)
             self._expiry.pop(key, None)
             return
         acting = Acting.current.get()
         if acting is not None:
             connection = acting.subscriber.owner
-            self._users.setdefault(key, connection.user)
-            self._own(connection.client, key, id)
+            holding = self._holding_of(connection.client, connection.user)
+            holding.records[key] = id
+            self._owners.setdefault(key, set()).add(holding)
             if not connection.is_open:  # it wrote this behind its own back
                 self.client_left(connection.client, connection.is_back)
         if self._ttl is not None:
@@ -110,25 +124,55 @@ class Lives:
 
         stays: the old client has other connections, which may have written it: then the records are both clients'.
         """
-        if old == new:
-            return
-        for key, id in list(self._owned.get(old, {}).items()):
-            self._own(new, key, id)
+        held = () if old == new else tuple(self._owned.get(old, ()))
+        for holding in held:
             if not stays:
-                self._users[key] = user
-                self._owners[key].discard(old)
-                self._disown(old, key)
+                self._part(holding, old)
+            if not stays and not holding.clients:
+                self._give(holding, new, user)
+            elif new not in holding.clients:
+                holding.clients.add(new)
+                self._owned.setdefault(new, []).append(holding)
 
-    def _own(self, client: Hashable, key: str, id: Id) -> None:
-        self._owners.setdefault(key, set()).add(client)
-        self._owned.setdefault(client, {})[key] = id
+    def _holding_of(self, client: Hashable, user: Any) -> _Holding:
+        """What a client holds alone: what it writes goes there."""
+        held = self._owned.setdefault(client, [])
+        for holding in held:
+            if len(holding.clients) == 1:
+                return holding
+        holding = _Holding(client, user)
+        held.append(holding)
+        return holding
 
-    def _disown(self, client: Hashable, key: str) -> None:
-        owned = self._owned[client]
-        del owned[key]
-        if not owned:
+    def _give(self, holding: _Holding, client: Hashable, user: Any) -> None:
+        """A holding that no client has becomes one's own. Takes time for the smaller one of two, and none for one."""
+        own = self._holding_of(client, user)
+        if len(own.records) < len(holding.records):  # the larger one stays, since its records know it
+            held = self._owned[client]
+            held[held.index(own)] = holding
+            holding.clients, own.clients = own.clients, set()
+            own, holding = holding, own
+        own.user = user
+        for key, id in holding.records.items():
+            own.records[key] = id
+            self._owners[key].discard(holding)
+            self._owners[key].add(own)
+
+    def _part(self, holding: _Holding, client: Hashable) -> None:
+        """A client has a holding no more."""
+        holding.clients.discard(client)
+        held = self._owned[client]
+        held.remove(holding)
+        if not held:
             del self._owned[client]
             self._forget_leave(client)
+
+    def _take_out(self, holding: _Holding, key: str) -> None:
+        """A record is in a holding no more; an empty one is forgotten."""
+        del holding.records[key]
+        if not holding.records:
+            for client in list(holding.clients):
+                self._part(holding, client)
 
     def _forget_leave(self, client: Hashable) -> None:
         leave = self._leaves.pop(client, None)
@@ -140,19 +184,24 @@ class Lives:
             del self._leaves[client]
             return
         leave = self._leaves[client]
+        held = list(self._owned[client])
+        for holding in held:
+            if len(holding.clients) > 1:  # the records stay with the others
+                self._part(holding, client)
 
         def goes(key: str) -> bool:
             if self._leaves.get(client) is not leave or is_back():
                 return False
             owners = self._owners.get(key, set())
-            if owners == {client}:
-                return True  # its owner goes with the record
-            if client in owners:
-                owners.discard(client)
-                self._disown(client, key)
+            mine = [holding for holding in owners if holding.clients == {client}]
+            if len(mine) == len(owners):
+                return bool(owners)  # its owners go with the record
+            for holding in mine:
+                owners.discard(holding)
+                self._take_out(holding, key)
             return False
 
-        self._delete(list(self._owned[client].values()), goes)
+        self._delete([id for holding in held if holding.clients == {client} for id in holding.records.values()], goes)
 
     def _set_timer(self) -> None:
         if self._timer is None and self._expiry:
@@ -163,7 +212,8 @@ class Lives:
         self._timer = None
         now = asyncio.get_running_loop().time()
         due: list[Id] = []
-        for key, (at, id) in list(self._expiry.items()):
+        while self._expiry:
+            key, (at, id) = next(iter(self._expiry.items()))
             if at > now:
                 break
             del self._expiry[key]
@@ -183,7 +233,9 @@ class Lives:
         Acting.current.set(None)
         failed: list[Due] = []
         error: Exception | None = None
-        for id, is_due in due:
+        for count, (id, is_due) in enumerate(due, 1):
+            if count % DELETES_AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 await contain(self._delete_record(id, is_due))
             except Exception as caught:  # noqa: BLE001 - whatever a store raises, the others' turn comes

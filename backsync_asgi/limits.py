@@ -54,13 +54,17 @@ class Horizon:
 class Memory:
     """How much is remembered for each client: its last writes, for so long (seconds), up to so many bytes of replies.
 
-    clients: those remembered at all, the last seen; a client that has more than one user counts for each.
+    clients: how many (client, user) pairs are remembered. total: bytes over all. user_size: bytes of one user, or of
+    one address where there is no user. Beyond these the newest clients are forgotten first, of the same user or of
+    all: a stranger with many names cannot push others out.
     """
 
     writes: int = 1_000
     age: float = 120.0
     size: int = 1_048_576
     clients: int = 10_000
+    user_size: int = 16_777_216
+    total: int = 134_217_728
 
     def __post_init__(self) -> None:
         check_positive(self)

@@ -14,6 +14,7 @@ from .messages import Request
 Outcome = TypeVar("Outcome")
 
 SWEEP = 1.0  # seconds between looks for clients that can be forgotten
+WRITE_COST, CLIENT_COST = 512, 2_048  # about how many bytes a write takes beside its reply, and a client beside both
 
 
 class Remembered(Generic[Outcome]):
@@ -32,25 +33,45 @@ class Remembered(Generic[Outcome]):
     def weigh(self, size: int) -> None:
         """Note how many bytes the write's reply takes."""
         if self._among is not None:
-            self._among.size += size - self.size
+            self._among.grow(size - self.size)
             self.size = size
 
     def forget(self) -> None:
         """A write that was not carried out may be tried anew; one that is forgotten already is left so."""
         if self._among is not None:
             del self._among.known[self.id]
-            self._among.size -= self.size
+            self._among.grow(-self.size, -WRITE_COST)
             self._among = None
+
+
+class _Source:
+    """The clients of one user or address, oldest first, and how many bytes are remembered of them."""
+
+    __slots__ = ("clients", "size")
+
+    def __init__(self) -> None:
+        self.clients: dict[Hashable, None] = {}
+        self.size = 0
 
 
 class _Writes(Generic[Outcome]):
     """The writes of one client by transaction id, oldest first, and how many bytes their replies take."""
 
-    __slots__ = ("known", "size")
+    __slots__ = ("cost", "known", "size", "source", "sources")
 
-    def __init__(self) -> None:
+    def __init__(self, source: Hashable, sources: tuple[_Source, _Source]) -> None:
         self.known: OrderedDict[str | int, Remembered[Outcome]] = OrderedDict()
         self.size = 0
+        self.cost = 0  # beside the replies
+        self.source = source
+        self.sources = sources  # that one, and all
+
+    def grow(self, size: int, cost: int = 0) -> None:
+        """Count more bytes, of replies and beside them."""
+        self.size += size
+        self.cost += cost
+        for source in self.sources:
+            source.size += size + cost
 
     def make_room(self, memory: Memory, now: float) -> None:
         """Forget the oldest as far as age and bytes, or the count with one more, are over the limit."""
@@ -68,7 +89,14 @@ class Retries(Generic[Outcome]):
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._clients: OrderedDict[Hashable, _Writes[Outcome]] = OrderedDict()  # the one that wrote last at the end
+        self._sources: dict[Hashable, _Source] = {}
+        self._all = _Source()
         self._sweep_at = 0.0
+
+    @property
+    def size(self) -> int:
+        """About how many bytes are remembered."""
+        return self._all.size
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -80,30 +108,65 @@ class Retries(Generic[Outcome]):
         return None if write is None or now - write.at > self._memory.age else write
 
     def remember(
-        self, client: Hashable, id: str | int, digest: int, outcome: Outcome, now: float
+        self, client: Hashable, id: str | int, digest: int, outcome: Outcome, now: float, source: Hashable = None
     ) -> Remembered[Outcome]:
-        """Note that a write has begun which `find` did not know, at the same moment."""
+        """Note that a write has begun which `find` did not know, at the same moment.
+
+        source: whose client it is; those of one source have a limit of their own.
+        """
+        if now >= self._sweep_at or self._is_full(source):
+            self._forget_old(now)
         writes = self._clients.get(client)
         if writes is None:
-            writes = self._clients[client] = _Writes()
+            writes = self._add(client, source)
         else:
             self._clients.move_to_end(client)
             writes.make_room(self._memory, now)
         write = writes.known[id] = Remembered(id, digest, now, outcome, writes)
-        if len(self._clients) > self._memory.clients:
-            self._clients.popitem(last=False)
-        if now >= self._sweep_at:
-            self._forget_clients(now)
+        writes.grow(0, WRITE_COST)
+        self._make_room(writes.sources)
         return write
 
-    def _forget_clients(self, now: float) -> None:
-        """Forget those who have written nothing that is young enough to be kept."""
+    def _add(self, client: Hashable, source: Hashable) -> _Writes[Outcome]:
+        its = self._sources.get(source)
+        if its is None:
+            its = self._sources[source] = _Source()
+        writes = self._clients[client] = _Writes(source, (its, self._all))
+        writes.grow(0, CLIENT_COST)
+        its.clients[client] = self._all.clients[client] = None
+        return writes
+
+    def _is_full(self, source: Hashable) -> bool:
+        """Whether the next write may push out a client."""
+        memory, its = self._memory, self._sources.get(source)
+        of_source = its is not None and its.size + CLIENT_COST + WRITE_COST > memory.user_size
+        return of_source or self.size + CLIENT_COST + WRITE_COST > memory.total or len(self) >= memory.clients
+
+    def _make_room(self, sources: tuple[_Source, _Source]) -> None:
+        """Forget the newest clients as far as their source, or all together, are over the limit."""
+        memory = self._memory
+        for source, limit in zip(sources, (memory.user_size, memory.total), strict=True):
+            while (source.size > limit or len(source.clients) > memory.clients) and len(source.clients) > 1:
+                self._forget(next(reversed(source.clients)))
+
+    def _forget(self, client: Hashable) -> None:
+        writes = self._clients.pop(client)
+        for write in list(writes.known.values()):
+            write.forget()
+        writes.grow(0, -CLIENT_COST)
+        its, of_all = writes.sources
+        del its.clients[client], of_all.clients[client]
+        if not its.clients:
+            del self._sources[writes.source]
+
+    def _forget_old(self, now: float) -> None:
+        """Forget clients that have written nothing that is young enough to be kept."""
         self._sweep_at = now + SWEEP
         while self._clients:
-            known = next(iter(self._clients.values())).known
-            if known and now - next(reversed(known.values())).at <= self._memory.age:
+            client, writes = next(iter(self._clients.items()))
+            if writes.known and now - next(reversed(writes.known.values())).at <= self._memory.age:
                 return
-            self._clients.popitem(last=False)
+            self._forget(client)
 
 
 def digest(request: Request) -> int:

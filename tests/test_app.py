@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi import app as app_module
 from backsync_asgi.connection import SNAPSHOT_FAILED
-from backsync_asgi.limits import Horizon, Limits
+from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.models import WRITES_AT_ONCE
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, Socket, connect, fetch, websocket_scope
@@ -1182,3 +1182,37 @@ async def test_a_patch_cannot_take_the_key_from_a_record() -> None:
         assert (await client.error("Doc:patch", {"id": 1}, unset=["room"]))["code"] == "invalid"
         assert (await client.error("Doc:patch", {"id": 1, "room": None}))["code"] == "invalid"
         assert await client.call("Doc:read") == [{"id": 1, "room": "a"}]
+
+
+async def test_a_client_with_many_names_makes_the_server_forget_no_other_writes() -> None:
+    """Kind: what is remembered of all is bounded by a count that one client can use up."""
+    sync = Backsync(memory=Memory(clients=8))
+    count = 0
+
+    @sync.model("M").on("add")
+    async def add(ctx: Context, data: Any) -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    async with connect(sync) as victim:
+        await victim.call("$:hello", {"client": "victim"})
+        victim.send({"id": "w", "event": "M:add"})
+        assert (await victim.receive())["data"] == 1
+    async with connect(sync) as stranger:
+        for number in range(20):
+            asked = stranger.ask("$:hello", {"client": f"made up {number}"})
+            reply = await stranger.reply(asked)
+            if number >= 4:
+                assert (reply["error"]["code"], reply["error"]["details"]) == ("too_large", {"limit": 4})
+            await stranger.call("M:add")
+        await stranger.call("$:hello", {"client": "made up 0"})  # a name that it has said before
+    for number in range(20):
+        async with connect(sync) as stranger:
+            await stranger.call("$:hello", {"client": f"another {number}"})
+            await stranger.call("M:add")
+    async with connect(sync) as victim:
+        await victim.call("$:hello", {"client": "victim"})
+        victim.send({"id": "w", "event": "M:add"})
+        assert (await victim.receive())["data"] == 1
+    assert len(sync._site.retries) == 8

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backsync_asgi import Backsync, Context
 from backsync_asgi.ephemeral import Lives
 from backsync_asgi.errors import Reject
+from backsync_asgi.hub import Acting
 from backsync_asgi.models import Model
 from backsync_asgi.stores import MemoryStore
 from backsync_asgi.stores.base import Id
@@ -225,3 +228,93 @@ async def test_one_record_that_cannot_be_deleted_keeps_no_other_and_the_log_is_n
         assert list(cursors) == list(range(10)), "what is too much to remember is given up, the oldest first"
     assert len([record for record in caplog.records if "could not be deleted" in record.message]) == 1
     assert not lives_of(cursor)._failed
+
+
+class Owner:
+    """A connection, as far as it owns records."""
+
+    user = None
+    is_open = True
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.owner = self
+
+
+class Unwalked(dict[str, Id]):
+    """Records that are not looked at one by one."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all records were looked at")
+
+    items = values = keys = __iter__
+
+
+def lives() -> Lives:
+    async def delete(id: Id, is_due: Any) -> None:
+        raise AssertionError("nothing is to be deleted")
+
+    return Lives("M", 1.0, None, delete)
+
+
+def write(lives: Lives, owner: Owner, id: Id) -> None:
+    token = Acting.current.set(Acting(owner))  # type: ignore[arg-type]
+    try:
+        lives.note("upsert", id)
+    finally:
+        Acting.current.reset(token)
+
+
+def may_write(lives: Lives, client: str, id: Id) -> bool:
+    try:
+        lives.check(Owner(client), id)
+    except Reject:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_who_says_its_name_takes_its_records_along_however_many(stays: bool) -> None:
+    """Kind: a message of 60 bytes costs work for each record that its sender owns."""
+    them, owner = lives(), Owner("old")
+    for id in range(3):
+        write(them, owner, id)
+    [holding] = them._owned["old"]
+    holding.records = Unwalked(holding.records)
+    for old, new in (("old", "new"), ("new", "newer"), ("newer", "new")):
+        them.renamed(old, new, None, stays)
+    assert all(may_write(them, "new", id) for id in range(3))
+    assert may_write(them, "old", 1) is stays
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), st.sampled_from("abc"), st.integers(0, 3)),
+            st.tuples(st.just("delete"), st.just(""), st.integers(0, 3)),
+            st.tuples(st.sampled_from(["move", "share"]), st.sampled_from("abc"), st.sampled_from("abc")),
+        ),
+        max_size=30,
+    )
+)
+def test_a_record_is_owned_as_sets_of_its_clients_say(steps: list[tuple[str, str, Any]]) -> None:
+    them, owners = lives(), dict[int, set[str]]()
+    for what, client, other in steps:
+        if what == "write":
+            write(them, Owner(client), other)
+            owners.setdefault(other, set()).add(client)
+        elif what == "delete":
+            them.note("delete", other)
+            owners.pop(other, None)
+        elif client != other:
+            them.renamed(client, other, None, what == "share")
+            for clients in owners.values():
+                if client in clients:
+                    clients.add(other)
+                    if what == "move":
+                        clients.discard(client)
+        for id in range(4):
+            for name in "abc":
+                assert may_write(them, name, id) is (name in owners.get(id, {name}))
+    held = {client for client, holdings in them._owned.items() if holdings}
+    assert held == set().union(*owners.values()) == them._owned.keys()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backsync_asgi.limits import Memory
 from backsync_asgi.messages import Request
-from backsync_asgi.retries import SWEEP, Remembered, Retries, digest
+from backsync_asgi.retries import CLIENT_COST, SWEEP, Remembered, Retries, digest
 
 MEMORY = Memory(writes=3, age=10.0, size=100, clients=2)
 
@@ -72,9 +72,37 @@ def test_clients_that_have_not_written_for_long_are_forgotten() -> None:
     remember(memory, "ann", 2, 6.0)
     remember(memory, "eve", 1, 7.0)
     assert len(memory) == 2, "there may be two"
-    assert memory.find("bob", 1, 7.0) is None, "who has not written for the longest time"
+    assert memory.find("bob", 1, 7.0), "a newer client does not push out an older one"
+    assert memory.find("eve", 1, 7.0) is None
     remember(memory, "eve", 2, 16.5 + SWEEP)
     assert len(memory) == 1
+    assert memory.find("eve", 2, 17.0)
+
+
+def test_one_with_many_names_pushes_nobody_out() -> None:
+    """Kind: what is remembered of all is bounded by a count that one client can use up."""
+    memory = Retries[str](Memory(clients=1_000, user_size=100_000, total=400_000))
+    memory.remember("before", "w", 7, "x", 0.0, "ann")
+    for number in range(5_000):
+        memory.remember(f"made up {number}", "w", 7, "x", 1.0, "eve").weigh(1_000)
+    assert memory.size < 110_000, "one source has its share and no more"
+    memory.remember("after", "w", 7, "x", 2.0, "bob")
+    assert memory.find("before", "w", 2.0)
+    assert memory.find("after", "w", 2.0)
+
+
+def test_bytes_are_bounded_over_all_and_nothing_is_left_of_what_is_forgotten() -> None:
+    memory = Retries[str](Memory(total=100_000, age=10.0))
+    for number in range(1_000):
+        memory.remember(f"client {number}", "w", 7, "x", 0.0, f"source {number}").weigh(1_000)
+        assert memory.size <= 100_000 + 1_000
+    assert memory.find("client 0", "w", 0.0)
+    write = memory.remember("client 0", "v", 7, "x", 20.0, "source 0")
+    assert len(memory) == 1
+    write.forget()
+    memory.remember("client 1", "v", 7, "x", 40.0, "source 1").forget()
+    assert memory.size == CLIENT_COST
+    assert len(memory._sources) == 1
 
 
 @given(
