@@ -1,6 +1,7 @@
 /**
  * Builds the client: the files that the Python package serves, and the npm package's own.
- * `node scripts/build.mjs [directory]` writes the served files there instead (the tests do).
+ * `node scripts/build.mjs [directory [package]]` writes the served files, and those of the npm package, there instead (the
+ * tests do).
  */
 
 import { spawnSync } from "node:child_process";
@@ -15,7 +16,7 @@ import { build } from "esbuild";
 const require = createRequire(import.meta.url);
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const served = path.resolve(process.argv[2] ?? path.join(root, "..", "backsync_asgi", "static"));
-const packed = process.argv[2] === undefined ? path.join(root, "dist") : null;
+const packed = process.argv[2] === undefined ? path.join(root, "dist") : (process.argv[3] ?? null);
 
 const common = {
   absWorkingDir: root,
@@ -39,11 +40,24 @@ const jQueryOfThePage = {
   },
 };
 
-/** SockJS brings what browsers of 2012 lacked; all that can run this client have it. */
-const withoutShims = {
-  name: "without-shims",
+/**
+ * Parts of SockJS that no page of ours uses: what browsers of 2012 lacked, Internet Explorer's XDomainRequest, and the
+ * inside of its iframe page, which loads sockjs.js.
+ */
+const UNUSED = {
+  "shims.js": "",
+  "iframe-bootstrap.js": "module.exports = () => {};",
+  "transport/sender/xdr.js": "module.exports = { enabled: false };",
+  "transport/xdr-streaming.js": "module.exports = { enabled: () => false, transportName: 'xdr-streaming' };",
+  "transport/xdr-polling.js": "module.exports = { enabled: () => false, transportName: 'xdr-polling' };",
+};
+const withoutUnused = {
+  name: "without-unused",
   setup({ onLoad }) {
-    onLoad({ filter: /sockjs-client[/\\]lib[/\\]shims\.js$/ }, () => ({ contents: "" }));
+    onLoad({ filter: /sockjs-client[/\\]lib[/\\].*\.js$/ }, ({ path: file }) => {
+      const contents = UNUSED[file.split(path.sep).join("/").split("/sockjs-client/lib/").at(-1)];
+      return contents === undefined ? undefined : { contents };
+    });
   },
 };
 
@@ -117,7 +131,7 @@ const [types, script] = await Promise.all([
     format: "iife",
     outfile: path.join(served, "backsync.js"),
     platform: "browser",
-    plugins: [jQueryOfThePage, withoutShims],
+    plugins: [jQueryOfThePage, withoutUnused],
   }),
   build({
     ...common,
@@ -126,7 +140,7 @@ const [types, script] = await Promise.all([
     format: "esm",
     outfile: path.join(served, "backsync.mjs"),
     platform: "browser",
-    plugins: [withoutShims],
+    plugins: [withoutUnused],
   }),
   packed &&
     build({
@@ -146,7 +160,7 @@ await writeFile(path.join(served, "LICENSES.txt"), licenceTexts);
 if (packed !== null) {
   await writeFile(path.join(packed, "index.d.ts"), types);
   await writeFile(path.join(packed, "LICENSES.txt"), licenceTexts);
-  for (const name of ["backsync.js", "backsync.js.map"]) await copyFile(path.join(served, name), path.join(packed, name));
+  for (const name of ["backsync.js", "backsync.js.map", "backsync.mjs", "backsync.mjs.map"]) await copyFile(path.join(served, name), path.join(packed, name));
 }
 
 for (const name of (await readdir(served)).sort()) {

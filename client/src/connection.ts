@@ -109,6 +109,7 @@ export class Connection {
   readonly #openings = new Set<(error: BacksyncError) => void>();
   /** The outbox of earlier pages has been read; null: there is none, or it was. */
   #restoring: Promise<void> | null = null;
+  #storage: Storage | null = null;
   #clientId: string;
   #pendingTold = 0;
   #pendingTelling = false;
@@ -159,7 +160,7 @@ export class Connection {
     const taught: Taught = (model, names, query) => this.#calls.complete(model, names, query);
     this.#subscriptions = new Subscriptions(host, () => this.#subscriptionsChanged(), taught);
     this.#clientId = randomId(host);
-    if (options.persist !== undefined) this.#restore(storage(options.persist, () => randomId(host)));
+    if (options.persist !== undefined) this.#restore(storage(options.persist, () => randomId(host), this.url));
   }
 
   /** Random, kept over reconnects, with `persist` over reloads: with it the server recognises a write that is sent twice. */
@@ -205,6 +206,7 @@ export class Connection {
   /** Opens; not needed before calls and subscriptions, which do so. After `close` it opens again. */
   open(): this {
     if (this.#phase === "idle" || this.#phase === "closed") {
+      if (this.#phase === "closed") this.#storage?.resume?.();
       this.#closed = null;
       this.#attempt = 0;
       this.#stopNetwork ??= this.host.onNetwork((online) => this.#network(online));
@@ -289,6 +291,7 @@ export class Connection {
   }
 
   #restore(storage: Storage): void {
+    this.#storage = storage;
     this.#calls.persist(storage, `${randomId(this.host).slice(0, 12)}.`);
     const opening = storage.open((writes) => {
       this.#calls.restore(writes, false);
@@ -485,6 +488,7 @@ export class Connection {
     const error = this.#closedError(info);
     this.#calls.failAll(error);
     this.#subscriptions.failAll(error);
+    this.#storage?.close?.();
     this.#showStatus();
   }
 
@@ -694,14 +698,25 @@ export class Connection {
 }
 
 function absolute(url: string): string {
-  const base = typeof document === "object" ? document.baseURI : undefined;
+  const base = home();
   let result: URL;
   try {
     result = new URL(url, base);
   } catch {
+    if (base === undefined && typeof url === "string" && !url.includes(":")) {
+      const remedy = 'Pass an absolute URL, such as "https://example.com/backsync"; where a server renders pages, connect in the browser only.';
+      throw new BacksyncError("usage", `"${url}" is relative, and outside of a page there is nothing that it is relative to. ${remedy}`);
+    }
     throw new BacksyncError("usage", `"${url}" is no URL that can be connected to. Pass the one that Backsync is mounted at, such as "/backsync".`);
   }
   return result.href.replace(/^ws/, "http").replace(/[?#].*$/, "").replace(/\/+$/, "");
+}
+
+/** What a relative URL is relative to: the page, or the script of a worker. */
+function home(): string | undefined {
+  if (typeof document === "object") return document.baseURI;
+  if (typeof location !== "object") return undefined;
+  return location.protocol === "blob:" ? location.origin : location.href;
 }
 
 function checkOptions(options: ConnectionOptions): void {

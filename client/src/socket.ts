@@ -40,8 +40,16 @@ const TRANSPORTS = ["websocket", "xhr-streaming", "xhr-polling"];
 /** SockJS's close code for "no transport came about", as opposed to a server that cannot be reached. */
 const NO_TRANSPORT = 2000;
 
-export const openSocket: OpenSocket = (url, options, handlers) =>
-  options.transport === "websocket" ? openWebSocket(url, handlers) : openSockJS(url, options.transports ?? TRANSPORTS, handlers);
+export const openSocket: OpenSocket = (url, options, handlers) => {
+  const transports = options.transports ?? TRANSPORTS;
+  const isPlain = options.transport === "websocket" || (!hasHttp() && typeof WebSocket === "function" && transports.includes("websocket"));
+  return isPlain ? openWebSocket(url, handlers) : openSockJS(url, transports, handlers);
+};
+
+/** Whether SockJS can ask over HTTP, as it does first: not in a service worker. (In Node it does so in its own way.) */
+function hasHttp(): boolean {
+  return typeof XMLHttpRequest === "function" || typeof process === "object";
+}
 
 /**
  * Tries one transport after the other, each with a SockJS of its own: SockJS 1.6 does not stop the timer of a transport

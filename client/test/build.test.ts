@@ -8,6 +8,8 @@ import { after, before, describe, it } from "node:test";
 import { pathToFileURL } from "node:url";
 import vm from "node:vm";
 
+import { build } from "esbuild";
+
 const root = process.cwd();
 let out: string;
 
@@ -133,6 +135,43 @@ describe("the module", () => {
     const options = ["--ignoreConfig", "--noEmit", "--strict", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler", "--types", "", "--lib", "es2022,dom"];
     const run = spawnSync(process.execPath, [tsc, ...options, path.join(out, "use.ts")], { encoding: "utf8" });
     assert.equal(run.status, 0, run.stdout + run.stderr);
+  });
+});
+
+describe("the package", () => {
+  let project: string;
+  const run = (...args: string[]): void => {
+    const done = spawnSync(process.execPath, args, { cwd: root, encoding: "utf8" });
+    assert.equal(done.status, 0, done.stdout + done.stderr);
+  };
+  before(async () => {
+    project = await mkdtemp(path.join(root, ".test", "project-"));
+    const home = path.join(project, "node_modules", "backsync");
+    run("scripts/build.mjs", path.join(project, "served"), path.join(home, "dist"));
+    await writeFile(path.join(home, "package.json"), await readFile("package.json", "utf8"));
+    await writeFile(path.join(project, "package.json"), '{"type": "module"}');
+  });
+  after(() => rm(project, { recursive: true, force: true }));
+
+  it("loads in a browser as a bundler without settings puts it together: nothing of Node's is expected there", async () => {
+    await writeFile(path.join(project, "m.js"), 'import { connect } from "backsync"; globalThis.connection = connect("/backsync");');
+    for (const platform of ["browser", "neutral"] as const) {
+      const outfile = path.join(project, `${platform}.js`);
+      await build({ absWorkingDir: project, bundle: true, entryPoints: ["m.js"], format: "iife", logLevel: "silent", outfile, platform });
+      const location = { href: "http://site.test/", protocol: "http:" };
+      const names = { document: { baseURI: location.href, domain: "site.test" }, location, console, URL, setTimeout, clearTimeout, queueMicrotask, performance, crypto };
+      const window: any = vm.createContext({ ...names, addEventListener() {}, removeEventListener() {} });
+      window.window = window.self = window;
+      vm.runInContext(await readFile(outfile, "utf8"), window);
+      assert.equal(window.connection.url, "http://site.test/backsync");
+      window.connection.close();
+    }
+  });
+
+  it("loads in Node, as where a server renders pages, and says there what a page would not have to say", async () => {
+    await writeFile(path.join(project, "n.js"), 'import { connect } from "backsync"; try { connect("/backsync"); } catch (error) { console.log(error.message); }');
+    const { stdout } = spawnSync(process.execPath, [path.join(project, "n.js")], { encoding: "utf8" });
+    assert.match(stdout, /"\/backsync" is relative, and outside of a page .* Pass an absolute URL/);
   });
 });
 

@@ -19,10 +19,27 @@ const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", 
 /** In a frame of its own: a page whose server is a few lines. `hash` says what it does; it tells the frame around it. */
 const FRAME = `<!doctype html><script type="module">
 import { Connection } from "/client.js";
-const { name, online, answer, edits, without } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+const { name, online, answer, edits, without, mount = "/backsync" } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
 const tell = (message) => parent.postMessage(message, "*");
 if (without === "locks") Object.defineProperty(navigator, "locks", { value: undefined });
+const never = () => new Promise(() => {});
+const refuse = () => { throw new DOMException("not here", "SecurityError"); };
 if (without === "answers") indexedDB.open = () => ({});
+if (without === "transactions") IDBDatabase.prototype.transaction = () => ({ objectStore: () => ({ getAll: () => ({}), put: () => ({}), delete: () => ({}) }) });
+if (without === "puts") IDBObjectStore.prototype.put = function () { return this.transaction.abort(), {}; };
+if (without === "stored") {
+  const { transaction } = IDBDatabase.prototype; // reading works, and storing never ends
+  IDBDatabase.prototype.transaction = function (names, mode) {
+    const real = transaction.call(this, names, mode);
+    return mode === "readonly" ? real : { objectStore: () => ({ getAll: () => real.objectStore(names).getAll(), put: () => ({}), delete: () => ({}) }) };
+  };
+}
+if (without === "locking") navigator.locks.request = never;
+if (without === "session") Object.defineProperty(window, "sessionStorage", { get: refuse });
+if (without === "everything") {
+  for (const thing of ["sessionStorage", "indexedDB", "BroadcastChannel"]) Object.defineProperty(window, thing, { get: refuse });
+  Object.defineProperty(navigator, "locks", { value: { request: refuse, query: never } });
+}
 if (without === "indexedDB") indexedDB.open = () => { throw new DOMException("not here", "SecurityError"); };
 console.warn = (...warning) => tell({ warning: warning.join(" ") });
 let onOnline;
@@ -38,7 +55,7 @@ const open = (url, options, handlers) => {
     close() {},
   };
 };
-const connection = new Connection("/backsync", { persist: name }, undefined, open);
+const connection = new Connection(mount, { persist: name }, undefined, open);
 connection.on("pending", (pending) => tell({ pending }));
 for (const [event, data] of edits ?? []) connection.call(event, data).catch(() => {});
 const rows = () => new Promise((resolve) => {
@@ -50,6 +67,14 @@ const rows = () => new Promise((resolve) => {
 });
 addEventListener("message", async ({ data }) => {
   if (data === "rows") tell({ rows: await rows() });
+  if (data === "close" || data === "discard") connection[data]();
+  if (data === "open") connection.open();
+  if (data === "delete") {
+    const request = indexedDB.deleteDatabase("backsync:" + name);
+    request.onsuccess = () => tell({ deleted: true });
+    request.onblocked = () => tell({ blocked: true });
+  }
+  if (data === "edit") connection.call("Todo:upsert", { id: 7, late: true }).catch(() => {});
 });
 connection.open();
 tell({ ready: true });
@@ -86,6 +111,7 @@ function frame(options) {
     },
     writes: () => messages.filter((message) => message.sent).map((message) => JSON.parse(message.sent)).filter((message) => message.event !== "$:hello"),
     client: () => messages.filter((message) => message.sent).map((message) => JSON.parse(message.sent)).find((message) => message.event === "$:hello")?.data.client,
+    say: (command) => element.contentWindow.postMessage(command, "*"),
     all: messages,
     close: () => element.remove(),
   };
@@ -124,8 +150,59 @@ async function together() {
   return { alone, inherited: two.writes().slice(1) };
 }
 
+/** A tab that was open before another one came, and wrote, and was closed. */
+async function inherited() {
+  const name = "inherited";
+  const open = frame({ name, online: true, answer: true });
+  await open.until(sent(0));
+  const other = frame({ name, edits: edits.slice(0, 1) });
+  await other.until(ready);
+  await other.rows(1);
+  const alone = open.writes();
+  other.close();
+  await open.until(sent(1));
+  await open.rows(0);
+  open.close();
+  return { alone, writes: open.writes() };
+}
+
+/** Pages of one origin and one name, each with a server of its own. */
+async function servers() {
+  const name = "servers";
+  const one = frame({ name, mount: "/one", edits: edits.slice(0, 1) });
+  await one.until(ready);
+  await one.rows(1);
+  one.close();
+  const two = frame({ name, mount: "/two", online: true, answer: true, edits: [["Todo:upsert", { id: 2 }]] });
+  await two.until((all) => sent(1)(all) && all.at(-1).pending === 0);
+  const left = await two.rows(1);
+  const again = frame({ name, mount: "/one", online: true, answer: true });
+  await again.until(sent(1));
+  await again.rows(0);
+  again.close();
+  two.close();
+  return { two: two.writes(), left: left.map(({ text }) => JSON.parse(text).data), again: again.writes(), clients: [left[0].client === again.client(), again.client() === two.client()] };
+}
+
+/** A page that wipes its origin when somebody signs out. */
+async function wiped(command) {
+  const name = "wiped-" + command;
+  const page = frame({ name, online: true, edits: edits.slice(0, 1) });
+  await page.until(sent(1));
+  await page.rows(1);
+  page.say(command);
+  page.say("delete");
+  await page.until((all) => all.some((message) => message.deleted));
+  page.say("open");
+  page.say("edit");
+  await page.until((all) => all.some((message) => message.sent?.includes("late"))); // what is sent is stored
+  const rows = await page.rows(1);
+  page.close();
+  return { blocked: page.all.some((message) => message.blocked), warned: page.all.some((message) => message.warning), rows: rows.map(({ text }) => JSON.parse(text).data.id) };
+}
+
 async function nothingKept(without) {
-  const page = frame({ name: "nothing", online: true, answer: true, edits, without });
+  const page = frame({ name: "nothing-" + without, online: true, answer: true, edits, without });
   await page.until((all) => all.at(-1)?.pending === 0 && sent(2)(all));
   page.close();
   return { writes: page.writes(), warnings: page.all.filter((message) => message.warning).map((message) => message.warning) };
@@ -133,7 +210,11 @@ async function nothingKept(without) {
 
 const results = await (async () => {
   try {
-    return { reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept("indexedDB"), noAnswer: await nothingKept("answers") };
+    const steps = {};
+    const names = ["transactions", "puts", "stored", "locking", "session", "everything"];
+    await Promise.all(names.map(async (name) => (steps[name] = await nothingKept(name))));
+    const more = { steps, inherited: await inherited(), servers: await servers(), closed: await wiped("close"), discarded: await wiped("discard") };
+    return { ...more, reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept("indexedDB"), noAnswer: await nothingKept("answers") };
   } catch (error) {
     return { error: String(error) };
   }
@@ -174,6 +255,17 @@ it("outlives pages, is sent once by several of them, and is done without where i
     }
     assert.deepEqual(results.together.alone.map((message: any) => message.data), [{ id: 2 }]);
     assert.deepEqual(results.together.inherited.map((message: any) => message.data), [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.inherited.alone, []);
+    assert.deepEqual(results.inherited.writes.map((message: any) => message.data), [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.servers.two.map((message: any) => message.data), [{ id: 2 }]);
+    assert.deepEqual(results.servers.left, [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.servers.again.map((message: any) => message.data), [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.servers.clients, [true, false]);
+    for (const wiped of [results.closed, results.discarded]) assert.deepEqual([wiped.blocked, wiped.warned, wiped.rows], [false, false, [7]]);
+    for (const [step, { writes, warnings }] of Object.entries<any>(results.steps)) {
+      assert.deepEqual(writes.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }], step);
+      assert.equal(warnings.length, step === "session" ? 0 : 1, `${step}: ${warnings.join()}`);
+    }
     for (const [result, why] of [[results.nothingKept, /not here/], [results.noAnswer, /did not open in 3000 ms/]]) {
       assert.deepEqual(result.writes.map((message: any) => message.data), [{ id: 1, n: 2 }, { text: "new" }]);
       assert.equal(result.warnings.length, 1);

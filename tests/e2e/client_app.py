@@ -48,6 +48,41 @@ MODULE = (
 </script>"""
 )
 
+# In a worker of any kind: connects, keeps what is unsent, writes a record, and says what it has then.
+WORKER = """
+async function run({ connect, LiveCollection }, name) {
+  const connection = connect("/backsync", { persist: name });
+  const todos = new LiveCollection(connection, "Todo");
+  await todos.ready;
+  await todos.upsert({ id: name, title: name });
+  return { record: todos.get(name), transport: connection.transport };
+}
+"""
+WORKERS = {
+    "module": WORKER
+    + """
+import * as backsync from "/backsync/backsync.mjs";
+run(backsync, "module").then(postMessage, (error) => postMessage(String(error)));
+""",
+    "classic": WORKER
+    + """
+importScripts("/backsync/backsync.js");
+run(Backsync, "classic").then(postMessage, (error) => postMessage(String(error)));
+""",
+    "shared": WORKER
+    + """
+import * as backsync from "/backsync/backsync.mjs";
+const result = run(backsync, "shared").catch(String);
+onconnect = ({ ports: [port] }) => result.then((value) => port.postMessage(value));
+""",
+    "service": WORKER
+    + """
+import * as backsync from "/backsync/backsync.mjs";
+addEventListener("message", (event) => event.waitUntil(
+  run(backsync, "service").catch(String).then((value) => event.source.postMessage(value))));
+""",
+}
+
 sync = Backsync()
 todos = sync.model("Todo", store=MemoryStore())
 
@@ -80,6 +115,10 @@ async def script(request: Request) -> Response:
     return HTMLResponse(SCRIPT)
 
 
+async def worker(request: Request) -> Response:
+    return Response(WORKERS[request.path_params["kind"]], media_type="text/javascript")
+
+
 async def module(request: Request) -> Response:
     return HTMLResponse(MODULE)
 
@@ -88,6 +127,7 @@ app = Starlette(
     routes=[
         Route("/", script),
         Route("/module", module),
+        Route("/worker/{kind}", worker),
         Route("/burst", burst, methods=["POST"]),
         Mount("/npm", app=StaticFiles(directory=ROOT / "client" / "node_modules")),
         Mount("/backsync", app=sync),
