@@ -169,7 +169,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """The HTTP protocol hands its connection over."""
         if transport.get_extra_info("sslcontext") is not None:
             transport = cast(asyncio.Transport, ClosedOnce(transport))
+        before: Any = transport.get_protocol()
         super().connection_made(transport)
+        cycle = getattr(before, "cycle", None)
+        if cycle is not None and not cycle.response_complete:
+            # The bytes of that answer and of the WebSocket would be mixed.
+            self.logger.info("%r - WebSocket refused: an earlier request is still answered", self.client)
+            self._stopped = True
+            self.transport.abort()
 
     def handle_connect(self, event: Any) -> None:
         """Offer the short cut to the application, unless frames must be compressed first."""
@@ -190,6 +197,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         is_handshake = not self.handshake_initiated
+        if is_handshake and self._stopped:
+            return
         rest = self._take_texts(data)
         if rest and not self.transport.is_closing():
             self._follow(rest)

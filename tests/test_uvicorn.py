@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,9 +51,13 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
         self.waiting = 0  # bytes in the buffer
         self.extra: dict[str, Any] = {}
+        self.before: Any = None  # the protocol that has the connection before ours
 
     def get_write_buffer_size(self) -> int:
         return self.waiting
+
+    def get_protocol(self) -> Any:
+        return self.before
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.extra.get(name, default)
@@ -523,6 +528,24 @@ async def test_what_was_not_read_of_an_earlier_answer_goes_first() -> None:
     assert transport.written.startswith(b"HTTP/1.1 101 ")
     protocol.connection_lost(None)
     await settle()
+
+
+async def test_an_upgrade_while_an_earlier_request_is_answered_is_refused() -> None:
+    """Kind: what is pipelined or upgraded while an earlier answer is under way. The bytes of both would be mixed."""
+    app = App(lambda message: True)
+    config = Config(app, ws_ping_interval=None, log_level="critical")
+    config.load()
+    protocol, transport = WebSocketProtocol(config, ServerState(), {}), FakeTransport()
+    transport.before = SimpleNamespace(cycle=SimpleNamespace(response_complete=False))
+    protocol.connection_made(transport)
+    protocol.data_received(HANDSHAKE)
+    await settle()
+    assert transport.aborted
+    assert transport.written == b""
+    assert app.scope == {}, "the application does not see it"
+    protocol.shutdown()
+    protocol.connection_lost(None)
+    assert not protocol.connections
 
 
 def test_a_socket_has_a_number_where_what_is_written_is_what_goes_over_it() -> None:

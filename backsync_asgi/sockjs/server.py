@@ -122,6 +122,7 @@ class Server:
         self._principal = self.settings.principal or _identity
         self._sessions: dict[str, Session] = {}  # of the HTTP transports, by the id in their URL
         self._sockets: set[Session] = set()
+        self._answers: set[Writer] = set()  # of HTTP requests that are being answered
         self._iframe = iframe_page(self.settings.sockjs_url)
         self._etag = b'"%b"' % hashlib.sha256(self._iframe).hexdigest()[:32].encode()
         self._clock = StallProofClock()
@@ -163,6 +164,7 @@ class Server:
         self.draining = False
         self._sessions.clear()
         self._sockets.clear()
+        self._answers.clear()
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
@@ -355,6 +357,7 @@ class Server:
         )
         writer.on_writability(session.writability_changed)
         receiver.start()
+        self._answers.add(writer)
         session.attach(receiver)
         try:
             # Ends when the client goes and also when the response is complete, so nothing needs to race it.
@@ -362,6 +365,7 @@ class Server:
                 pass
         finally:
             session.detach(receiver)
+            self._answers.discard(writer)
 
     async def _find_or_open(self, request: Request, session_id: str) -> Session | None:
         """The session of that id, a new one if there is none. None: the request is answered already."""
@@ -486,12 +490,14 @@ class Server:
         session = Session(self.settings.timing)
         writer.on_writability(session.writability_changed)
         self._sockets.add(session)
+        self._answers.add(writer)
         try:
             self._open(session, scope)
             session.attach(receiver)
             yield session
         finally:
             session.detach(receiver)
+            self._answers.discard(writer)
             self._forget_socket(session, writer)
 
     def _forget_socket(self, session: Session, writer: Writer) -> None:
@@ -561,7 +567,9 @@ class Server:
                 del self._sessions[session_id]
         for session in list(self._sockets):
             ticked(session, now)
-        self._sweeping = loop.call_later(SWEEP, self._sweep) if self.sessions else None
+        for writer in list(self._answers):
+            writer.notice_end()
+        self._sweeping = loop.call_later(SWEEP, self._sweep) if self.sessions or self._answers else None
 
 
 class StallProofClock:
