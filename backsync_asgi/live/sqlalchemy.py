@@ -7,10 +7,11 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 
 from __future__ import annotations
 
+import contextlib
+import inspect as inspect_
 import logging
-import os
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 from weakref import WeakSet
@@ -18,12 +19,27 @@ from weakref import WeakSet
 from sqlalchemy import Column, Delete, Insert, LargeBinary, Table, Update, event, inspect, select
 from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Mapper, Session, object_mapper, object_session, sessionmaker, with_polymorphic
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+from sqlalchemy.orm import (
+    Mapper,
+    Session,
+    object_mapper,
+    object_session,
+    scoped_session,
+    sessionmaker,
+    with_polymorphic,
+)
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 
+from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, Query, matches
 from backsync_asgi.stores.sql import explained
@@ -31,6 +47,19 @@ from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
 
 from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .home import (
+    SCHEMA_CHANGE,
+    SCHEMA_OF,
+    SCHEMAS,
+    Home,
+    Same,
+    home_of,
+    homes_of,
+    is_autocommit,
+    place_of,
+    schema_of,
+    single_bind,
+)
 from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
@@ -39,8 +68,13 @@ AT_ONCE = 500  # rows read by one statement; SQLite takes 32 766 parameters, old
 OPTION = "backsync_bulk"  # the execution option by which one statement passes unseen
 
 READER = "backsync_reader"  # marks the sessions of our own
+MAX_LOGGED = 100  # databases and schemas that are not the model's
+COMMIT = re.compile(r"\s*(?:commit|end)\b(?!\s+prepared)", re.IGNORECASE)
 
 Keys = dict[Any, None]  # primary keys in the order in which they were first changed
+
+
+ALL: WeakSet[LiveMapping] = WeakSet()  # that broadcast
 
 
 class Unit:
@@ -61,10 +95,17 @@ class Journal:
 
     def __init__(self) -> None:
         self.unit: Unit | None = None  # of the session whose transaction it is
+        self.homes: list[Home] = []  # of the model, as this transaction first wrote
+        self.same: Same | None = None  # whether it is in one of these databases
+        self.has_moved = False  # it names other schemas now than when it began to write
         self.levels: list[Keys] = [{}]
         self.ticket: int | None = None  # set between the order to COMMIT and its outcome
         self.keys: Keys = {}  # whose rows were read then
-        self.changes: dict[Id, Record | None] = {}
+        self.changes: dict[Id, Record | None] | None = None  # None: to be read by a session of the model's own
+
+    @property
+    def has_keys(self) -> bool:
+        return any(self.levels)
 
     def take_keys(self) -> Keys:
         keys: Keys = {}
@@ -139,19 +180,25 @@ class LiveMapping:
         if version is not None and to_record is None and version not in self._fields:
             raise ValueError(f"{model.name} counts {version!r}, which {mapped.__name__} has not among its fields.")
         self._sessions = None if session is None else sessions_of(model, session)
-        self._engine = engine_of(self._sessions)
-        if self._engine is not None:
-            check_pool(model, self._engine)
+        self._is_async = is_async(model, self._sessions)
+        self._home: Home | None = None  # where there is no session: the database that is written first
+        self._schema: str | None = None  # in which the database finds the table, where its name does not say
+        self._elsewhere: set[tuple[Any, ...]] = set()  # what was logged
+        bind = single_bind(self._sessions)
+        if bind is not None:
+            check_pool(model, bind.engine)
         counted = version_of(mapper)
         if version is None and counted is not None and counted in self._fields:
             model.infer(version=counted)
         if session is not None and not model.readable:
             model.read_from(TableReader(self._rows))
         self._listen()
+        ALL.add(self)
 
     def close(self) -> None:
         """Broadcast no more. The model goes on reading from the table."""
         self._again.close()
+        ALL.discard(self)
         for target, name, function in self._listeners:
             event.remove(target, name, function)
         self._listeners.clear()
@@ -176,7 +223,6 @@ class LiveMapping:
             on(Mapper, name, getattr(self, f"_{name}"))
         for name in ("after_begin", "before_flush", "after_flush", "after_soft_rollback", "before_commit"):
             on(Session, name, getattr(self, f"_{name}"))
-        on(Session, "after_commit", self._after_commit)
         for name in ("begin", "savepoint", "rollback_savepoint", "release_savepoint", "commit", "rollback"):
             on(Engine, name, getattr(self, f"_{name}"))
         on(Engine, "handle_error", self._handle_error)
@@ -207,15 +253,16 @@ class LiveMapping:
 
     def _is_about(self, mapper: Mapper[Any], conn: Connection) -> bool:
         """Whether objects of a class are rows of ours: of the mapped class, or of another that has its table, too."""
+        options = conn.get_execution_options()
         if mapper.isa(self._mapper):
-            return True
+            return self._is_home(self._key.table, conn, options)
         if mapper in self._strangers:
             return False
         named = [table for table in mapper.tables if isinstance(table, Table) and self._has_name(table)]
         if not named or mapper.base_mapper is self._mapper.base_mapper:  # as a parent, whose rows are others
             self._strangers.add(mapper)
             return False
-        shared = [table for table in named if self._is_home(table, conn)]
+        shared = [table for table in named if self._is_home(table, conn, options)]
         if any(list(mapper.primary_key) == list(table.primary_key.columns) for table in shared):
             return True
         if shared and self._bulk != "ignore":
@@ -225,11 +272,55 @@ class LiveMapping:
             )
         return False
 
-    def _is_home(self, table: Any, conn: Connection) -> bool:
-        """Whether it is a table of the class, or the same one of the database as other metadata describe it."""
-        if table in self._mapper_tables():
-            return True
-        return self._engine is not None and self._may_be_home(conn.engine) and self._has_name(table)
+    def _is_home(self, table: Any, conn: Connection, options: Mapping[str, Any]) -> bool:
+        """Whether a statement with these options writes a table of the class in the database that the model reads from;
+        the table may be described by other metadata."""
+        if table not in self._mapper_tables() and (self._sessions is None or not self._has_name(table)):
+            return False
+        if self._compare(conn, options) is Same.NO:
+            self._log_elsewhere(conn, "")
+            return False
+        homes = self._journal(conn).homes
+        if homes and not any(home.has(table, conn, options) for home in homes):
+            self._log_elsewhere(conn, f", by {SCHEMAS}={options.get(SCHEMAS)!r}")
+            return False
+        return True
+
+    def _compare(self, conn: Connection, options: Mapping[str, Any] | None = None) -> Same:
+        """Whether a connection leads to the database that the model reads from. options: of a statement that may be
+        the first one of all, and decides where there is no session."""
+        journal = self._journal(conn)
+        if journal.same is None or not journal.homes:
+            if self._sessions is not None:
+                journal.homes = homes_of(self._sessions, self._mapper)
+            else:
+                if options is not None and (self._home is None or self._home.is_gone):
+                    self._home, self._schema = Home(conn.engine, options.get(SCHEMAS)), None
+                journal.homes = [] if self._home is None else [self._home]
+            journal.same = max((home.compare(conn.engine) for home in journal.homes), default=Same.PERHAPS)
+        return journal.same
+
+    def _log_elsewhere(self, conn: Connection, where: str) -> None:
+        """Rows of another database, or of another schema, are no records of this model; each is logged once."""
+        place = (place_of(conn.engine), where)
+        if place in self._elsewhere or len(self._elsewhere) >= MAX_LOGGED:
+            return
+        self._elsewhere.add(place)
+        if any(each is not self and each._mapped is self._mapped and each._reads(conn) for each in ALL):
+            return
+        remedy = "To broadcast both, make one live model for each." if self._sessions else "Give live() session=."
+        logger.warning(
+            "%s is written in %r%s, which is not where the model %s has its records: not broadcast. %s",
+            self._mapped.__name__,
+            conn.engine.url,
+            where,
+            self._model.name,
+            remedy,
+        )
+
+    def _reads(self, conn: Connection) -> bool:
+        """Whether the model reads from the database that a connection leads to."""
+        return any(home.compare(conn.engine) is not Same.NO for home in homes_of(self._sessions, self._mapper))
 
     def _has_name(self, table: Any) -> bool:
         return any(str(table) == str(each) for each in self._mapper_tables())
@@ -258,7 +349,11 @@ class LiveMapping:
         session.info.setdefault(self, Unit()).flushing = True
 
     def _after_flush(self, session: Session, *_: Any) -> None:
-        session.info[self].flushing = False
+        unit: Unit = session.info.setdefault(self, Unit())
+        unit.flushing = False
+        for conn in list(unit.connections):
+            if not conn.closed:
+                self._settle(conn)
 
     def _after_soft_rollback(self, session: Session, *_: Any) -> None:
         if self in session.info:
@@ -270,17 +365,17 @@ class LiveMapping:
             keys, unit.keys = unit.keys, {}
             self._note(session.connection(bind_arguments={"mapper": self._mapper}), keys)
 
-    def _after_commit(self, session: Session) -> None:
-        unit: Unit | None = session.info.get(self)
-        if unit is not None:
-            for conn in list(unit.connections):
-                if not conn.closed and not conn.in_transaction():  # else it is a part of somebody's transaction
-                    self._finish(conn.info)
-
     # Transactions
 
     def _begin(self, conn: Connection) -> None:
-        self._finish(conn.info)
+        """What is known of the transaction before ended by neither COMMIT nor ROLLBACK, as where a hook of another
+        program failed. It may not even have ended in the database."""
+        journal: Journal | None = conn.info.get(self)
+        if journal is not None:
+            keys = {**journal.keys, **journal.take_keys()}
+            self._end_unknown(conn.info)
+            if keys:
+                self._journal(conn).levels[0].update(keys)
 
     def _savepoint(self, conn: Connection, name: str | None) -> None:
         self._journal(conn).levels.append({})
@@ -300,20 +395,65 @@ class LiveMapping:
     def _commit(self, conn: Connection) -> None:
         """The order to COMMIT has been given; it is not yet carried out."""
         journal: Journal | None = conn.info.get(self)
-        keys = journal.take_keys() if journal is not None else {}
-        if journal is None or not keys:
+        if journal is not None:
+            watch_commits(conn.dialect)
+            self._prepare(conn, journal)
+
+    def _prepare(self, conn: Connection, journal: Journal) -> None:
+        """Read what the transaction has changed, and take a ticket for it."""
+        keys = journal.take_keys()
+        if not keys:
             return
         ticket = self._feed.begin()
         try:
-            journal.changes = self._read(conn, keys)
+            same = min(self._compare(conn), self._compare_schema(conn, journal))
+            if same is Same.NO:
+                self._feed.drop(ticket)
+                return
+            journal.changes = self._read(conn, keys, journal.homes) if same is Same.YES else None
+            if same is Same.PERHAPS and self._sessions is None:
+                self._log_elsewhere(conn, "")
         except BaseException:
             self._feed.drop(ticket)
             raise
         journal.ticket, journal.keys = ticket, keys
 
+    def _compare_schema(self, conn: Connection, journal: Journal) -> Same:
+        """Whether a table whose name has no schema is, for this connection, the one that the model reads from."""
+        table = self._key.table
+        if conn.dialect.name not in SCHEMA_OF or not any(it.is_named_without_schema(table) for it in journal.homes):
+            return Same.YES
+        found = schema_of(conn, table)
+        if self._schema is None and self._sessions is None:
+            self._schema = found
+        if found is None or self._schema is None:
+            return Same.PERHAPS
+        if found == self._schema:
+            return Same.YES
+        if journal.has_moved:
+            return Same.PERHAPS
+        self._log_elsewhere(conn, f", in the schema {found}")
+        return Same.NO
+
+    def _settle(self, conn: Connection) -> None:
+        """Broadcast what a connection has changed that commits each statement by itself."""
+        journal: Journal | None = conn.info.get(self)
+        if journal is not None and journal.has_keys and is_autocommit(conn):
+            self._prepare(conn, journal)
+            self._deliver(journal)
+
     def _rollback(self, conn: Connection) -> None:
-        if not conn.invalidated:  # else its notes are gone with it, and it could not even be asked for them
-            self._forget(conn.info)
+        if conn.invalidated:  # its notes are gone with it, and it could not even be asked for them
+            return
+        journal: Journal | None = conn.info.get(self)
+        if journal is not None and journal.has_keys and is_autocommit(conn):
+            try:
+                self._settle(conn)
+            except Exception:
+                logger.exception("Changes of %s are committed but cannot be read yet.", self._model.name)
+                journal.ticket, journal.changes = self._feed.begin(), None
+                self._deliver(journal)
+        self._forget(conn.info)
 
     def _handle_error(self, context: ExceptionContext) -> None:
         conn = context.connection
@@ -329,37 +469,69 @@ class LiveMapping:
             self._forget(conn.info)
 
     def _doubt(self, journal: Journal) -> None:
-        """The connection was lost in the very COMMIT: whether it has happened nobody knows, but the rows tell."""
-        assert journal.ticket is not None
-        ticket = journal.ticket
+        """Whether a COMMIT has happened is not known, as where the connection was lost in it, but the rows tell."""
         logger.warning(
-            "The connection was lost in a COMMIT, which may have changed these of %s: %s. They are read again.",
+            "The outcome of a COMMIT is not known, which may have changed these of %s: %s. They are read again.",
             self._model.name,
-            ", ".join(repr(id) for id in islice(journal.changes, 20)),
+            ", ".join(repr(plain(key)) for key in islice(journal.keys, 20)),
         )
-        if self._sessions is None:
+        journal.changes = None
+        self._deliver(journal)
+
+    def _deliver(self, journal: Journal) -> None:
+        """Broadcast what was committed, or have it read."""
+        if journal.ticket is None:
+            return
+        ticket, keys, changes = journal.ticket, journal.keys, journal.changes
+        journal.ticket, journal.keys, journal.changes = None, {}, None
+        if changes is not None:
+            self._feed.end(ticket, changes)
+        elif self._sessions is None:
             self._feed.drop(ticket)
             self._model.changes_lost()
         else:
-            self._again.read(lambda: self._read_again(ticket, journal.keys), lambda: self._feed.drop(ticket))
+            self._again.read(lambda: self._read_again(ticket, keys), lambda: self._feed.drop(ticket))
 
     async def _read_again(self, ticket: int, keys: Keys) -> None:
         """Broadcast what the rows hold by now, by the ticket of the COMMIT in doubt: later writers have later ones."""
 
         def work(session: Session) -> dict[Id, Record | None]:
-            conn = session.connection(bind_arguments={"mapper": self._mapper})
-            return self._read(conn, keys, lock=True)
+            conn = self._connection_of(session)
+            return self._read(conn, keys, [], lock=True)
 
         self._feed.end(ticket, await self._in_session(work))
 
-    def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
-        self._finish(connection_record.info)
+    def _connection_of(self, session: Session) -> Connection:
+        """The connection of a session to read from; learns in which schema it finds the table."""
+        conn = session.connection(bind_arguments={"mapper": self._mapper})
+        table = self._key.table
+        if conn.dialect.name in SCHEMA_OF and home_of(conn).is_named_without_schema(table):
+            found = schema_of(conn, table)
+            if self._schema not in (None, found):
+                logger.error(
+                    "The sessions of the live model %s find its table in the schema %s, and now in %s. "
+                    "Make one live model for each schema.",
+                    self._model.name,
+                    self._schema,
+                    found,
+                )
+            self._schema = found
+        return conn
 
-    def _finish(self, info: Any) -> None:
-        """If the transaction was committed, broadcast its changes."""
+    def _checkin(self, dbapi_connection: object, connection_record: Any) -> None:
+        self._end_unknown(connection_record.info)
+
+    def _end_unknown(self, info: Any) -> None:
+        """A transaction has ended of which neither COMMIT nor ROLLBACK was reported."""
         journal: Journal | None = info.pop(self, None)
         if journal is not None and journal.ticket is not None:
-            self._feed.end(journal.ticket, journal.changes)
+            self._doubt(journal)
+
+    def _finish(self, info: Any) -> None:
+        """The transaction was committed: broadcast its changes."""
+        journal: Journal | None = info.pop(self, None)
+        if journal is not None:
+            self._deliver(journal)
 
     def _forget(self, info: Any) -> None:
         journal: Journal | None = info.pop(self, None)
@@ -368,10 +540,13 @@ class LiveMapping:
 
     # Records
 
-    def _read(self, conn: Connection, keys: Keys, *, lock: bool = False) -> dict[Id, Record | None]:
+    def _read(
+        self, conn: Connection, keys: Keys, homes: Sequence[Home], *, lock: bool = False
+    ) -> dict[Id, Record | None]:
         """What the rows of these keys hold, None where there is none, in the order of the keys.
 
-        lock: wait for others that are about to change them, where the database can.
+        homes: that name the schemas, instead of the connection's own options. lock: wait for others that are about to
+            change them, where the database can.
         """
         changes: dict[Id, Record | None] = {}
         ids: dict[str, Id] = {}  # as text, since who names a key by hand may write "1" for 1
@@ -379,6 +554,8 @@ class LiveMapping:
             changes[ids.setdefault(str(plain(key)), plain(key))] = None
         table = self._table()
         statement = select(*table.selected())
+        if homes and (homes[0].schemas or conn.get_execution_options().get(SCHEMAS)):
+            statement = statement.execution_options(**{SCHEMAS: homes[0].schemas})
         if lock:
             statement = statement.with_for_update(read=True, of=self._key.table)
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
@@ -426,16 +603,16 @@ class LiveMapping:
         if self._is_ours(conn, statement, options):
             if isinstance(statement, (Update, Delete)):
                 for given in many or [one]:
-                    self._note(conn, self._keys_of(conn, statement, given))
+                    self._note(conn, self._keys_of(conn, statement, given, options))
             elif not len(statement.exported_columns):  # no RETURNING of its own
                 return statement.return_defaults(supplemental_cols=[pk_of(statement.table)]), many, one
         return statement, many, one
 
     def _is_ours(self, conn: Connection, statement: Any, options: Mapping[str, Any]) -> bool:
         """Whether it writes a table of the class, by itself and not as a step of the unit of work."""
-        if not isinstance(statement, (Insert, Update, Delete)) or not self._is_home(statement.table, conn):
+        if not isinstance(statement, (Insert, Update, Delete)) or options.get(OPTION) == "ignore":
             return False
-        return not self._is_flush(conn, options) and options.get(OPTION) != "ignore"
+        return self._is_home(statement.table, conn, options) and not self._is_flush(conn, options)
 
     def _is_flush(self, conn: Connection, options: Mapping[str, Any]) -> bool:
         """The unit of work executes with a cache of the mapper's; a hook's own statement amid a flush does not."""
@@ -445,7 +622,9 @@ class LiveMapping:
     def _mapper_tables(self) -> set[Any]:
         return {table for mapper in self._mapper.self_and_descendants for table in mapper.tables}
 
-    def _keys_of(self, conn: Connection, statement: Update | Delete, given: Mapping[str, Any]) -> Iterable[Any]:
+    def _keys_of(
+        self, conn: Connection, statement: Update | Delete, given: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Iterable[Any]:
         """The primary keys of the rows that it is going to change."""
         key = pk_of(statement.table)
         where = statement.whereclause
@@ -460,6 +639,8 @@ class LiveMapping:
             ):
                 return [given.get(clause.right.key, clause.right.effective_value)]
         query = select(key) if where is None else select(key).where(where)
+        if options.get(SCHEMAS):
+            query = query.execution_options(**{SCHEMAS: options[SCHEMAS]})
         return list(conn.execute(query, dict(given)).scalars())
 
     def _after_execute(
@@ -479,22 +660,24 @@ class LiveMapping:
                     "Use add_all, or insert(…) with values or a list of them, without RETURNING",
                 )
             self._note(conn, given)
+        if self in conn.info:
+            self._settle(conn)
 
     def _before_cursor_execute(
         self, conn: Connection, cursor: object, text: str, parameters: object, context: Any, many: bool
     ) -> None:
         """Other statements, such as text, are looked at as text: they may pass if they write no table of that name."""
+        journal: Journal | None = conn.info.get(self)
+        if journal is not None and journal.has_keys:
+            journal.has_moved = journal.has_moved or SCHEMA_CHANGE.search(text) is not None
+            if COMMIT.match(text):
+                raise self._refusal("a COMMIT that is given as text", "Use the commit() of the session or connection")
         if not writes(self._writes, text):
             return
-        if isinstance(context.invoked_statement, (Insert, Update, Delete)) or not self._may_be_home(conn.engine):
+        if isinstance(context.invoked_statement, (Insert, Update, Delete)) or self._compare(conn) is Same.NO:
             return  # its table is known: it was covered, or is a namesake in another database
         if context.execution_options.get(OPTION) != "ignore":
             raise self._refusal(f"{text[:200]!r}", "Write it with the functions insert, update and delete")
-
-    def _may_be_home(self, engine: Engine) -> bool:
-        """Whether the table may be the one that is meant, and not a namesake in another database."""
-        home = self._engine
-        return home is None or engine.dialect is home.dialect or place_of(engine) == place_of(home)
 
     def _refusal(self, what: str, remedy: str) -> UnseenWrite:
         return UnseenWrite(
@@ -507,9 +690,10 @@ class LiveMapping:
 
     async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
         with self._explained():
-            if not isinstance(self._sessions, async_sessionmaker):
+            if not self._reads_async():
                 yield await self._in_session(lambda session: [*map(make, self._records(session, query))])
                 return
+            assert self._sessions is not None
             async with self._sessions() as session:
                 records = await session.run_sync(self._records, query)
                 while some := await session.run_sync(lambda _: [make(record) for record in islice(records, CHUNK)]):
@@ -519,7 +703,7 @@ class LiveMapping:
         """What the function returns, called with a session where that may wait: in a thread or a greenlet."""
         sessions = self._sessions
         assert sessions is not None
-        if isinstance(sessions, async_sessionmaker):
+        if self._reads_async():
             async with sessions() as session:
                 made: Made = await session.run_sync(work)
                 return made
@@ -530,14 +714,20 @@ class LiveMapping:
 
         return await self._model.in_thread(in_thread)
 
-    def _explained(self) -> AbstractContextManager[None]:
+    def _reads_async(self) -> bool:
+        """Whether the sessions are async ones; a function that could not be asked before is asked now."""
+        if self._is_async is None:
+            assert self._sessions is not None
+            self._is_async = is_async_session(self._model, self._sessions())
+        return self._is_async
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self._model.name, "The database cannot answer this query.")
 
     def _records(self, session: Session, query: Query) -> Iterator[Record]:
         """The records that a query asks for, read from the database as they are taken."""
         selection = selection_of(self._model, query, self._filters)
-        if self._engine is None:  # its factory was bound later, or chooses
-            check_pool(self._model, session.get_bind(self._mapper).engine)
+        check_pool(self._model, self._connection_of(session).engine)  # its factory may be bound later, or choose
         table = self._table()
         fields = {name: table.id if name == "id" else getattr(table.entity, name) for name in self._filters}
         statement, rest = select_rows(Fields(fields, table.selected()), selection)
@@ -569,29 +759,77 @@ def sessions_of(model: Model, session: Any) -> Callable[[], Any]:
         return async_sessionmaker(session)
     if isinstance(session, Engine):
         return sessionmaker(session)
-    if not callable(session):
-        raise TypeError(
-            f"live({model.name}) got session={session!r}, expected a sessionmaker, async_sessionmaker, "
-            "Engine or AsyncEngine."
-        )
-    return session  # type: ignore[no-any-return]
+    if isinstance(session, (scoped_session, async_scoped_session)):
+        return sessions_of(model, session.session_factory)  # whose sessions are not the ones that others work with
+    function = inspect_.unwrap(session) if callable(session) else session
+    if inspect_.iscoroutinefunction(function):
+        remedy = ": a coroutine function. Pass one that returns the session"
+    elif inspect_.isasyncgenfunction(function) or inspect_.isgeneratorfunction(function):
+        remedy = "" if function is not session else ": a generator function, such as a dependency of FastAPI. Pass what"
+        if not remedy:
+            return session  # type: ignore[no-any-return] # a context manager is made of it
+        remedy += " it makes its sessions with"
+    elif callable(session) and not (isinstance(session, type) and issubclass(session, (Session, AsyncSession))):
+        try:
+            inspect_.signature(session).bind()
+        except TypeError:
+            remedy = ", which cannot be called without arguments"
+        except ValueError:  # of a builtin that does not say
+            return session  # type: ignore[no-any-return]
+        else:
+            return session  # type: ignore[no-any-return]
+    else:
+        remedy = ""
+    raise TypeError(
+        f"live({model.name}) got session={session!r}{remedy}; expected a sessionmaker, async_sessionmaker, "
+        "Engine or AsyncEngine."
+    )
 
 
-def engine_of(sessions: Callable[[], Any] | None) -> Engine | None:
-    """The engine of a session factory, if it has just one."""
-    bind = sessions.kw.get("bind") if isinstance(sessions, (sessionmaker, async_sessionmaker)) else None
-    if isinstance(bind, AsyncEngine):
-        return bind.sync_engine
-    return bind if isinstance(bind, Engine) else None
+def is_async(model: Model, sessions: Callable[[], Any] | None) -> bool | None:
+    """Whether a factory makes async sessions; None where it cannot tell before there is an event loop, or more.
+
+    Raises TypeError for one that makes something else.
+    """
+    if isinstance(sessions, (sessionmaker, async_sessionmaker)) or sessions is None:
+        return isinstance(sessions, async_sessionmaker)
+    try:
+        made = sessions()
+    except Exception:  # noqa: BLE001 - it is the application's function, and may not be ready
+        return None
+    return is_async_session(model, made)
 
 
-def place_of(engine: Engine) -> tuple[str, str | None, int | None, str | None]:
-    """Where its database is, whichever driver and user it goes there with; of SQLite, the file."""
-    url = engine.url
-    database = url.database
-    if url.get_backend_name() == "sqlite" and database not in (None, "", ":memory:"):
-        database = os.path.abspath(database)
-    return url.get_backend_name(), url.host, url.port, database
+def is_async_session(model: Model, made: Any) -> bool:
+    """Whether what a factory has made is an async session, or gives one. Raises TypeError for something else."""
+    gives = isinstance(made, (contextlib.AbstractContextManager, contextlib.AbstractAsyncContextManager))
+    if gives and not isinstance(made, (Engine, AsyncEngine, Connection, AsyncConnection)):
+        return isinstance(made, contextlib.AbstractAsyncContextManager)
+    if inspect_.iscoroutine(made):
+        made.close()
+    raise TypeError(
+        f"live({model.name}) got a session= that makes {shorten(made)}, expected one that makes a Session or "
+        "AsyncSession, such as a sessionmaker or async_sessionmaker."
+    )
+
+
+def watch_commits(dialect: Any) -> None:
+    """Have `finish_commit` called after each COMMIT of a dialect that has been carried out: no event tells of that.
+
+    Hooks of other programs may fail between the event `commit` and the COMMIT, and after it.
+    """
+    commit = dialect.do_commit
+    if getattr(commit, "is_watched", False):
+        return
+
+    def do_commit(dbapi_connection: Any) -> None:
+        commit(dbapi_connection)
+        for each in list(dbapi_connection.info):
+            if isinstance(each, LiveMapping):
+                each._finish(dbapi_connection.info)
+
+    do_commit.is_watched = True  # type: ignore[attr-defined]
+    dialect.do_commit = do_commit
 
 
 def check_pool(model: Model, engine: Engine) -> None:

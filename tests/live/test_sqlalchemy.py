@@ -45,7 +45,7 @@ from sqlalchemy.orm import (
     relationship,
     sessionmaker,
 )
-from sqlalchemy.pool import Pool, StaticPool
+from sqlalchemy.pool import StaticPool
 
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.live import UnseenWrite, live
@@ -664,20 +664,22 @@ def test_a_thread_that_comes_back_late_from_its_commit_does_not_bring_back_the_o
         session.commit()
     heard.take()
     committed, go_on = threading.Event(), threading.Event()
+    dialect: Any = engine.dialect
+    do_commit = type(dialect).do_commit
 
-    def hold_up(dbapi_connection: Any, connection_record: Any) -> None:
+    def commit_and_hold_up(connection: Any) -> None:
+        do_commit(dialect, connection)
         if threading.current_thread() is late:
             committed.set()
             assert go_on.wait(10)
 
     def write_late() -> None:
-        # A connection without a session: its commit is over before the hook hears of it, as it returns to the pool.
         with engine.connect() as connection:
             connection.execute(update(Message).values(text="older"))
             connection.commit()
 
     late = threading.Thread(target=write_late)
-    event.listen(Pool, "checkin", hold_up, insert=True)
+    dialect.do_commit = commit_and_hold_up
     late.start()
     assert committed.wait(10)
     with sessions() as session:
@@ -685,7 +687,6 @@ def test_a_thread_that_comes_back_late_from_its_commit_does_not_bring_back_the_o
         session.commit()
     go_on.set()
     late.join(10)
-    event.remove(Pool, "checkin", hold_up)
     engine.dispose()
     assert [data["text"] for _, data in heard.take()] == ["newer"]
 
