@@ -30,6 +30,7 @@ from .turns import Turns
 
 logger = logging.getLogger("backsync")
 
+MAX_NAMED = 10  # models that one warning names
 STATIC = Path(__file__).parent / "static"
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 
@@ -86,6 +87,7 @@ class Backsync:
         self._server = Server(self._site.connect, settings)
         self._static = StaticFiles(directory=STATIC, check_dir=False)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_checked = False
 
     @property
     def connections(self) -> set[Connection]:
@@ -111,6 +113,7 @@ class Backsync:
         ttl: float | None = None,
         schema: Any = None,
         unknown: Unknown = "drop",
+        readonly: bool = False,
     ) -> Model:
         """The model of that name; the same one each time. Options are given once, the first time.
 
@@ -125,6 +128,7 @@ class Backsync:
         ttl: seconds that a record of an ephemeral model lives after its last write.
         schema: what records are like: a dataclass, TypedDict, msgspec.Struct or pydantic model.
         unknown: "drop" or "refuse" fields that the schema, or a handler's annotation, does not have.
+        readonly: refuse each upsert, patch and delete of clients (`forbidden`). The program writes as before.
 
         Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones,
         TypeError for a key that is no field's name.
@@ -148,6 +152,7 @@ class Backsync:
             "ephemeral": ephemeral or None,
             "schema": schema,
             "unknown": unknown if unknown != "drop" else None,
+            "readonly": readonly or None,
         }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
         if key:
@@ -271,6 +276,23 @@ class Backsync:
                     model.start()
             self._soon.start(loop)
             self._server.start()
+            if not self._is_checked:
+                self._is_checked = True
+                self._check()
+
+    def _check(self) -> None:
+        """Log what is probably not meant, once, before the first client comes."""
+        models = self._site.models.values()
+        for model in models:
+            for suspicion in model.suspicions():
+                logger.warning("%s", suspicion)
+        opened = [f"{model.name} ({', '.join(methods)})" for model in models if (methods := model.open_methods())]
+        if opened and self._site.auth is not None:
+            logger.warning(
+                "There is an auth hook, but everybody who may connect may write each record of %s. Say who may by "
+                "@model.allow or handlers, or close a model by readonly=True: docs/rights.md.",
+                ", ".join(opened[:MAX_NAMED]) + (", …" if len(opened) > MAX_NAMED else ""),
+            )
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -10,6 +10,7 @@ import contextvars
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +34,15 @@ class Commit(Protocol):
         self, id: Id | None, write: Callable[[], Awaitable[Result]], told: Callable[[Result], object]
     ) -> Awaitable[Result]:
         """id: of the record, None where the store gives one."""
+
+
+class Permitting(Protocol):
+    """Asks whether a handler may write a record, and holds the record's turn meanwhile."""
+
+    def __call__(
+        self, method: str, id: Id | None, fields: Mapping[str, Any], unset: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Mapping[str, Any]]:
+        """Gives the version that the write must name, as `{field: version}`, where it is known. Raises Reject."""
 
 
 class Told:
@@ -80,9 +90,10 @@ class Handed:
     is_instant: the store never waits once it has begun to write. place_of: in which channel a record is, None where
     it is gone or the model has one only: whoever reads a channel while a record passes it is to be told that it is
     gone, of which its last state says nothing.
+    permitting: of a model with a rule of who may write, in a handler of a client's write.
     """
 
-    __slots__ = ("_all_told", "_commit", "_is_instant", "_place_of", "_store", "_tell", "_writes")
+    __slots__ = ("_all_told", "_commit", "_is_instant", "_permitting", "_place_of", "_store", "_tell", "_writes")
 
     def __init__(
         self,
@@ -92,8 +103,10 @@ class Handed:
         all_told: Told,
         is_instant: bool,
         place_of: Callable[[Mapping[str, Any]], Hashable],
+        permitting: Permitting | None = None,
     ) -> None:
         self._store = store
+        self._permitting = permitting
         self._is_instant = is_instant
         self._commit = commit
         self._tell = tell
@@ -106,6 +119,13 @@ class Handed:
 
     async def upsert(self, record: Mapping[str, Any]) -> Record:
         """As the store's."""
+        if self._permitting is None:
+            return await self._upsert(record)
+        record = record_of(record)
+        async with self._permitting("upsert", record.get("id"), record) as version:
+            return await self._upsert({**version, **record})
+
+    async def _upsert(self, record: Mapping[str, Any]) -> Record:
         begun = self._all_told.now
         if self._is_instant:  # the usual write, in memory: what `commit` does then, without its cost
             stored = await self._store.upsert(record)
@@ -118,6 +138,12 @@ class Handed:
 
     async def patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str] = ()) -> Record:
         """As the store's."""
+        if self._permitting is None:
+            return await self._patch(id, fields, unset)
+        async with self._permitting("patch", id, fields, unset) as version:
+            return await self._patch(id, {**version, **fields}, unset)
+
+    async def _patch(self, id: Id, fields: Mapping[str, Any], unset: Sequence[str]) -> Record:
         begun = self._all_told.now
         return await self._commit(
             id, lambda: self._store.patch(id, fields, unset), lambda stored: self._note(stored, begun)
@@ -125,6 +151,12 @@ class Handed:
 
     async def delete(self, id: Id, *version: Any) -> bool:
         """As the store's."""
+        if self._permitting is None:
+            return await self._delete(id, *version)
+        async with self._permitting("delete", id, {}) as known:
+            return await self._delete(id, *(version or known.values()))
+
+    async def _delete(self, id: Id, *version: Any) -> bool:
         begun = self._all_told.now
 
         def note(deleted: bool) -> None:

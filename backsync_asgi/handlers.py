@@ -53,6 +53,15 @@ class Caller:
             call = functools.partial(layer, call_next=call)
         return self.limited(call(ctx, *args))
 
+    def apart(self, function: HandlerFunction, ctx: Any, *args: Any) -> Coroutine[Any, Any, Any]:
+        """The same without the middleware, for a function that is no handler, as a rule of who may write."""
+        known = self._is_async.get(function)
+        if known is None:
+            known = self._is_async[function] = is_async(function)
+        if known:
+            return self.limited(function(ctx, *args))
+        return self.limited(self._threads.run(functools.partial(_call_plain, function, ctx, *args)))
+
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """What the function returns or raises, called in a worker thread."""
         return await self._threads.run(work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import difflib
 import inspect
 import logging
 import sys
@@ -30,6 +31,7 @@ from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature
 from .hub import Hub, Topic
 from .messages import ALIASES, Request, check_query, check_record, check_unset, is_id
 from .places import Place, Places
+from .rights import Permit, Rights
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .shown import read_shown
 from .sockjs.frames import loads
@@ -45,6 +47,7 @@ Decorated = TypeVar("Decorated", bound=HandlerFunction)
 Result = TypeVar("Result")
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
+ATTEMPTS = 3  # at a write that the rule allowed and another process overtook
 REFRESH_EVERY = 1.0  # seconds at least between having everybody read anew because of writes that have failed
 _WRITES = frozenset({"upsert", "patch", "delete"})
 _STATE_METHODS = _WRITES | {"read"}
@@ -52,6 +55,7 @@ _RESERVED = frozenset({"unsubscribe", *ALIASES})
 _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"})  # clients know them as something else
 _SIGNALS = f"{__package__}.signals"
 _HOOKS = frozenset({"on_open", "on_close"})
+_BUILT_IN = _STATE_METHODS | {"subscribe"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ class Options:
     ttl: float | None = None
     schema: Any = None
     unknown: Unknown = "drop"
+    readonly: bool = False
 
 
 class Connection(Protocol):
@@ -106,7 +111,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_handed", "_is_over", "_model", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_is_over", "_model", "_permit", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -119,6 +124,7 @@ class Context:
         self._model = model
         self._handed: Handed | None = None
         self._is_over = False  # the handler has ended
+        self._permit: Permit | None = None  # what the model's rule has allowed
 
     @property
     def state(self) -> Any:
@@ -145,7 +151,7 @@ class Context:
         A write that has begun is brought to its end, also where the handler's time limit is over.
         """
         if self._handed is None:
-            self._handed = self.model.handed()
+            self._handed = self.model.handed(self)
             if self._is_over:  # a task asks for it that has outlived its handler
                 self._handed.end()
             _writing.set(self)
@@ -200,6 +206,7 @@ class Model:
         self._schema: Schema | None = None  # of all records
         self._configured = False
         self.visibility = Visibility(name, lambda connection: Context(connection, self, "visible"))
+        self.rights = Rights(name, caller)
         self._hub = hub
         self._call = caller
         self._soon = soon
@@ -226,6 +233,7 @@ class Model:
             raise ValueError(
                 f"sync.model({self.name!r}) got {now}, but has {self.options}. Options are given once, together."
             )
+        self._check_readonly(bool(options.get("readonly")), self._handlers)
         self._configured = True
         if options.get("ephemeral") and "store" not in options:
             options = {**options, "store": MemoryStore()}
@@ -292,6 +300,40 @@ class Model:
         """What the function returns or raises, called in one of the threads of plain handlers."""
         return await self._call.in_thread(work)
 
+    # Before the first client comes
+
+    def open_methods(self) -> list[str]:
+        """By which methods every client may write any record: no handler and no rule comes before the store."""
+        if self.options.store is None or self.options.readonly or self.options.ephemeral or self.rights.asks:
+            return []
+        closed = set(self._handlers) | ({"patch"} if "upsert" in self._handlers else set())
+        return [method for method in ("upsert", "patch", "delete") if method not in closed]
+
+    def suspicions(self) -> list[str]:
+        """What is probably not meant, a sentence each: a handler that nothing calls opens what it was to close."""
+        own = [method for method in self._handlers if method not in _BUILT_IN]
+        missing = _BUILT_IN - self._handlers.keys()
+        found = []
+        for method in own:
+            close = difflib.get_close_matches(method.lower(), missing, n=1, cutoff=0.75)
+            if close and close[0] not in method:  # such as `undelete`
+                found.append(
+                    f"{self.name} has a handler for {method!r}, a method of your own. Did you mean {close[0]!r}?"
+                )
+        if own and "upsert" in self.open_methods():
+            names = ", ".join(repr(method) for method in own)
+            found.append(
+                f"{self.name} has a store and a handler for {names}, but none for 'upsert': clients write to the store "
+                "without a check. If a handler was to check that, name it 'upsert'. Else close the model by "
+                "readonly=True, or say who may write by @model.allow."
+            )
+        if self.rights.asks and self.reader is None:
+            found.append(
+                f"{self.name} has a rule of who may write, but neither a store nor live records: its `old` is None "
+                "for each record."
+            )
+        return found
+
     # Decorators
 
     def on(self, method: str, *, concurrent: bool = False) -> Callable[[Decorated], Decorated]:
@@ -346,6 +388,21 @@ class Model:
 
         return decorate if function is None else decorate(function)
 
+    def allow(self, function: Decorated) -> Decorated:
+        """Register the rule of who may write what: `@model.allow`, `(ctx, method, old, new)`, async or plain.
+
+        It is asked for each upsert, patch and delete of a client, before a handler or the store sees it and while no
+        other write of the record runs. method: "upsert", "patch" or "delete". old: the stored record, None for a new
+        one. new: the record as it would be stored, None for a delete. True allows; False, and a Reject that it
+        raises, refuse. Everything else, an error included, refuses and is logged.
+
+        An async rule runs on the event loop, a plain one in a worker thread. It is called without the middleware.
+
+        Raises TypeError for a function with other parameters, ValueError for a second rule.
+        """
+        self.rights.set_rule(function)
+        return function
+
     def __call__(self, cls: type[Any]) -> type[Any]:
         """Register the public methods that the class itself defines, each `(self, ctx, data)`.
 
@@ -376,9 +433,19 @@ class Model:
             raise ValueError(f"{self.name}.on got the method {method!r}, expected letters, digits and underscores.")
         if method in self._handlers:
             raise ValueError(f"{self.name}.on got {method!r} twice; a method has one handler.")
+        self._check_readonly(self.options.readonly, {method})
         check_signature(function, 2, expected)
         self._set_schema(method, data_annotation(function))
         self._handlers[method] = function
+
+    def _check_readonly(self, readonly: bool, methods: Iterable[str]) -> None:
+        """Raises ValueError for a handler that no client could call."""
+        closed = sorted(_WRITES.intersection(methods)) if readonly else []
+        if closed:
+            raise ValueError(
+                f"{self.name} got readonly=True and a handler for {', '.join(closed)}, which clients cannot call then. "
+                "Leave one of the two out."
+            )
 
     def _schema_of(self, annotation: Any) -> Schema | None:
         owned = {"id", *self.options.key, self.options.version or "id"}
@@ -538,19 +605,20 @@ class Model:
 
     # Commits
 
-    def handed(self) -> Handed:
+    def handed(self, ctx: Context) -> Handed:
         """The store for one request's handler. Raises AttributeError where there is none."""
         store = self.store
         if store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
-        return Handed(store, self._commit, self._doubt, self._told, self._is_instant, self._place_of)
+        permitting = partial(self._permitting, ctx) if self.rights.asks and ctx.method in _WRITES else None
+        return Handed(store, self._commit, self._doubt, self._told, self._is_instant, self._place_of, permitting)
 
     def _place_of(self, record: Mapping[str, Any]) -> Hashable:
         return self.places.find(record) if self.options.key else None
 
     def is_done_at_once(self, method: str) -> bool:
         """Whether that is a write which has nothing to wait for: no handlers are to be called, no other store."""
-        if method not in _WRITES or (self._handlers and _WRITES & self._handlers.keys()):
+        if method not in _WRITES or (self._handlers and _WRITES & self._handlers.keys()) or self.rights.asks:
             return False
         return type(self.store) is MemoryStore
 
@@ -796,6 +864,8 @@ class Model:
             if method == "read":
                 text = await self.read_text(ctx, check_query(request.data))
             elif method in _STATE_METHODS:
+                if self.options.readonly:
+                    raise Reject("forbidden", f"{self.name} is read-only: clients cannot {method} its records.")
                 several = isinstance(request.data, list)
                 text = await (self._write_all(ctx, request) if several else self._write(ctx, request, request.data))
             else:
@@ -1011,8 +1081,14 @@ class Model:
             return await self._write_in_turn(ctx, request, data)
 
     async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
+        unset = check_unset(request.message.get("unset")) if request.method == "patch" else ()
+        if self.rights.asks:
+            return await self._write_permitted(ctx, request, data, unset)
         if self.lives is not None:
             self.lives.check(ctx.connection, data.get("id"))
+        return await self._carry_out(ctx, request, data, unset)
+
+    async def _carry_out(self, ctx: Context, request: Request, data: Record, unset: Sequence[str]) -> str:
         if self._seeks_place(ctx.id):
             await self._limited(self._find_place(ctx.id))
         begun = self._told.now
@@ -1020,11 +1096,147 @@ class Model:
             case "upsert":
                 return self._finish(ctx, await self._upsert(ctx, data), begun)
             case "patch":
-                patched = await self._patch(ctx, data, check_unset(request.message.get("unset")))
-                return self._finish(ctx, patched, begun)
+                return self._finish(ctx, await self._patch(ctx, data, unset), begun)
             case _:
                 await self._delete(ctx, data["id"], request.message.get("version"))
                 return "{}"
+
+    # Rights
+
+    async def _write_permitted(self, ctx: Context, request: Request, data: Record, unset: Sequence[str]) -> str:
+        """Write what the rule allows. Where another process writes the record in between, the rule is asked again."""
+        for _ in range(ATTEMPTS):
+            permit = ctx._permit = await self._permit(ctx, request.method, data, unset)
+            if permit is None:
+                return "{}"
+            try:
+                return await self._carry_out(ctx, request, data, unset)
+            except Reject as error:
+                if error.code != "conflict" or not permit.has_named or _WRITES & self._handlers.keys():
+                    raise
+                if self._names_version(request, data):
+                    raise
+        raise Reject("unavailable", "Other processes write this record all the time. Try again.")
+
+    def _names_version(self, request: Request, data: Record) -> bool:
+        if request.method == "delete":
+            return request.message.get("version") is not None
+        return data.get(self.options.version or "") is not None
+
+    async def _permit(self, ctx: Context, method: str, data: Record, unset: Sequence[str]) -> Permit | None:
+        """Ask the rule. None: there is nothing that the client could delete.
+
+        Raises what refuses. A record that the client may not see is answered for as if there were none.
+        """
+        old = await self._stored(ctx.id)
+        if old is None and self.reader is not None and method != "upsert":
+            if method == "patch":
+                raise self._not_found(ctx.id)
+            self._note_gone(data["id"])
+            return None
+        new, fault = self._as_stored(method, data, old, unset)
+        try:
+            if self.lives is not None:
+                self.lives.check(ctx.connection, ctx.id)
+            await self.rights.ask(ctx, method, old, new)
+        except Exception as error:
+            if old is None or self.visibility.show(ctx, old) is not None:
+                raise
+            if not isinstance(error, Reject):
+                logger.error("The rule of %s failed; the write is refused.", self.name, exc_info=error)
+            if method == "delete":
+                return None
+            raise (self._not_found(ctx.id) if method == "patch" else self.rights.refusal(method)) from None
+        if fault is not None:
+            raise fault
+        places = [self._place_of(record) for record in (old, new) if record is not None]
+        return Permit(method, ctx.id, places, self._version_to_name(old))
+
+    def _version_to_name(self, old: Mapping[str, Any] | None) -> int | None:
+        """The version that the next write must find, where another process may write the record meanwhile."""
+        return None if old is None or not self._may_be_shared else self._version_of(old)
+
+    async def _stored(self, id: Id | None) -> Record | None:
+        """The record that is there, as far as it can be read."""
+        if id is None or self.reader is None:
+            return None
+        return await self._limited(self.reader.get(id))
+
+    def _as_stored(
+        self, method: str, data: Record, old: Record | None, unset: Sequence[str]
+    ) -> tuple[Record | None, Reject | None]:
+        """The record that the request would leave, and what the schema has against it."""
+        if method == "delete":
+            return None, None
+        schema, fault = self._schemas.get("upsert") or self._schema, None
+        if method == "upsert":
+            new = dict(data) if schema is None else schema.record(schema.load(data), data)
+            if new.get("id") is None:
+                new.pop("id", None)
+        else:
+            new = _merged(old or {}, data, unset)
+            if schema is not None and old is not None and "patch" not in self._handlers:
+                try:
+                    checked = schema.record(schema.load(data, old, unset), new)
+                except Reject as error:
+                    fault = error  # which may tell of the record: not before it is known who asks
+                else:
+                    is_whole = "upsert" in self._handlers
+                    changed = {field: checked[field] for field in data if field in checked}
+                    new = checked if is_whole else _merged(old, changed, unset)
+            new["id"] = data["id"] if old is None else old["id"]
+        if self.options.version is not None and self.store is not None:
+            new[self.options.version] = ((self._version_of(old) if old else None) or 0) + 1
+        return loads(messages.encode(new)), fault  # values as JSON has them, as in the old one
+
+    @contextlib.asynccontextmanager
+    async def _permitting(
+        self,
+        ctx: Context,
+        method: str,
+        id: Id | None,
+        fields: Mapping[str, Any],
+        unset: Sequence[str] = (),
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Ask the rule about what a handler writes by `ctx.store`, if its client was not allowed just that: it is
+        another record, it is deleted, or it goes to another channel."""
+        permit = ctx._permit
+        if permit is None:  # the rule itself writes
+            yield {}
+            return
+        place = None if method == "delete" else await self._place_after(method, id, fields, unset, permit)
+        if permit.covers(method, id, place):
+            named, permit.version = permit.version, None  # after this write it is another one
+            permit.has_named = permit.has_named or named is not None
+            yield self._naming(named)
+            return
+        async with self._turn(id):
+            old = await self._stored(id)
+            if old is not None or method == "upsert":
+                written = fields if method == "upsert" else _merged(old or {}, fields, unset)
+                await self._ask_again(ctx, method, old, None if method == "delete" else written)
+            yield self._naming(self._version_to_name(old))
+
+    def _naming(self, version: int | None) -> Mapping[str, int]:
+        """The field that makes a write fail where the record has another version."""
+        return {} if version is None or self.options.version is None else {self.options.version: version}
+
+    async def _place_after(
+        self, method: str, id: Id | None, fields: Mapping[str, Any], unset: Sequence[str], permit: Permit
+    ) -> Hashable:
+        if method == "upsert":
+            return self._place_of(fields)
+        if not any(name in fields or name in unset for name in self.options.key):
+            return next(iter(permit.places), None)  # it stays where it is
+        return self._place_of(_merged(await self._stored(id) or {}, fields, unset))
+
+    async def _ask_again(self, ctx: Context, method: str, old: Record | None, new: Mapping[str, Any] | None) -> None:
+        try:
+            await self.rights.ask(ctx, method, old, new)
+        except Exception:
+            if old is None or self.visibility.show(ctx, old) is not None:
+                raise
+            raise self.rights.refusal(method) from None
 
     def _finish(self, ctx: Context, record: Any, begun: int) -> str:
         """begun: what had been told when the handler began."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "messages", "channel", "gone", "retries", "schemas", "sockjs.frames", "sockjs.session"),
     ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
-    ("commits", "hub", "handlers", "turns", "soon", "ephemeral", "places", "visibility", "shown", "models"),
+    ("commits", "hub", "handlers", "turns", "soon", "ephemeral", "places", "rights", "visibility", "shown", "models"),
     ("connection", "rest", "app"),
     ("", "client", "testing", "cli", "uvicorn", "live", "live.*"),  # "" is backsync_asgi/__init__.py, the front door
 )
