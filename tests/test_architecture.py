@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals"),
     ("commits", "hub", "handlers", "turns", "soon", "ephemeral", "places", "rights", "visibility", "shown", "models"),
     ("connection", "rest", "app"),
-    ("", "client", "testing", "cli", "uvicorn", "live", "live.*"),  # "" is backsync_asgi/__init__.py, the front door
+    ("", "client", "testing", "hosts", "cli", "uvicorn", "live", "live.*"),  # "": __init__.py, the front door
 )
 
 # No clock, no loop, no I/O: time comes in as `now`, bytes come in and go out.

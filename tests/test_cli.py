@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +20,92 @@ ROOT = Path(__file__).parent.parent
 STARTED = "Uvicorn running on "
 
 
-def test_run_serves_the_application_with_our_protocol() -> None:
+@contextlib.contextmanager
+def running(*options: str, **environment: str) -> Iterator[tuple[str, list[str]]]:
+    """`backsync run` of the echo example: its URL, and what it has said, all of it at the end."""
     command = [sys.executable, "-c", "import sys; from backsync_asgi.cli import main; sys.exit(main())"]
     server = subprocess.Popen(
-        [*command, "run", "examples.sockjs_echo:app", "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "run", "examples.sockjs_echo:app", "--port", "0", *options],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
     )
     watchdog = threading.Timer(30, server.kill)
     watchdog.start()
+    said: list[str] = []
     try:
         assert server.stderr is not None
-        line = next(line for line in server.stderr if STARTED in line)
-        url = line.partition(STARTED)[2].split()[0]
-        with urllib.request.urlopen(url + "/echo") as response:
-            assert response.read() == b"Welcome to SockJS!\n"
+        for line in server.stderr:
+            said.append(line)
+            if STARTED in line:
+                break
+        yield said[-1].partition(STARTED)[2].split()[0], said
         server.terminate()
-        assert "Traceback" not in server.stderr.read()
+        said.extend(server.stderr)
         server.wait()
         server.stderr.close()
+        assert "Traceback" not in "".join(said)
     finally:
         watchdog.cancel()
         server.kill()
         server.wait()
+
+
+def status_of(url: str, host: str | None = None, **headers: str) -> int:
+    """The status of a GET."""
+    request = urllib.request.Request(url, headers=headers if host is None else {"Host": host, **headers})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_run_serves_the_application_with_our_protocol() -> None:
+    with running() as (url, _):
+        with urllib.request.urlopen(url + "/echo") as response:
+            assert response.read() == b"Welcome to SockJS!\n"
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Origin": "http://evil.example:8000",
+}
+
+
+def test_run_on_loopback_refuses_the_names_of_others() -> None:
+    with running("--allow-host", "friend.example") as (url, said):
+        for host in (None, "localhost:1", "friend.example:8000"):
+            assert status_of(url + "/echo", host) == 200
+        assert status_of(url + "/echo", "evil.example:8000") == 400
+        assert status_of(url + "/echo/websocket", "evil.example:8000", **UPGRADE) == 400
+    assert "--allow-host NAME" in "".join(said)
+
+
+def test_run_on_every_address_says_that_names_are_not_checked() -> None:
+    with running("--host", "0.0.0.0") as (url, said):
+        assert status_of(url.replace("0.0.0.0", "127.0.0.1") + "/echo", "any.example") == 200
+    assert "--allow-host NAME" in said[0]
+    with running("--host", "0.0.0.0", "--allow-host", "mine.example") as (url, _):
+        assert status_of(url.replace("0.0.0.0", "127.0.0.1") + "/echo", "any.example") == 400
+
+
+def test_run_is_one_process_whatever_the_environment_says() -> None:
+    with running(WEB_CONCURRENCY="3") as (url, said):
+        assert status_of(url + "/echo") == 200
+    assert "parent process" not in "".join(said)
+
+
+def test_a_name_that_is_none_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "app:app", "--allow-host", "http://app.example"])
+    assert ended.value.code == 2
+    assert "--allow-host: got 'http://app.example'" in capsys.readouterr().err
 
 
 def test_an_application_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,9 +114,10 @@ def test_an_application_must_be_named(capsys: pytest.CaptureFixture[str]) -> Non
     assert "app" in capsys.readouterr().err
 
 
-def test_without_uvicorn_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("missing", ["uvicorn", "websockets"])
+def test_it_says_in_one_line_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, missing, None)
     assert main(["run", "app:app"]) == 1
-    assert 'pip install "backsync-asgi[server]"' in capsys.readouterr().err
+    assert capsys.readouterr().err == f'backsync run needs {missing}: pip install "backsync-asgi[server]"\n'

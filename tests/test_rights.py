@@ -225,7 +225,8 @@ async def test_a_hidden_record_is_answered_for_as_a_missing_one(fails: bool) -> 
 
     async def answers(bob: testing.Client, id: str) -> list[object]:
         found: list[object] = []
-        for method, data in [("patch", {"done": False}), ("patch", {"done": "wrong"}), ("delete", {})]:
+        attempts: list[tuple[str, Record]] = [("patch", {"done": False}), ("patch", {"done": "wrong"}), ("delete", {})]
+        for method, data in attempts:
             try:
                 found.append(await bob.call(f"Note:{method}", {"id": id, **data}))
             except Reject as error:
