@@ -11,7 +11,7 @@ import { guarded } from "./host.js";
 import { inOrder, type Order } from "./pages.js";
 import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
 import { warnOfRefusal, WritePromise } from "./refusals.js";
-import { type PendingWrite, same, Shadow } from "./shadow.js";
+import { copied, frozen, type PendingWrite, same, Shadow } from "./shadow.js";
 import type { Sink, Subscription } from "./subscriptions.js";
 
 export interface LiveCollectionOptions<Item> {
@@ -157,7 +157,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const changed = safeRecord(fields) as ServerRecord;
     const unset = Object.keys(changed).filter((name) => changed[name] === undefined);
     const message: Message = { event: "patch", data: { ...changed, id }, ...(unset.length > 0 ? { unset } : {}) };
-    return this.#write(this.#entry(this.#nameOf(id)), message, { kind: "write", fields: changed }) as Promise<Item>;
+    return this.#write(this.#entry(this.#nameOf(id)), message, { kind: "write", fields: copied(changed) }) as Promise<Item>;
   }
 
   /** Deletes a record. */
@@ -309,7 +309,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   #view(entry: Entry<Item>): Item | null {
     const view = entry.shadow.view() as Item | null;
-    if (!same(entry.view ?? undefined, view ?? undefined)) entry.view = view === null ? null : Object.freeze(view);
+    if (!same(entry.view ?? undefined, view ?? undefined)) entry.view = frozen(view);
     return entry.view;
   }
 

@@ -26,7 +26,7 @@ export class Shadow {
   }
   set confirmed(record: Attributes | null | undefined) {
     if (record === null) this.#before = this.#confirmed ?? this.#before;
-    this.#confirmed = record;
+    this.#confirmed = copied(record); // what is shown is the page's, and may be changed in place
   }
 
   /** The writes without an answer, oldest first. */
@@ -46,11 +46,11 @@ export class Shadow {
 
   /** The fields that a write of the whole record changes: those that differ from the server's or that are pending already. */
   differences(attributes: Attributes): Attributes {
-    if ([...this.#writes].some((write) => write.kind === "delete")) return { ...attributes };
+    if ([...this.#writes].some((write) => write.kind === "delete")) return copied(attributes);
     const base = this.confirmed ?? {};
     const fields: Attributes = {};
     for (const name of new Set([...Object.keys(attributes), ...Object.keys(base), ...this.#shown.keys()])) {
-      if (this.#shown.has(name) || !same(attributes[name], base[name])) fields[name] = attributes[name];
+      if (this.#shown.has(name) || !same(attributes[name], base[name])) fields[name] = copied(attributes[name]);
     }
     return fields;
   }
@@ -68,14 +68,15 @@ export class Shadow {
   receive(record: Attributes): Attributes {
     const view: Attributes = { ...record };
     for (const name of Object.keys(this.confirmed ?? {})) if (!Object.hasOwn(record, name)) view[name] = undefined;
-    this.confirmed = { ...record };
+    this.confirmed = record;
     return this.withoutPending(view);
   }
 
   /** Another view of the same record has heard of it first: what it heard is at least as new as `record`. */
   absorb(twin: Shadow, record: Attributes): Attributes {
-    this.confirmed = { ...record, ...twin.confirmed };
-    return this.confirmed;
+    const confirmed = { ...record, ...twin.confirmed };
+    this.confirmed = confirmed;
+    return copied(confirmed);
   }
 
   /** The server has accepted the write and answered with `record` (null: with nothing that is a record). */
@@ -102,7 +103,7 @@ export class Shadow {
       if (!same(attributes[name], value)) continue;
       const showing = this.#shown.has(name) ? [...this.#writes].reverse().find((other) => Object.hasOwn(other.fields, name)) : undefined;
       const present = showing === undefined ? this.confirmed?.[name] : showing.fields[name];
-      if (!same(present, value)) back[name] = present;
+      if (!same(present, value)) back[name] = copied(present);
     }
     return back;
   }
@@ -137,9 +138,50 @@ export class Shadow {
 export function same(one: unknown, other: unknown): boolean {
   if (one === other) return true;
   if (one === undefined || other === undefined) return false;
+  if (typeof one === "string" && typeof other !== "object") return false;
   try {
     return canonical(one) === canonical(other);
   } catch {
     return false;
   }
+}
+
+/** What JSON nests deeper than this it does not carry: it contains itself. */
+const DEEPEST = 1000;
+
+/**
+ * A value that shares no array and no plain object with the given one. Instances of classes are kept, and so is a value
+ * that contains itself.
+ */
+export function copied<T>(value: T): T {
+  if (!isNested(value)) return value;
+  try {
+    return copy(value, 0);
+  } catch {
+    return value;
+  }
+}
+
+function copy<T extends Attributes | unknown[]>(value: T, depth: number): T {
+  if (depth > DEEPEST) throw new RangeError("too deep");
+  const result = Array.isArray(value) ? [...(value as unknown[])] : { ...value };
+  for (const [name, part] of Object.entries(result)) {
+    if (isNested(part)) (result as Attributes)[name] = copy(part, depth + 1);
+  }
+  return result as T;
+}
+
+/** Freezes a value with all arrays and plain objects in it. */
+export function frozen<T>(value: T): T {
+  if (!isNested(value) || Object.isFrozen(value)) return value;
+  Object.freeze(value);
+  for (const part of Object.values(value as Attributes)) frozen(part);
+  return value;
+}
+
+function isNested(value: unknown): value is Attributes | unknown[] {
+  if (typeof value !== "object" || value === null) return false;
+  if (Array.isArray(value)) return true;
+  const prototype: unknown = Object.getPrototypeOf(value);
+  return prototype === null || Object.getPrototypeOf(prototype) === null; // of any realm
 }

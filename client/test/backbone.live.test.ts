@@ -948,3 +948,316 @@ describe("syncBind", () => {
     assert.throws(() => new Todos().syncBind("upsert", undefined), /syncBind\("upsert", …\) got undefined instead of a function/);
   });
 });
+
+/** Kind: a record that the server does not have is shown as if it had. */
+describe("refused creations with an id of the page's own", () => {
+  for (const id of ["mine", "", "x".repeat(200), 0]) {
+    it(`leave: ${JSON.stringify(id).slice(0, 10)}`, async () => {
+      const todos = await live([{ id: 1 }]);
+      const lines = log(todos, "error", "remove", "rollback");
+      todos.create({ id, done: 1 });
+      await socket.refuse(socket.takeOne("Todo:upsert"), "invalid");
+      assert.deepEqual(todos.pluck("id"), [1]);
+      assert.deepEqual(lines.map((line) => line.split(" ")[0]), ["error", "remove", "rollback"]);
+    });
+  }
+
+  it("before the first records have come, offline, after add() and save(), as a patch", async () => {
+    const early = new Todos() as any;
+    early.live();
+    early.create({ id: "early" });
+    const [subscribe, creation] = socket.take();
+    await socket.refuse(creation!, "invalid");
+    assert.equal(early.length, 0);
+    await socket.reply(subscribe!, snapshot([]));
+    const todos = await live([{ id: 1, n: 1 }]);
+    todos.add({ id: "added" }).save({ n: 1 });
+    await socket.refuse(socket.takeOne("Todo:upsert"), "forbidden");
+    todos.add({ id: "patched" }).save({ n: 1 }, { patch: true });
+    await socket.refuse(socket.takeOne("Todo:patch"), "not_found");
+    assert.deepEqual(todos.pluck("id"), [1]);
+    await socket.cut();
+    todos.create({ id: "offline" });
+    todos.get("offline").save({ n: 2 });
+    await host.advance(2_000);
+    socket = await server.accept();
+    const [sent, ...subscriptions] = socket.take();
+    for (const subscription of subscriptions) await socket.reply(subscription, snapshot([{ id: 1, n: 1 }]));
+    await socket.refuse(sent!, "invalid");
+    assert.deepEqual(todos.toJSON(), [{ id: 1, n: 1 }]);
+  });
+
+  it("but a record that the server turns out to have stays", async () => {
+    const todos = await live();
+    todos.create({ id: "theirs", n: 1 });
+    const sent = socket.takeOne("Todo:upsert");
+    await socket.frame(upsert({ id: "theirs", n: 2 }));
+    await socket.refuse(sent, "forbidden");
+    assert.deepEqual(todos.toJSON(), [{ id: "theirs", n: 2 }]);
+    todos.create({ id: "theirs", n: 3 }); // finds the model that is there; the one that was made is in no collection
+    await socket.refuse(socket.takeOne("Todo:upsert"), "forbidden");
+    assert.deepEqual(todos.toJSON(), [{ id: "theirs", n: 2 }]);
+  });
+
+  it("after live() was refused, too", async (context) => {
+    context.mock.method(console, "warn", () => {});
+    const todos = new Todos() as any;
+    todos.live();
+    await socket.refuse(socket.takeOne("Todo:subscribe"), "unknown_model");
+    todos.create({ text: "hello" });
+    await socket.refuse(socket.takeOne("Todo:upsert"), "unknown_model");
+    todos.create({ id: "mine", text: "hello" });
+    await socket.refuse(socket.takeOne("Todo:upsert"), "unknown_model");
+    assert.equal(todos.length, 0);
+  });
+});
+
+/** Kind: the answer to one write of a record undoes what another write of it shows. */
+describe("a destroyed record does not come back", () => {
+  const other = async (todos: any): Promise<any> => {
+    const second = new Todos() as any;
+    second.live();
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot(todos.toJSON()));
+    return second;
+  };
+
+  it("as the save before it is answered, in any collection that shows it", async () => {
+    const todos = await live([{ id: 1, text: "x" }]);
+    const second = await other(todos);
+    const shared = new Todos() as any;
+    shared.live();
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([]));
+    shared.add(todos.get(1));
+    const lines = [todos, shared].map((collection) => log(collection, "add", "remove"));
+    const model = todos.get(1);
+    model.save({ text: "y" });
+    model.save({ more: 1 }, { patch: true });
+    model.destroy();
+    const save = socket.takeOne("Todo:upsert");
+    await socket.frame({ id: save.id, event: save.event, data: { id: 1, text: "y" } }, upsert({ id: 1, text: "y" }));
+    assert.equal(second.get(1).get("text"), "y");
+    const gone = socket.takeOne("Todo:delete"); // the patch has joined it
+    await socket.frame({ id: gone.id, event: gone.event, data: {} }, remove(1));
+    assert.deepEqual(lines, [["remove 1"], ["remove 1"]]);
+    assert.deepEqual([todos.length, shared.length, second.length], [0, 0, 0]);
+  });
+
+  it("as its save is refused, or after a reconnect with a snapshot in between", async () => {
+    const todos = await live([{ id: 1, text: "x" }]);
+    const lines = log(todos, "add", "remove");
+    const model = todos.get(1);
+    model.save({ text: "" });
+    model.destroy();
+    await reconnect();
+    const [save, subscribe] = socket.take();
+    await socket.reply(subscribe!, snapshot([{ id: 1, text: "x" }]));
+    await socket.refuse(save!, "invalid");
+    await socket.frame(upsert({ id: 1, text: "z" }));
+    const gone = socket.takeOne("Todo:delete");
+    await socket.frame({ id: gone.id, event: gone.event, data: {} }, remove(1));
+    assert.deepEqual(lines, ["remove 1"]);
+    await socket.frame(upsert({ id: 1, text: "again" }));
+    assert.deepEqual(todos.toJSON(), [{ id: 1, text: "again" }]);
+  });
+
+  it("by a fetch, and the refused deletion shows what was fetched", async () => {
+    const todos = await live([{ id: 1, n: 1 }, { id: 2, n: 1 }]);
+    todos.get(1).destroy();
+    const gone = socket.takeOne("Todo:delete");
+    todos.fetch();
+    await socket.reply(socket.takeOne("Todo:read"), [{ id: 1, n: 2 }, { id: 2, n: 2 }]);
+    assert.deepEqual(todos.toJSON(), [{ id: 2, n: 2 }]);
+    await socket.refuse(gone, "forbidden");
+    assert.deepEqual(todos.toJSON(), [{ id: 1, n: 2 }, { id: 2, n: 2 }]);
+  });
+
+  it("as its creation is answered, with an id of the page's own or with wait: true", async () => {
+    const todos = await live();
+    const mine = todos.create({ id: "mine" });
+    const creation = socket.takeOne("Todo:upsert");
+    mine.destroy();
+    const lines = log(todos, "add");
+    await socket.frame({ id: creation.id, event: creation.event, data: { id: "mine" } }, upsert({ id: "mine" }));
+    const gone = socket.takeOne("Todo:delete");
+    await socket.frame({ id: gone.id, event: gone.event, data: {} }, remove("mine"));
+    assert.deepEqual([lines, todos.length], [[], 0]);
+    const waiting = todos.create({ n: 1 }, { wait: true });
+    const sent = socket.takeOne("Todo:upsert");
+    waiting.destroy();
+    await socket.frame({ id: sent.id, event: sent.event, data: { id: 5, n: 1 } }, upsert({ id: 5, n: 1 }));
+    assert.equal(todos.length, 0);
+    const last = socket.takeOne("Todo:delete");
+    await socket.frame({ id: last.id, event: last.event, data: {} }, remove(5));
+    assert.equal(todos.length, 0);
+  });
+
+  it("but one that is created again under its id is shown, and follows the server", async () => {
+    const todos = await live([{ id: 1, n: 1 }]);
+    todos.get(1).destroy();
+    const gone = socket.takeOne("Todo:delete");
+    const again = todos.create({ id: 1, n: 2 });
+    await socket.frame(upsert({ id: 1, n: 1, rev: 7 }));
+    assert.deepEqual([todos.length, again.get("rev")], [1, 7]);
+    await socket.frame({ id: gone.id, event: gone.event, data: {} }, remove(1));
+    const creation = socket.takeOne("Todo:upsert");
+    await socket.frame({ id: creation.id, event: creation.event, data: { id: 1, n: 2 } }, upsert({ id: 1, n: 2 }));
+    await socket.frame(upsert({ id: 1, n: 3 }));
+    assert.deepEqual([todos.length, todos.get(1) === again, again.get("n")], [1, true, 3]);
+  });
+});
+
+/** Kind: the author's page shows another order than everybody else's. */
+describe("the order after an own write", () => {
+  const comparators: Record<string, unknown> = {
+    "a field": "rank",
+    "a function of one": (todo: any) => todo.get("rank"),
+    "a function of two": (one: any, other: any) => one.get("rank") - other.get("rank"),
+  };
+  for (const [name, comparator] of Object.entries(comparators)) {
+    it(`by ${name}: save, patch, wait, the server's own value, rollback`, async () => {
+      const rows = [1, 2, 3, 4].map((rank) => ({ id: `t${rank}`, rank }));
+      const todos = await live(rows, {}, Todos.extend({ comparator } as any));
+      const sorts = log(todos, "sort");
+      const save = async (id: string, fields: object, options: object, answer: object = {}): Promise<void> => {
+        todos.get(id).save(fields, options);
+        const [sent] = socket.take();
+        const row = { id, ...fields, ...answer };
+        await socket.frame({ id: sent!.id, event: sent!.event, data: row }, upsert(row));
+      };
+      await save("t1", { rank: 9 }, {});
+      assert.deepEqual(todos.pluck("id"), ["t2", "t3", "t4", "t1"]);
+      await save("t2", { rank: 10 }, { patch: true });
+      assert.deepEqual(todos.pluck("id"), ["t3", "t4", "t1", "t2"]);
+      await save("t3", { rank: 11 }, { wait: true });
+      assert.deepEqual(todos.pluck("id"), ["t4", "t1", "t2", "t3"]);
+      await save("t4", { rank: 0 }, {}, { rank: 12 });
+      assert.deepEqual(todos.pluck("id"), ["t1", "t2", "t3", "t4"]);
+      assert.equal(sorts.length, 4);
+      todos.get("t1").save({ rank: 99 });
+      assert.deepEqual(todos.pluck("id"), ["t2", "t3", "t4", "t1"]);
+      await socket.refuse(socket.takeOne("Todo:upsert"), "forbidden");
+      assert.deepEqual(todos.pluck("id"), ["t1", "t2", "t3", "t4"]);
+    });
+  }
+
+  it("in every live collection that shares the model", async () => {
+    const Sorted = Todos.extend({ comparator: "rank" });
+    const one = await live([{ id: 1, rank: 1 }, { id: 2, rank: 2 }], {}, Sorted);
+    const two = await live([], {}, Sorted);
+    two.add(one.models);
+    one.get(1).save({ rank: 3 });
+    assert.deepEqual([one.pluck("id"), two.pluck("id")], [[2, 1], [2, 1]]);
+    await socket.frame(upsert({ id: 2, rank: 9 }));
+    assert.deepEqual([one.pluck("id"), two.pluck("id")], [[1, 2], [1, 2]]);
+  });
+});
+
+/** Kind: the page is asked to draw what it shows already. */
+describe("echoes", () => {
+  it("of own writes, and repeated frames, fire nothing", async () => {
+    const todos = await live([{ id: 1, text: "a", list: [{ n: 1 }] }, { id: 2 }]);
+    const lines = log(todos);
+    todos.get(1).save({ text: "b" });
+    const sent = socket.takeOne("Todo:upsert");
+    const row = { id: 1, text: "b", list: [{ n: 1 }], rev: 1 };
+    await socket.frame({ id: sent.id, event: sent.event, data: row }, upsert(row));
+    assert.deepEqual(lines.splice(0), ["change:text 1", "change 1", "request 1", "change:rev 1", "change 1", "sync 1"]);
+    await socket.frame(upsert(row), remove(7));
+    assert.deepEqual(lines, []);
+    await socket.frame(upsert(row), upsert({ id: 2, n: 1 }));
+    assert.deepEqual(lines, ["change:n 2", "change 2", "update"]);
+  });
+});
+
+/** Kind: what the page changes in place is taken for the server's word. */
+describe("values that have parts", () => {
+  it("are the page's own: a change in place is a change, is kept under pushes, and is taken back", async () => {
+    const todos = await live([{ id: 1, text: "a", meta: { k: [1] } }]);
+    const model = todos.get(1);
+    model.get("meta").k.push(2);
+    model.save({ text: "" });
+    const sent = socket.takeOne("Todo:upsert");
+    assert.deepEqual(sent.data.meta, { k: [1, 2] });
+    await socket.frame(upsert({ id: 1, text: "a", meta: { k: [9] } }));
+    assert.deepEqual(model.get("meta"), { k: [1, 2] });
+    await socket.refuse(sent, "invalid");
+    assert.deepEqual(model.attributes, { id: 1, text: "a", meta: { k: [9] } });
+    model.get("meta").k.push(3);
+    model.save({}, { patch: true });
+    await socket.reply(socket.takeOne("Todo:patch"), { id: 1, text: "a", meta: { k: [9] } });
+    model.get("meta").k.push(4);
+    model.save({ meta: model.get("meta") }, { patch: true });
+    await socket.refuse(socket.takeOne("Todo:patch"), "invalid");
+    assert.deepEqual(model.get("meta"), { k: [9] });
+    model.get("meta").k.push(5);
+    model.destroy();
+    await socket.refuse(socket.takeOne("Todo:delete"), "forbidden");
+    assert.deepEqual(todos.get(1).get("meta"), { k: [9] });
+  });
+
+  it("are not shared by collections, nor with listeners, nor changed by another one's parse", async () => {
+    const Parsing = Todos.extend({
+      model: Backbone.Model.extend({
+        parse(row: any) {
+          row.meta.k.push("parsed");
+          return row;
+        },
+      }),
+    });
+    const one = await live([], {}, Parsing);
+    const two = await live();
+    const heard: any[] = [];
+    two.syncBind("upsert", (data: any) => heard.push(data));
+    await socket.frame(upsert({ id: 1, meta: { k: [1] } }));
+    one.get(1).get("meta").k.push(2);
+    heard[0].meta.k.push(3);
+    assert.deepEqual([one.get(1).get("meta").k, two.get(1).get("meta").k], [[1, "parsed", 2], [1]]);
+    await socket.frame(upsert({ id: 1, meta: { k: [1] } }));
+    assert.deepEqual(two.get(1).get("meta").k, [1]);
+  });
+});
+
+describe("live({name})", () => {
+  it("names the model for writes, reads and listeners, too, also after it has ended", async () => {
+    const Notes = Backbone.Collection.extend({
+      url: "/api/v1/notes",
+      model: Backbone.Model.extend({ urlRoot: "/api/v1/notes" }),
+    });
+    const notes = new Notes() as any;
+    const heard: unknown[] = [];
+    notes.syncBind("typing", (who: unknown) => heard.push(who));
+    const early = socket.takeOne("api:subscribe");
+    const errors = log(notes, "error");
+    const promise = notes.live({ name: "Note" });
+    assert.deepEqual(socket.take().map(({ event }) => event), ["Note:subscribe", "api:unsubscribe"]);
+    await socket.refuse(early, "unknown_model");
+    assert.deepEqual(errors, []);
+    notes.create({ id: 1, text: "x" });
+    notes.create({ text: "y" });
+    notes.get(1).fetch();
+    notes.get(1).save({ text: "z" }, { url: "/Other/1" });
+    notes.fetch();
+    promise.stop();
+    const events = socket.take().map(({ event }) => event);
+    assert.deepEqual(events, ["Note:upsert", "Note:upsert", "Note:read", "Other:upsert", "Note:read", "Note:unsubscribe", "Note:subscribe"]);
+    notes.at(1).destroy();
+    notes.get(1).destroy();
+    await settle();
+    notes.live({ query: { room: "a" } });
+    assert.equal(socket.take().at(-1)?.event, "Note:subscribe");
+  });
+
+  it("a listener without live() whose url names no model waits for it", async (context) => {
+    const warn = context.mock.method(console, "warn", () => {});
+    const notes = new (Backbone.Collection.extend({ url: "/api/v1/notes" }))() as any;
+    const errors = log(notes, "error");
+    const heard: unknown[] = [];
+    notes.syncBind("typing", (who: unknown) => heard.push(who));
+    await socket.refuse(socket.takeOne("api:subscribe"), "unknown_model");
+    assert.match(String(warn.mock.calls[0]?.arguments[0]), /syncBind hears nothing until live\(\) has said of what: no: unknown_model/);
+    notes.live({ name: "Todo" });
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([]));
+    await socket.frame({ event: "Todo:typing", data: "me" });
+    assert.deepEqual([errors, heard], [[], ["me"]]);
+  });
+});

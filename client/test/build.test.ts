@@ -199,7 +199,7 @@ describe("the directory", () => {
   });
 
   it("is small", async () => {
-    const limits: Record<string, number> = { "backsync.js": 163_000, "backsync.mjs": 110_000 };
+    const limits: Record<string, number> = { "backsync.js": 175_000, "backsync.mjs": 121_000 };
     for (const [name, limit] of Object.entries(limits)) assert.ok((await readFile(path.join(out, name))).length < limit, name);
   });
 });

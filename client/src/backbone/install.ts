@@ -7,6 +7,7 @@ import type { Subscription } from "../subscriptions.js";
 import { guarded, type Host } from "../host.js";
 import type { Order } from "../pages.js";
 import { Binding, type LivePromise } from "./live.js";
+import { installLookup } from "./lookup.js";
 import { Records } from "./records.js";
 import { syncOver } from "./sync.js";
 import {
@@ -117,12 +118,13 @@ class Installation {
     Backbone.sync = this.sync;
 
     const collections = Backbone.Collection.prototype as Record<string, unknown> & BackboneCollection;
-    const reset = collections._reset;
+    const uninstallLookup = installLookup(Backbone);
+    const { create } = collections;
     const additions = {
-      /** Ids such as `toString` must not find what every object inherits. */
-      _reset(this: BackboneCollection): void {
-        reset.call(this);
-        this._byId = bare(this._byId);
+      create(this: BackboneCollection, attributes: unknown, createOptions?: Options): unknown {
+        const model = this._prepareModel(attributes, { ...createOptions });
+        if (model === false) return false;
+        return installation.#records.creating(model, () => create.call(this, model, createOptions));
       },
       live(this: BackboneCollection, liveOptions?: LiveCallOptions): LivePromise {
         return installation.live(this, liveOptions);
@@ -157,7 +159,8 @@ class Installation {
     Object.assign(collections, additions, { syncPending });
     this.#restore = () => {
       Backbone.sync = original;
-      collections._reset = reset;
+      uninstallLookup();
+      collections.create = create;
       for (const name of ["live", "syncBind", "syncUnbind", "syncPending"]) delete collections[name];
       delete models.syncPending;
       Object.assign(models, { save, destroy });
@@ -173,15 +176,16 @@ class Installation {
     const channel = canonical(options.query);
     const present = state.bindings.get(channel);
     if (present !== undefined) return present.promise;
-    const model = options.name ?? nameOf(collection);
+    const model = options.name ?? this.#nameOf(collection);
     if (options.connection !== undefined) collection.backsync = options.connection;
     else if (typeof collection.backsync !== "object") collection.backsync = true;
     const connection = this.#connectionOf(collection) as Connection;
-    collection._byId = bare(collection._byId);
+    const name = options.name ?? this.#records.told.get(collection)?.name;
+    this.#records.told.set(collection, { rollback: options.rollback ?? collection.rollback ?? true, name });
     this.#records.live.set(collection, {
-      rollback: options.rollback ?? collection.rollback ?? true,
       rooms: () => [...state.bindings.values()].map((binding) => binding.key),
       query: () => (state.bindings.size === 1 ? [...state.bindings.values()][0]?.query : undefined),
+      isComplete: () => [...state.bindings.values()].every((binding) => binding.isComplete),
     });
     const ended = (error: BacksyncError | null): void => {
       state.isHushed = error !== null || options.query !== undefined;
@@ -248,15 +252,15 @@ class Installation {
     const needed = state.bound.length > 0 && state.bindings.size === 0 && !state.isHushed;
     if (needed && state.bare === null) {
       const connection = this.#connectionOf(collection) ?? this.#connection();
-      state.bare = connection.subscribe(nameOf(collection), { snapshot: false }, {
+      state.bare = connection.subscribe(this.#nameOf(collection), { snapshot: false }, {
         snapshot: () => {},
         changes: (changes) => {
           for (const change of changes) this.#tell(connection.host, collection, state, change);
         },
         failed: (error, over) => {
           if (over) state.bare = null;
-          if (error.code === "invalid") {
-            state.isHushed = true; // a keyed model: which room is meant is said by live()
+          if (error.code === "invalid" || error.code === "unknown_model") {
+            state.isHushed = true; // which room of a keyed model is meant, or which model, is said by live()
             console.warn(`backsync: syncBind hears nothing until live() has said of what: ${error.message}`);
             return;
           }
@@ -275,6 +279,14 @@ class Installation {
       if (event !== change.method) continue;
       guarded(host, () => listener.call(context ?? collection, change.data, { fromServer: true, seq: change.seq }));
     }
+  }
+
+  #nameOf(collection: BackboneCollection): string {
+    const name = this.#records.modelName(collection);
+    if (name !== undefined) return name;
+    const url = result(collection, "url");
+    if (typeof url !== "string" || url === "") throw new Error('A "url" property or function must be specified');
+    return modelName(url);
   }
 
   /** The connection that a model is synced over; null: none, it keeps Backbone's REST. */
@@ -296,18 +308,6 @@ function overRest(Backbone: BackboneLike, sync: () => unknown): unknown {
   }
 }
 
-function nameOf(collection: BackboneCollection): string {
-  const url = result(collection, "url");
-  if (typeof url !== "string" || url === "") throw new Error('A "url" property or function must be specified');
-  return modelName(url);
-}
-
 function siblings(state: CollectionState): Iterable<Binding> {
   return { [Symbol.iterator]: () => state.bindings.values() };
-}
-
-/** The same entries on an object that inherits nothing. */
-function bare<T>(entries: Record<string, T>): Record<string, T> {
-  if (Object.getPrototypeOf(entries) === null) return entries;
-  return Object.assign(Object.create(null) as Record<string, T>, entries);
 }

@@ -8,9 +8,10 @@ import { BacksyncError, warnOfEnd } from "../errors.js";
 import { guarded, type Host } from "../host.js";
 import type { Order } from "../pages.js";
 import { type Change, isObject, matches, type Query, safeRecord, type ServerRecord } from "../protocol.js";
-import type { Attributes } from "../shadow.js";
+import { type Attributes, copied, same } from "../shadow.js";
 import type { Sink, Subscription } from "../subscriptions.js";
-import { dropUndefined, type Records } from "./records.js";
+import { aimed, holds, idIn, idName, knowWireId, modelById, modelsOfRecord, wireId } from "./lookup.js";
+import { dropUndefined, type Records, sort } from "./records.js";
 import type { BackboneCollection, BackboneModel, Options } from "./types.js";
 
 /** What `.live()` returns: resolves with the collection when it first equals the server's. */
@@ -49,6 +50,8 @@ export class Binding implements Sink {
   readonly #subscription: Subscription;
   /** Ids that came through this channel: with several channels in one collection a snapshot replaces only its own. */
   readonly #owned = new Set<string>();
+  /** The server's records have come. */
+  #isFilled = false;
   #resolve: (collection: BackboneCollection) => void = () => {};
   #reject: (error: BacksyncError) => void = () => {};
 
@@ -83,6 +86,11 @@ export class Binding implements Sink {
     return this.#options.query;
   }
 
+  /** Whether all records of its channel are here. */
+  get isComplete(): boolean {
+    return this.#isFilled && !this.#subscription.hasMore;
+  }
+
   stop(): void {
     this.#subscription.stop();
     this.#options.ended(null);
@@ -92,7 +100,7 @@ export class Binding implements Sink {
 
   failed(error: BacksyncError, over: boolean): void {
     if (over) {
-      if (error.code !== "closed") this.#fill(new Map(), { fromServer: true, snapshot: true, seq: null }); // no longer to be seen
+      if (error.code !== "closed") this.#fill([], { fromServer: true, snapshot: true, seq: null }); // no longer to be seen
       this.#options.ended(error);
       this.#reject(error);
       warnOfEnd(this.#options.model, error);
@@ -102,12 +110,8 @@ export class Binding implements Sink {
   }
 
   snapshot(records: ServerRecord[], seq: number): void {
-    const rows = new Map<string, Attributes>();
-    for (const record of records) {
-      const id = this.#idOf(record);
-      if (id !== undefined) rows.set(String(id), safeRecord(record));
-    }
-    this.#fill(rows, { fromServer: true, snapshot: true, seq });
+    this.#fill(records, { fromServer: true, snapshot: true, seq });
+    this.#isFilled = true;
     this.#resolve(this.#collection);
   }
 
@@ -133,41 +137,43 @@ export class Binding implements Sink {
 
   // A snapshot: the channel's rows, in the server's order, and what must not be lost.
 
-  #fill(rows: Map<string, Attributes>, options: Options): void {
+  #fill(records: ServerRecord[], options: Options): void {
+    const rows = records.flatMap((record) => this.#row(record) ?? []);
     try {
       this.#replace(rows, options);
     } catch (error) {
       // A listener has thrown in the middle of Backbone's work, which leaves the rest undone.
       this.#host.report(error);
-      guarded(this.#host, () => this.#collection.reset([...this.#list(rows, options)], options));
+      guarded(this.#host, () => {
+        const list = this.#list(rows, options);
+        this.#collection.reset([...list], options);
+        this.#finish(list);
+      });
     }
   }
 
-  #replace(rows: Map<string, Attributes>, options: Options): void {
+  #replace(rows: Row[], options: Options): void {
     const list = this.#list(rows, options);
     this.#owned.clear();
-    for (const id of rows.keys()) this.#owned.add(id);
+    for (const { name } of rows) this.#owned.add(name);
     this.#collection.set([...list], { ...options, remove: true });
     this.#finish(list);
   }
 
-  #list(rows: Map<string, Attributes>, options: Options): Listed {
+  #list(rows: Row[], options: Options): Listed {
     const list = new Listed();
-    const missing: BackboneModel[] = [];
-    for (const model of this.#collection.models) {
-      const id = String(this.#collection.modelId(model.attributes, model.idAttribute));
-      if (!this.#covers(id)) list.keep(model);
-      else if (!rows.has(id)) missing.push(model);
-    }
-    for (const [id, row] of rows) this.#upsert(list, id, row, options);
-    for (const model of missing) {
-      if (list.has(model)) continue; // its record came under another id than the wire's
+    const before = [...this.#collection.models];
+    for (const model of before) if (!this.#covers(String(wireId(model)))) list.keep(model);
+    for (const row of rows) this.#upsert(list, row, options);
+    for (const model of before) {
+      if (list.has(model)) continue;
       const shadow = this.#records.shadow(model);
       if (shadow.confirmed !== undefined) shadow.confirmed = null;
       if (shadow.pending) list.keep(model);
     }
-    for (const [id, model] of this.#records.hiddenIn(this.#collection)) {
-      if (!rows.has(id) && this.#covers(id)) this.#records.shadow(model).confirmed = null;
+    const names = new Set(rows.map(({ name }) => name));
+    for (const [name, model] of this.#records.hiddenIn(this.#collection)) {
+      if (!names.has(name) && this.#covers(name)) this.#records.shadow(model).confirmed = null;
     }
     return list;
   }
@@ -188,7 +194,7 @@ export class Binding implements Sink {
     const { key } = this.#subscription;
     if (key === null) return;
     const leaving = this.#collection.models.filter((model) => {
-      const id = String(this.#collection.modelId(model.attributes, model.idAttribute));
+      const id = String(wireId(model));
       const record = this.#records.shadow(model).confirmed ?? model.attributes;
       return (this.#owned.has(id) || matches(record, key)) && !this.#isElsewhere(record);
     });
@@ -208,33 +214,32 @@ export class Binding implements Sink {
   // Changes: the last one of each record counts; one `update` event for all.
 
   #apply(changes: Change[]): void {
-    const latest = new Map<string, Attributes | null>(); // null: deleted
+    const latest = new Map<string, Row | null>(); // null: deleted
     let seq: number | null = null;
     for (const change of changes) {
-      if ((change.method !== "upsert" && change.method !== "delete") || !isObject(change.data)) continue;
-      const record = safeRecord(change.data);
-      const id = this.#idOf(record);
-      if (id === undefined) continue;
-      const name = String(id);
+      if (change.method !== "upsert" && change.method !== "delete") continue;
+      const row = this.#row(change.data);
+      if (row === null) continue;
+      const { name } = row;
       if (change.method === "delete" && change.key !== null && !this.#leaves(change.key, name, latest.get(name))) continue;
       latest.delete(name); // and at the end again: new records are added in the order of their last change
-      latest.set(name, change.method === "upsert" ? record : null);
+      latest.set(name, change.method === "upsert" ? row : null);
       seq = change.seq ?? seq;
     }
     if (latest.size === 0) return;
     const options = { fromServer: true, seq };
     const list = new Listed();
     const removed: BackboneModel[] = [];
-    for (const [id, record] of latest) {
-      if (record !== null) {
-        this.#owned.add(id);
-        this.#upsert(list, id, record, options);
+    for (const [name, row] of latest) {
+      if (row !== null) {
+        this.#owned.add(name);
+        this.#upsert(list, row, options);
       } else {
-        this.#owned.delete(id);
-        const model = this.#delete(id);
-        if (model !== null) removed.push(model);
+        this.#owned.delete(name);
+        removed.push(...this.#delete(name));
       }
     }
+    list.leaveOutShown();
     if (removed.length === 0) {
       if (list.size > 0) this.#collection.set([...list], { ...options, remove: false });
     } else if (list.size === 0) {
@@ -255,62 +260,84 @@ export class Binding implements Sink {
     }
   }
 
-  #upsert(list: Listed, id: string, row: Attributes, options: Options): void {
-    const hidden = this.#records.hidden(this.#collection, id);
+  #upsert(list: Listed, { name, id, record }: Row, options: Options): void {
+    const hidden = this.#records.hidden(this.#collection, name);
+    const models = modelsOfRecord(this.#collection, name);
     if (hidden !== undefined) {
-      this.#records.shadow(hidden).receive(hidden.parse(row, options));
-      return;
+      this.#records.shadow(hidden).receive(this.#records.withId(hidden, hidden.parse(copied(record), options), id));
+      if (models.length === 0) return;
     }
-    let model = this.#collection.get(id);
+    const row = copied(record); // the page's `parse` may change it, and other collections get it, too
+    let [model] = models;
     let attributes: Attributes | undefined;
-    if (model !== undefined) {
-      attributes = safeRecord(model.parse(row, options));
+    if (model !== undefined && models.length === 1) {
+      attributes = this.#records.withId(model, safeRecord(model.parse(row, options)), id);
     } else {
-      const made = this.#collection._prepareModel(row, { ...options, parse: true });
+      const made = this.#collection._prepareModel(this.#records.withIdOfClass(this.#collection, row), { ...options, parse: true });
       if (made === false) return;
-      model = this.#collection.get(this.#collection.modelId(made.attributes, made.idAttribute));
+      const whole = this.#records.withId(made, made.attributes, id);
+      if (whole !== made.attributes) made.set({ [made.idAttribute]: id }, { silent: true });
+      const own = idIn(this.#collection, made.attributes, made.idAttribute);
+      model = modelById(this.#collection, own);
       if (model === undefined) {
         this.#records.made(made, row);
-        list.add(made);
+        list.add(made, own, id);
         return;
       }
-      attributes = made.attributes; // `parse` has given it another id than the one on the wire
+      attributes = made.attributes; // another record of the wire's that the collection takes for the same one
     }
-    list.merge(model, this.#records.shadow(model).receive(attributes), model.attributes[model.idAttribute]);
+    list.merge(model, this.#records.shadow(model).receive(attributes), id);
   }
 
-  /** The model to remove, if it is to be removed now. */
-  #delete(id: string): BackboneModel | null {
-    const hidden = this.#records.hidden(this.#collection, id);
+  /** The models to remove, if they are to be removed now. */
+  #delete(name: string): BackboneModel[] {
+    const hidden = this.#records.hidden(this.#collection, name);
     if (hidden !== undefined) this.#records.shadow(hidden).confirmed = null;
-    const model = this.#collection.get(id);
-    if (model === undefined) return null;
-    const shadow = this.#records.shadow(model);
-    shadow.confirmed = null;
-    return shadow.pending ? null : model; // a pending write may bring it back: its answer decides
+    return modelsOfRecord(this.#collection, name).filter((model) => {
+      const shadow = this.#records.shadow(model);
+      shadow.confirmed = null;
+      return !shadow.pending; // a pending write may bring it back: its answer decides
+    });
   }
 
   /** Whether a record that has left the channel `key` leaves the collection: it may have moved to another one that is shown here. */
-  #leaves(key: Query, id: string, coming: Attributes | null | undefined): boolean {
-    const model = this.#collection.get(id);
-    const record = isObject(coming) ? coming : model === undefined ? {} : (this.#records.shadow(model).confirmed ?? model.attributes);
+  #leaves(key: Query, name: string, coming: Row | null | undefined): boolean {
+    const [model] = modelsOfRecord(this.#collection, name);
+    const record = coming?.record ?? (model === undefined ? {} : (this.#records.shadow(model).confirmed ?? model.attributes));
     return matches(record, key) || !this.#isElsewhere(record);
   }
 
+  /** After `set`: what it cannot do. */
   #finish(list: Listed): void {
     for (const [model, view] of list.merged()) dropUndefined(model, view);
+    for (const [model, id] of list.ids()) if (holds(this.#collection, model)) knowWireId(this.#collection, model, id);
+    // What another collection has changed in a model that both have, `set` has found unchanged here.
+    if (list.isShared(this.#collection)) sort(this.#collection, { fromServer: true });
   }
 
-  /** A record's id by the collection's rule, else under the wire's name, which deletes always use. */
-  #idOf(record: Attributes): unknown {
-    return this.#collection.modelId(record) ?? record.id ?? undefined;
+  /** The server's record and its id; null: it has none. */
+  #row(data: unknown): Row | null {
+    if (!isObject(data)) return null;
+    const record = safeRecord(data);
+    const id = idName(record.id) === undefined ? idIn(this.#collection, record) : record.id;
+    const name = idName(id);
+    return name === undefined ? null : { name, id, record };
   }
+}
+
+/** A record of the server's, by its id on the wire. */
+interface Row {
+  name: string;
+  id: unknown;
+  record: Attributes;
 }
 
 /** The argument of `collection.set`, and which entry stands for which model. */
 class Listed {
   readonly #merged = new Map<BackboneModel, Attributes>();
   readonly #items = new Map<BackboneModel, BackboneModel | Attributes>();
+  readonly #ids = new Map<BackboneModel, unknown>();
+  readonly #added = new Map<string, BackboneModel>();
 
   get size(): number {
     return this.#items.size;
@@ -320,9 +347,14 @@ class Listed {
     return this.#items.has(model);
   }
 
-  /** A new model. */
-  add(model: BackboneModel): void {
+  /** A new model; `own` is its id in the collection. The last one of a record counts. */
+  add(model: BackboneModel, own: unknown, id: unknown): void {
+    const name = String(own ?? model.cid);
+    const other = this.#added.get(name);
+    if (other !== undefined) this.#items.delete(other);
+    this.#added.set(name, model);
     this.#items.set(model, model);
+    this.#ids.set(model, id);
   }
 
   /** A model that is there and stays as it is. */
@@ -330,11 +362,21 @@ class Listed {
     this.#items.set(model, model);
   }
 
-  /** A model that is there and gets new values; its id, present or not, is how `set` finds it. */
+  /** A model that is there and gets new values. */
   merge(model: BackboneModel, view: Attributes, id: unknown): void {
-    const values = { ...view, [model.idAttribute]: id };
+    const values = aimed({ ...view }, model);
     this.#merged.set(model, values);
     this.#items.set(model, values);
+    this.#ids.set(model, id);
+  }
+
+  /** Takes out the models that show their new values already: an `update` would have the page draw for nothing. */
+  leaveOutShown(): void {
+    for (const [model, values] of this.#merged) {
+      if (!Object.keys(values).every((name) => same(values[name], model.attributes[name]))) continue;
+      this.#merged.delete(model);
+      this.#items.delete(model);
+    }
   }
 
   /** Moves a model's entry from another list, or keeps the model. */
@@ -345,6 +387,17 @@ class Listed {
 
   merged(): Iterable<[BackboneModel, Attributes]> {
     return this.#merged;
+  }
+
+  /** The models of records, with the ids of these on the wire. */
+  ids(): Iterable<[BackboneModel, unknown]> {
+    return this.#ids;
+  }
+
+  /** Whether it has models whose first collection is another one. */
+  isShared(collection: BackboneCollection): boolean {
+    for (const model of this.#ids.keys()) if (model.collection !== collection) return true;
+    return false;
   }
 
   [Symbol.iterator](): Iterator<BackboneModel | Attributes> {

@@ -6,16 +6,18 @@
 import { localName, recordName } from "../coalesce.js";
 import { BacksyncError } from "../errors.js";
 import { isObject, matches, type Query, safeRecord } from "../protocol.js";
-import { type Attributes, type PendingWrite, Shadow } from "../shadow.js";
+import { type Attributes, copied, type PendingWrite, Shadow } from "../shadow.js";
+import { aimed, holds, idIn, idName, knowWireId, modelById, modelsOfRecord, wireId } from "./lookup.js";
 import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
 
 /** What the records need to know of a live collection. */
 export interface LiveOptions {
-  rollback: boolean;
   /** The key fields of each channel that it follows; null for one that has none, or is not known yet. */
   rooms(): (Query | null)[];
   /** The query of the one channel that it follows; undefined: it has none, or there are several. */
   query(): Query | undefined;
+  /** Whether all that the server has is here: what is not is new. */
+  isComplete(): boolean;
 }
 
 /** Where a model is, or was before it was destroyed; -1: about to be added. */
@@ -54,6 +56,12 @@ export class Records {
   /** Optimistically destroyed models by id: the server's changes must not bring them back before it has answered. */
   readonly #hidden = new WeakMap<BackboneCollection, Map<string, BackboneModel>>();
   readonly live = new Map<BackboneCollection, LiveOptions>();
+  /** What `live()` was told, also after it has ended: writes of the collection's models still follow it. */
+  readonly told = new WeakMap<BackboneCollection, { rollback: boolean; name: string | undefined }>();
+  /** Models that `collection.create` is saving. */
+  readonly #created = new WeakSet<BackboneModel>();
+  /** Models and collections whose id attribute is another name of ours for the wire's `id`: the server does not know it. */
+  readonly #renamed = new WeakSet<BackboneModel | BackboneCollection>();
 
   shadow(model: BackboneModel): Shadow {
     let shadow = this.#shadows.get(model);
@@ -68,7 +76,7 @@ export class Records {
 
   /** What the outbox calls the record: by its id, or by a name of our own as long as it has none. */
   name(model: BackboneModel): string {
-    const own = model.isNew() ? null : recordName(model.attributes[model.idAttribute]);
+    const own = model.isNew() ? null : recordName(wireId(model));
     if (own !== null) return own;
     let name = this.#names.get(model);
     if (name === undefined) this.#names.set(model, (name = localName()));
@@ -79,12 +87,13 @@ export class Records {
   pending(subject: BackboneModel | BackboneCollection): number {
     if (!isCollection(subject)) return this.shadow(subject).writes.size;
     let count = 0;
-    for (const [model, places] of this.#unanswered) if (places.has(subject) || subject.get(model.cid) === model) count += 1;
+    for (const [model, places] of this.#unanswered) if (places.has(subject) || holds(subject, model)) count += 1;
     return count;
   }
 
-  hidden(collection: BackboneCollection, id: unknown): BackboneModel | undefined {
-    return this.#hidden.get(collection)?.get(String(id));
+  /** An optimistically destroyed model by its id on the wire. */
+  hidden(collection: BackboneCollection, id: string): BackboneModel | undefined {
+    return this.#hidden.get(collection)?.get(id);
   }
 
   /** The optimistically destroyed models of a collection, by id. */
@@ -97,6 +106,44 @@ export class Records {
     const defaults = (result(model, "defaults") ?? {}) as Attributes;
     const known = Object.entries(model.attributes).filter(([name]) => Object.hasOwn(record, name) || !Object.hasOwn(defaults, name));
     this.shadow(model).confirmed = Object.fromEntries(known);
+  }
+
+  // Ids: the wire's `id` is the model's, whatever the page calls it.
+
+  /** The server's record with the id attribute of the model that it is for: the model's own id, or the wire's if it has none. */
+  withId(model: BackboneModel, record: Attributes, wire: unknown): Attributes {
+    const { idAttribute, collection } = model;
+    if (idAttribute === "id" || (record[idAttribute] ?? null) !== null || idName(wire) === undefined) return record;
+    this.#renamed.add(model);
+    if (collection !== undefined) this.#renamed.add(collection);
+    return { ...record, [idAttribute]: model.attributes[idAttribute] ?? wire };
+  }
+
+  /** Whether the server's records have no field with the name of the model's id attribute. */
+  isRenamed(model: BackboneModel): boolean {
+    return this.#renamed.has(model) || (model.collection !== undefined && this.#renamed.has(model.collection));
+  }
+
+  /** The server knows the model by this id. */
+  known(model: BackboneModel, wire: unknown): void {
+    if (idName(wire) === undefined) return;
+    for (const collection of this.#places(model)) if (holds(collection, model)) knowWireId(collection, model, wire);
+  }
+
+  /** The server's model of a collection, or of the collection that a model is in, if `live()` was told one. */
+  modelName(subject: BackboneModel | BackboneCollection): string | undefined {
+    const collection = isCollection(subject) ? subject : subject.collection;
+    return collection === undefined ? undefined : this.told.get(collection)?.name;
+  }
+
+  /** Runs `create` of a collection: the server has no such record yet, even if the page has given it an id. */
+  creating<T>(model: BackboneModel, create: () => T): T {
+    this.#created.add(model);
+    try {
+      return create();
+    } finally {
+      this.#created.delete(model);
+    }
   }
 
   // Rooms: a collection that follows one channel of a keyed model has only records of that.
@@ -119,7 +166,7 @@ export class Records {
     for (const collection of this.#places(model)) {
       const rooms = this.live.get(collection)?.rooms() ?? [];
       if (rooms.length === 0 || rooms.some((room) => room === null || matches(record, room))) continue;
-      collection.remove(model, { fromServer: true, seq: null });
+      if (holds(collection, model)) collection.remove(model, { fromServer: true, seq: null });
     }
   }
 
@@ -127,7 +174,8 @@ export class Records {
 
   begin(method: string, model: BackboneModel, options: Options, places: Place[] = this.#placesOf(model)): Write {
     const shadow = this.shadow(model);
-    const kind = method === "create" || method === "delete" ? method : "write";
+    const isCreation = method === "create" || (method !== "delete" && shadow.confirmed === undefined && this.#isNew(model));
+    const kind = method === "delete" ? "delete" : isCreation ? "create" : "write";
     const optimistic = options.wait !== true;
     let fields: Attributes = {};
     if (kind === "delete" && optimistic) {
@@ -137,13 +185,14 @@ export class Records {
       if (shadow.confirmed === undefined && kind === "write") {
         shadow.confirmed = { ...(model.hasChanged() ? model.previousAttributes() : model.attributes) };
       }
-      fields = method === "patch" ? { ...(options.attrs as Attributes | undefined) } : shadow.differences(model.attributes);
+      fields = method === "patch" ? copied((options.attrs ?? {}) as Attributes) : shadow.differences(model.attributes);
     }
     const write = new Write(kind, fields, optimistic, places, this.#rollsBack(model, places.map(({ collection }) => collection)));
     shadow.begin(write);
     const collections = this.#unanswered.get(model) ?? new Set();
     for (const { collection } of places) collections.add(collection);
     this.#unanswered.set(model, collections);
+    if (kind !== "delete" && optimistic) this.#sort(model, options);
     return write;
   }
 
@@ -159,10 +208,11 @@ export class Records {
   /** The server has accepted; `done` runs Backbone's own success with what it may set. */
   succeed(write: Write, model: BackboneModel, response: unknown, options: Options, done: (response: unknown) => void): void {
     const shadow = this.shadow(model);
+    const wire = isObject(response) && write.kind !== "delete" ? response.id : undefined;
     let settled = false;
     const take = (parsed: unknown): unknown => {
       settled = true;
-      const record = isObject(parsed) ? safeRecord(parsed) : null;
+      const record = isObject(parsed) ? this.withId(model, safeRecord(parsed), wire) : null;
       shadow.succeed(write, record);
       if (record === null) return parsed;
       return shadow.withoutPending(write.kind === "create" ? this.#absorbTwin(model, record) : record);
@@ -173,8 +223,14 @@ export class Records {
       else withParse(model, take, () => done(response));
     } finally {
       if (!settled) shadow.succeed(write, null);
+      this.known(model, wire);
+      if (write.destroyed) {
+        // With `wait: true` Backbone has added it only now.
+        for (const { collection } of write.places) if (holds(collection, model)) collection.remove(model, { fromServer: true });
+      }
       this.#show(write, model);
       this.#settled(model);
+      if (write.kind !== "delete") this.#sort(model, options);
     }
   }
 
@@ -192,15 +248,16 @@ export class Records {
       const rollback = write.optimistic && (write.rollsBack || this.#rollsBack(model, where));
       const serverSide = { rollback: true, fromServer: true, error };
       const current = error.code === "conflict" && isObject(error.details) ? error.details.current : undefined;
-      const news = isObject(current) ? shadow.receive(model.parse(safeRecord(current), serverSide)) : {};
+      const news = isObject(current) ? shadow.receive(this.withId(model, safeRecord(model.parse(copied(current), serverSide)), current.id)) : {};
       // Whatever was written, the server has no such record: the model goes, and keeps what the page may want to save.
       const unknown = shadow.confirmed === null || (rollback && write.kind === "create" && shadow.confirmed === undefined);
-      if (unknown && !shadow.pending) for (const collection of collections) collection.remove(model, serverSide);
-      else if (rollback) this.#takeBack(write, model, { ...back, ...news }, collections, serverSide);
+      if (unknown && !shadow.pending) {
+        for (const collection of collections) if (holds(collection, model)) collection.remove(model, serverSide);
+      } else if (rollback) this.#takeBack(write, model, { ...back, ...news }, collections, serverSide);
       if (rollback && !write.destroyed) {
         model.trigger("rollback", model, error, options);
         for (const collection of collections) {
-          if (!collection.has(model)) collection.trigger("rollback", model, error, options); // it hears the model no more
+          if (!holds(collection, model)) collection.trigger("rollback", model, error, options); // it hears the model no more
         }
       }
       this.#settled(model);
@@ -210,35 +267,65 @@ export class Records {
   // Reads: what comes confirms, and pending fields keep their local value.
 
   fetched(subject: BackboneModel | BackboneCollection, response: unknown, options: Options, done: (response: unknown) => void): void {
-    if (!isCollection(subject)) {
-      const take = (parsed: unknown): unknown => {
-        if (!isObject(parsed)) return parsed;
-        const shadow = this.shadow(subject);
-        const record = safeRecord(parsed);
-        shadow.confirmed = { ...record };
-        return shadow.withoutPending(record);
-      };
-      if (options.parse === false) done(take(response));
-      else withParse(subject, take, () => done(response));
-      return;
-    }
+    if (isCollection(subject)) this.#fetchedAll(subject, response, options, done);
+    else this.#fetchedOne(subject, response, options, done);
+  }
+
+  #fetchedOne(model: BackboneModel, response: unknown, options: Options, done: (response: unknown) => void): void {
+    const wire = isObject(response) ? response.id : undefined;
+    const take = (parsed: unknown): unknown => {
+      if (!isObject(parsed)) return parsed;
+      const shadow = this.shadow(model);
+      const record = this.withId(model, safeRecord(parsed), wire);
+      shadow.confirmed = record;
+      return shadow.withoutPending(record);
+    };
+    if (options.parse === false) done(take(response));
+    else withParse(model, take, () => done(response));
+    this.known(model, wire);
+  }
+
+  #fetchedAll(collection: BackboneCollection, response: unknown, options: Options, done: (response: unknown) => void): void {
     const rows: Attributes[] = [];
     const take = (parsed: unknown): unknown => {
       if (!Array.isArray(parsed)) return isObject(parsed) ? safeRecord(parsed) : parsed;
-      return (parsed as unknown[]).map((row) => {
-        if (!isObject(row)) return row;
+      return (parsed as unknown[]).flatMap((row) => {
+        if (!isObject(row)) return [row];
         const record = safeRecord(row);
+        const id = idName(record.id);
+        const hidden = id === undefined ? undefined : this.hidden(collection, id);
+        if (hidden !== undefined) {
+          this.shadow(hidden).receive(this.withId(hidden, hidden.parse(copied(record), options), record.id));
+          return [];
+        }
         rows.push(record);
-        const model = subject.get(subject.modelId(record));
-        return model === undefined ? record : this.shadow(model).withoutPending(record);
+        const model = this.find(collection, record);
+        if (model === undefined) return [this.withIdOfClass(collection, record)];
+        return [aimed({ ...this.shadow(model).withoutPending(this.withId(model, record, record.id)) }, model)];
       });
     };
     if (options.parse === false) done(take(response));
-    else withParse(subject, take, () => done(response));
+    else withParse(collection, take, () => done(response));
     for (const row of rows) {
-      const model = subject.get(subject.modelId(row));
-      if (model !== undefined && !this.shadow(model).pending) this.made(model, row);
+      const model = this.find(collection, row);
+      if (model === undefined) continue;
+      knowWireId(collection, model, row.id ?? wireId(model));
+      if (!this.shadow(model).pending) this.made(model, row);
     }
+  }
+
+  /** The model of a record as the server names it, or by the collection's rule. */
+  find(collection: BackboneCollection, record: Attributes): BackboneModel | undefined {
+    const name = idName(record.id);
+    const models = name === undefined ? [] : modelsOfRecord(collection, name);
+    return models.length === 1 ? models[0] : modelById(collection, idIn(collection, record));
+  }
+
+  /** A record that a model will be made of, with the id attribute of the collection's class. */
+  withIdOfClass(collection: BackboneCollection, record: Attributes): Attributes {
+    const idAttribute = (collection.model as { prototype?: { idAttribute?: string } } | undefined)?.prototype?.idAttribute ?? "id";
+    if (idAttribute === "id" || (record[idAttribute] ?? null) !== null || idName(record.id) === undefined) return record;
+    return { ...record, [idAttribute]: record.id };
   }
 
   #settled(model: BackboneModel): void {
@@ -251,14 +338,25 @@ export class Records {
 
   /** The collections that a model is in and that an answer may concern. */
   #places(model: BackboneModel): BackboneCollection[] {
-    const places = [...this.live.keys()].filter((collection) => collection.get(model.cid) === model);
+    const places = [...this.live.keys()].filter((collection) => holds(collection, model));
     if (model.collection !== undefined && !places.includes(model.collection)) places.push(model.collection);
     return places;
   }
 
   #rollsBack(model: BackboneModel, collections: BackboneCollection[]): boolean {
     if (model.rollback !== undefined) return model.rollback;
-    return collections.some((collection) => this.live.get(collection)?.rollback ?? collection.rollback ?? false);
+    return collections.some((collection) => this.told.get(collection)?.rollback ?? collection.rollback ?? false);
+  }
+
+  /** Whether the server cannot have a record that it has not sent: the page creates it, or shows all that there is. */
+  #isNew(model: BackboneModel): boolean {
+    if (this.#created.has(model)) return true;
+    return model.collection !== undefined && holds(model.collection, model) && (this.live.get(model.collection)?.isComplete() ?? false);
+  }
+
+  /** `collection.set` sorts by what it has changed itself; a model that was changed elsewhere has to be put in its place, too. */
+  #sort(model: BackboneModel, options: Options): void {
+    for (const collection of this.live.keys()) if (holds(collection, model)) sort(collection, { ...options });
   }
 
   #takeBack(
@@ -274,10 +372,10 @@ export class Records {
       for (const { collection, index } of write.places) {
         if (index >= 0) collection.add(model, hasOrder(collection) ? options : { ...options, at: index });
       }
-      view = shadow.withoutPending(shadow.confirmed ?? {});
+      view = shadow.withoutPending(copied(shadow.confirmed ?? {}));
     }
     if (Object.keys(view).length > 0) assign(model, view, options);
-    for (const collection of collections) if (hasOrder(collection) && collection.has(model)) collection.sort(options);
+    for (const collection of collections) if (holds(collection, model)) sort(collection, options);
   }
 
   /**
@@ -287,8 +385,7 @@ export class Records {
   #absorbTwin(model: BackboneModel, record: Attributes): Attributes {
     let merged = record;
     for (const collection of this.#places(model)) {
-      const id = collection.modelId(record, model.idAttribute);
-      const twin = id === undefined || id === null ? undefined : collection.get(id);
+      const twin = modelById(collection, idIn(collection, record, model.idAttribute));
       if (twin === undefined || twin === model) continue;
       merged = this.shadow(model).absorb(this.shadow(twin), merged);
       collection.remove(twin, { fromServer: true });
@@ -298,10 +395,11 @@ export class Records {
 
   #hide(collection: BackboneCollection, model: BackboneModel): void {
     const hidden = this.#hidden.get(collection) ?? new Map<string, BackboneModel>();
-    this.#hidden.set(collection, hidden.set(String(collection.modelId(model.attributes, model.idAttribute)), model));
+    this.#hidden.set(collection, hidden.set(String(wireId(model)), model));
   }
 
   #show(write: Write, model: BackboneModel): void {
+    if (write.kind !== "delete") return;
     for (const { collection } of write.places) {
       const hidden = this.#hidden.get(collection);
       for (const [id, other] of hidden ?? []) if (other === model) hidden?.delete(id);
@@ -324,6 +422,14 @@ export function dropUndefined(model: BackboneModel, view: Attributes): void {
 
 function hasOrder(collection: BackboneCollection): boolean {
   return collection.comparator !== undefined && collection.comparator !== null && collection.comparator !== false;
+}
+
+/** Sorts a collection that is out of order. */
+export function sort(collection: BackboneCollection, options: Options): void {
+  if (!hasOrder(collection)) return;
+  const before = [...collection.models];
+  collection.sort({ ...options, silent: true });
+  if (collection.models.some((model, index) => model !== before[index])) collection.trigger("sort", collection, options);
 }
 
 /**

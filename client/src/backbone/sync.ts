@@ -7,6 +7,7 @@ import { isObject, type Message, modelName } from "../protocol.js";
 import type { Attributes } from "../shadow.js";
 import { warnOfRefusal, WritePromise } from "../refusals.js";
 import type { Records, Write } from "./records.js";
+import { wireId } from "./lookup.js";
 import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
 
 /** What `fetch`, `save` and `destroy` return. Its rejection is handled already: the `error` event tells of it, too. */
@@ -25,7 +26,7 @@ export function syncOver(
   options: Options,
   hasCallback: boolean,
 ): SyncPromise {
-  const message = toMessage(method, subject, options);
+  const message = toMessage(records, method, subject, options);
   const isNew = (method === "create" || method === "update") && !isCollection(subject) && records.isUnknown(subject);
   if (isNew && isObject(message.data)) message.data = { ...records.room(subject), ...message.data };
   const query = isNew ? records.query(subject) : undefined;
@@ -72,7 +73,7 @@ export function syncOver(
   } else {
     const model = subject as BackboneModel;
     const own = isObject(message.data) ? records.shadow(model).touched(message.data) : [];
-    const where = { record: records.name(model), identity: () => identity(model), own, query };
+    const where = { record: records.name(model), identity: () => identity(records, model), own, query };
     call = connection.request(message, { ...timeoutOf(options), ...where }, settle);
     if (write.kind === "create") stopWatching = watchDestroy(connection, records, model, message, options);
   }
@@ -83,17 +84,18 @@ export function syncOver(
 }
 
 /** The request of a method, taken now: with `wait: true` the attributes are the new ones only inside `sync`. */
-function toMessage(method: string, subject: BackboneModel | BackboneCollection, options: Options): Message {
-  const url = (options.url ?? result(subject, "url")) as unknown;
-  if (typeof url !== "string" || url === "") throw new Error('A "url" property or function must be specified');
-  const message: Message = { event: `${modelName(url)}:${WIRE_METHODS[method] ?? method}` };
+function toMessage(records: Records, method: string, subject: BackboneModel | BackboneCollection, options: Options): Message {
+  const named = (options.url ?? null) === null ? records.modelName(subject) : undefined;
+  const url = (options.url ?? (named === undefined ? result(subject, "url") : "")) as unknown;
+  if (named === undefined && (typeof url !== "string" || url === "")) throw new Error('A "url" property or function must be specified');
+  const message: Message = { event: `${named ?? modelName(url as string)}:${WIRE_METHODS[method] ?? method}` };
   if (options.data !== undefined && options.data !== null) {
     message.data = options.data;
   } else if (method === "read" || method === "delete") {
-    if (!isCollection(subject) && !subject.isNew()) message.data = identity(subject);
+    if (!isCollection(subject) && !subject.isNew()) message.data = identity(records, subject);
   } else {
     const attributes = (options.attrs ?? (subject as BackboneModel).toJSON(options)) as unknown;
-    message.data = isObject(attributes) && !isCollection(subject) ? withIdentity(subject, attributes) : attributes;
+    message.data = isObject(attributes) && !isCollection(subject) ? withIdentity(records, subject, attributes) : attributes;
     if (method === "patch" && isObject(attributes)) {
       const unset = Object.keys(attributes).filter((name) => attributes[name] === undefined); // JSON would lose them
       if (unset.length > 0) message.unset = unset;
@@ -102,16 +104,23 @@ function toMessage(method: string, subject: BackboneModel | BackboneCollection, 
   return message;
 }
 
-/** The id under the wire's name and under the model's own. */
-function identity(model: BackboneModel): Attributes {
-  const id = model.attributes[model.idAttribute];
-  return model.idAttribute === "id" ? { id } : { id, [model.idAttribute]: id };
+/** The id under the wire's name and under the model's own, unless the server does not know that. */
+function identity(records: Records, model: BackboneModel): Attributes {
+  const { idAttribute } = model;
+  const id = wireId(model);
+  return idAttribute === "id" || records.isRenamed(model) ? { id } : { id, [idAttribute]: model.attributes[idAttribute] };
 }
 
-function withIdentity(model: BackboneModel, attributes: Attributes): Attributes {
+function withIdentity(records: Records, model: BackboneModel, attributes: Attributes): Attributes {
+  const { idAttribute } = model;
   if (model.isNew()) return attributes;
-  const missing = Object.entries(identity(model)).filter(([name]) => attributes[name] === undefined);
-  return missing.length === 0 ? attributes : { ...attributes, ...Object.fromEntries(missing) };
+  if (idAttribute === "id") {
+    const isKnown = attributes.id !== undefined && wireId(model) === model.attributes.id;
+    return isKnown ? attributes : { ...attributes, ...identity(records, model) };
+  }
+  const { [idAttribute]: own, ...others } = attributes;
+  const named = own === undefined || records.isRenamed(model) ? {} : { [idAttribute]: own };
+  return { ...others, ...identity(records, model), ...named };
 }
 
 /** Whether the page listens to what tells of refused writes. */
@@ -137,7 +146,7 @@ function watchDestroy(connection: Connection, records: Records, model: BackboneM
     const identified = (): Attributes => {
       const places = creation.places.map(({ collection }) => ({ collection, index: collection.length }));
       write = records.begin("delete", model, {}, places);
-      return identity(model);
+      return identity(records, model);
     };
     connection.request(message, { ...timeoutOf(options), record: records.name(model), identity: identified }, (error) => {
       if (write === null) return; // there never was such a record

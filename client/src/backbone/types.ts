@@ -51,8 +51,16 @@ export interface BackboneCollection extends BackboneEvents, Synced {
   sort(options?: Options): unknown;
   /** Makes a model of a plain record as `set` does; not documented, but the same since Backbone 0.9. */
   _prepareModel(attributes: unknown, options?: Options): BackboneModel | false;
+  create(attributes: unknown, options?: Options): unknown;
+  /** A class, or a function that makes a model of a plain record. */
+  model?: unknown;
+  // What Backbone keeps to itself, the same in all versions that the adapter takes.
   _byId: Record<string, BackboneModel>;
   _reset(): void;
+  _addReference(model: BackboneModel, options?: Options): void;
+  _removeReference(model: BackboneModel, options?: Options): void;
+  _removeModels(models: unknown[], options?: Options): unknown;
+  _onModelEvent(event: string, ...details: unknown[]): void;
 }
 
 export type SyncFunction = (method: string, model: BackboneModel | BackboneCollection, options?: Options) => unknown;
