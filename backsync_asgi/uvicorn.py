@@ -38,15 +38,20 @@ if tuple(map(int, re.findall(r"\d+", uvicorn.__version__)[:2])) < OLDEST:
 EXTENSION = "backsync.frames"
 UVICORN_MAX_SIZE = 16 * 1024 * 1024  # uvicorn's default for --ws-max-size
 MAX_SIZE = 262_144  # bytes of one message as framed: twice what an upload may have, for the escapes
-# Bytes in one read after which the others get a turn: uvloop would go on with a peer that floods for up to 8 MB.
-MUCH = 65_536
+# What one client may have taken of what it sent, before others have their turn: frames, some milliseconds of work, and
+# bytes. The frame that reaches the latter is still taken whole.
+FRAMES_AT_ONCE, MUCH = 128, 65_536
+# Seconds until the next turn of a client whose frames were no messages (pings, pongs, fragments): they cost it nothing.
+REST = 0.01
+MAX_PARTS = 1_024  # fragments of one message; each costs far more than its bytes
+MESSAGE_DEADLINE = 30.0  # seconds in which a message that has begun must be whole
 # They write to their socket what they are given, and nothing else.
 PLAIN_TRANSPORTS = frozenset(
     {"asyncio.selector_events._SelectorSocketTransport", "uvloop.loop.TCPTransport", "uvloop.loop.UnixTransport"}
 )
 END_OF_HEAD = b"\r\n\r\n"
 # In the two bytes at the head of a frame (RFC 6455, 5.2).
-FINAL, OPCODE, TEXT, CLOSE = 0x80, 0x0F, 0x1, 0x8
+FINAL, OPCODE, TEXT, CLOSE, CONTROL = 0x80, 0x0F, 0x1, 0x8, 0x8
 MASKED, LENGTH, TWO_BYTES_MORE, EIGHT_BYTES_MORE = 0x80, 0x7F, 126, 127
 
 
@@ -68,6 +73,9 @@ class Gate:
 
     def clear(self) -> None:
         self._is_open = False
+
+    def is_set(self) -> bool:
+        return self._is_open
 
     async def wait(self) -> None:
         while not self._is_open:
@@ -113,7 +121,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._on_writability: Callable[[], None] | None = None
         self._on_message: Callable[[str | bytes], bool] | None = None
         self._lacking: int | None = None  # bytes until the next frame begins; None where that is not known
-        self._in_parts = False  # the frame before was not the last one of its message
+        self._parts = 0  # fragments that have come of a message that is not whole
+        self._head = b""  # of a frame, where it has not come whole
+        self._held = b""  # what came and waits for the next turn
+        self._turn: asyncio.Handle | None = None
+        self._message_timer: asyncio.TimerHandle | None = None
+        self._pong: bytes | None = None  # waits until the peer reads again
         self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
         self.frames_fd: int | None = None
@@ -196,60 +209,137 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        is_handshake = not self.handshake_initiated
-        if is_handshake and self._stopped:
-            return
-        rest = self._take_texts(data)
-        if rest and not self.transport.is_closing():
-            self._follow(rest)
-            super().data_received(rest)
-        if is_handshake and not self.conn.extensions and data.find(END_OF_HEAD) == len(data) - len(END_OF_HEAD):
+        if not self.handshake_initiated:
+            if self._stopped:
+                return
+            head = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+            if head < len(END_OF_HEAD):
+                super().data_received(data)
+                return
+            super().data_received(data[:head])
+            data = data[head:]
             self._lacking = 0
-        if len(data) >= MUCH and not self.read_paused and not self._stopped:
+        if self._lacking is None:  # the handshake did not come in one piece: nobody knows where a frame begins
+            super().data_received(data)
+            return
+        if self._held:
+            self._held += data
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take what has come, up to a bound; then others have their turn."""
+        at, size, left, cheap = 0, len(data), FRAMES_AT_ONCE, 0
+        closing = self.transport.is_closing
+        while at < size and left and at < MUCH and not closing():
+            left -= 1
+            end = at if self._lacking or self._parts or self._head else self._take_text(data, at)
+            if end == at:
+                if not self._lacking:
+                    cheap += not self._head and (data[at] & FINAL == 0 or data[at] & CONTROL > 0)
+                    if not self._begin_frame(data, at):
+                        return
+                end = min(size, at + (self._lacking or 0)) if not self._head else size
+                self._lacking = max(0, (self._lacking or 0) - (end - at))
+                super().data_received(data[at:end])
+            at = end
+        if closing():
+            return
+        self._held = data[at:]
+        if (self._held or size >= MUCH) and not self._stopped and not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
-            self.loop.call_soon(self._read_on)
+        if self._held or self.read_paused:
+            self._read_on_soon(REST if cheap > FRAMES_AT_ONCE // 2 else 0.0)
+        self._watch_message()
 
-    def _take_texts(self, data: bytes) -> bytes:
-        """Take the whole text messages at the beginning, as nearly all come. Returns the rest, which is for the parser:
-        it makes twenty calls for each frame, and takes four times as long."""
-        at, size = 0, len(data)
-        if self._lacking != 0 or self._in_parts:
-            return data
-        while size - at >= 8 and data[at] == FINAL | TEXT:  # the longest head here has eight bytes
-            length, start = data[at + 1] - MASKED, at + 6
-            if length == TWO_BYTES_MORE:
-                length, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 8
-            elif not 0 <= length < TWO_BYTES_MORE:
-                break
-            end = start + length
-            if end > size or length > self._max_size:
-                break
-            self.curr_msg_data_type = "text"
-            self.frames = [apply_mask(data[start:end], data[start - 4 : start])]
-            self.send_receive_event_to_app()
-            at = end
-        return data[at:] if at else data
+    def _take_text(self, data: bytes, at: int) -> int:
+        """Take a whole text message that begins there, as nearly all come, past the parser: it makes twenty calls for
+        each frame, and takes four times as long. Returns where it ends; `at` if it is for the parser."""
+        if len(data) - at < 6 or data[at] != FINAL | TEXT or self.conn.extensions:
+            return at
+        length, start = data[at + 1] - MASKED, at + 6
+        if length == TWO_BYTES_MORE:
+            length, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 8
+        elif not 0 <= length < TWO_BYTES_MORE:
+            return at
+        end = start + length
+        if end > len(data) or length > self._max_size:
+            return at
+        self.curr_msg_data_type = "text"
+        self.frames = [apply_mask(data[start:end], data[start - 4 : start])]
+        self.send_receive_event_to_app()
+        return end
 
-    def _follow(self, data: bytes) -> None:
-        """Note where the next frame begins, of data that goes to the parser."""
-        at, size = self._lacking, len(data)
-        while at is not None and at < size:
-            first, second = data[at], data[at + 1] if at + 1 < size else EIGHT_BYTES_MORE
-            length, start = second & LENGTH, at + 2
-            if length >= TWO_BYTES_MORE:
-                more = 2 if length == TWO_BYTES_MORE else 8
-                length, start = int.from_bytes(data[start : start + more], "big"), start + more
-            if first & OPCODE < CLOSE:
-                self._in_parts = first & FINAL == 0
-            # A head that comes in two parts is rare: then all goes to the parser from now on.
-            at = None if start > size else start + length + (4 if second & MASKED else 0)
-        self._lacking = None if at is None else at - size
+    def _begin_frame(self, data: bytes, at: int) -> bool:
+        """Note how long the frame is that begins there, if its head is whole. Returns False if it is refused."""
+        known = len(self._head)
+        head = self._head + data[at : at + 14]
+        second = head[1] if len(head) > 1 else EIGHT_BYTES_MORE
+        more = {TWO_BYTES_MORE: 2, EIGHT_BYTES_MORE: 8}.get(second & LENGTH, 0)
+        if len(head) < 2 + more:
+            self._head = head
+            return True
+        length = int.from_bytes(head[2 : 2 + more], "big") if more else second & LENGTH
+        self._head = b""
+        self._lacking = 2 + more + (4 if second & MASKED else 0) + length - known
+        if head[0] & CONTROL == 0:
+            self._parts = 0 if head[0] & FINAL else self._parts + 1
+            if self._parts > max(MAX_PARTS, self._max_size >> 8):
+                self._fail(1009, "Too many fragments")
+                return False
+        return True
+
+    def _fail(self, code: int, reason: str) -> None:
+        """End the connection: the peer asks for too much."""
+        self.conn.fail(code, reason)
+        self.handle_parser_exception()
+
+    def _watch_message(self) -> None:
+        """See to it that what has begun becomes whole in time."""
+        begun = not self._stopped and bool(self._lacking or self._parts or self._head)
+        if begun and self._message_timer is None:
+            self._message_timer = self.loop.call_later(MESSAGE_DEADLINE, self._message_overdue)
+        elif not begun and self._message_timer is not None:
+            self._message_timer.cancel()
+            self._message_timer = None
+
+    def _message_overdue(self) -> None:
+        self._message_timer = None
+        if self._held or self.read_paused:  # it may have come, and waits for the application
+            self._watch_message()
+        elif not self.transport.is_closing():
+            self._fail(1008, f"A message must come within {MESSAGE_DEADLINE:g} seconds")
+
+    def _read_on_soon(self, delay: float) -> None:
+        if self._turn is None and self.queue.empty():  # else `receive` does it
+            self._turn = self.loop.call_later(delay, self._read_on) if delay else self.loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        if self.read_paused and self.queue.empty():
+        self._turn = None
+        if not self.queue.empty() or self.transport.is_closing():
+            return
+        data, self._held = self._held, b""
+        if data:
+            self._take(data)
+        if not self._held and self.read_paused and self.queue.empty() and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        """The next event for the application."""
+        event = await self.queue.get()
+        if self.read_paused:
+            self._read_on_soon(0.0)
+        return event
+
+    def handle_ping(self) -> None:
+        """Answer pings; of those that come while the peer does not read the last one, so that no answers pile up."""
+        output = self.conn.data_to_send()
+        if self.writable.is_set() or self.conn.state is not OPEN:
+            self.transport.write(b"".join(output))
+        elif output:
+            self._pong = output[-1]
 
     def send_receive_event_to_app(self) -> None:
         """A message is complete."""
@@ -318,8 +408,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.frames_fd = None
         self._set_writable(False)
         super().connection_lost(exc)
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
+        handles: tuple[asyncio.Handle | None, ...] = (self._abort_timer, self._message_timer, self._turn)
+        for handle in handles:
+            if handle is not None:
+                handle.cancel()
+        self._held = b""
 
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
@@ -328,6 +421,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         """The transport's buffer is low again."""
+        pong, self._pong = self._pong, None
+        if pong is not None and not self._stopped:
+            self.transport.write(pong)
         super().resume_writing()
         self._set_writable(not self._stopped)
 

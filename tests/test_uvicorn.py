@@ -29,7 +29,7 @@ from backsync_asgi.connection import HANDLED_AT_ONCE
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.stores import MemoryStore
-from backsync_asgi.uvicorn import Gate, Inbox, WebSocketProtocol, fd_of
+from backsync_asgi.uvicorn import FRAMES_AT_ONCE, MAX_PARTS, Gate, Inbox, WebSocketProtocol, fd_of
 from tests.servers import ROOT
 
 HANDSHAKE = (
@@ -257,7 +257,7 @@ async def test_what_is_taken_at_once_is_what_the_parser_would_take(
         app = App(lambda message: True)
         async with connection(app, max_size=1000) as (protocol, transport):
             if parses:
-                protocol._take_texts = lambda data: data  # type: ignore[method-assign]
+                protocol._take_text = lambda data, at: at  # type: ignore[method-assign]
             for part in parts:
                 if not transport.closing:
                     protocol.data_received(part)
@@ -291,7 +291,7 @@ async def test_whole_messages_do_not_pass_through_the_parser() -> None:
         protocol.data_received(one + ping + one)
         protocol.data_received(large[:100])
         protocol.data_received(large[100:])
-        assert parsed == [ping + one, large[:100], large[100:]], "since they are not at the beginning, or not whole"
+        assert parsed == [ping, large[:100], large[100:]], "since they are no text, or not whole"
         protocol.data_received(part)
         protocol.data_received(frame(b"t", 0))
         protocol.data_received(one)
@@ -448,6 +448,130 @@ async def test_a_flood_lets_others_have_their_turn(takes: bool) -> None:
         assert app.got[-2:] == ["x" * 100, 1005]
 
 
+def cost_of(protocol: WebSocketProtocol) -> list[bytes]:
+    """What the parser gets from now on."""
+    parsed: list[bytes] = []
+    parse = protocol.conn.receive_data
+
+    def noted(data: bytes | bytearray) -> None:
+        parsed.append(bytes(data))
+        parse(data)
+
+    protocol.conn.receive_data = noted  # type: ignore[method-assign]
+    return parsed
+
+
+PONG, CONTINUATION = 10, 0
+FLOODS = {
+    "pings": frame(b"", PING),
+    "long pings": frame(b"x" * 125, PING),
+    "pongs": frame(b"", PONG),
+    "empty fragments": frame(b"", CONTINUATION, final=False),
+    "fragments of one byte": frame(b"x", CONTINUATION, final=False),
+}
+
+
+@pytest.mark.parametrize("one", FLOODS.values(), ids=FLOODS)
+async def test_frames_that_are_no_messages_are_taken_a_few_at_a_time(
+    one: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: work for one client between two turns of the event loop. It is bounded by frames, not by bytes alone."""
+    monkeypatch.setattr(ours, "REST", 0.0)
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        parsed = cost_of(protocol)
+        begun = frame(b"x", final=False) if one[0] & 0x0F == CONTINUATION else b""
+        protocol.data_received(begun + one * 500)
+        assert len(parsed) == FRAMES_AT_ONCE
+        assert not transport.reading
+        await asyncio.sleep(0)
+        assert len(parsed) <= 2 * FRAMES_AT_ONCE
+        await settle()
+        assert len(parsed) >= 500
+        assert transport.reading
+
+
+async def test_a_client_that_sends_no_messages_has_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pings cost their sender nothing, so the next ones are taken later."""
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, _):
+        delays: list[float] = []
+        loop = SimpleNamespace(
+            call_soon=lambda *args: delays.append(0.0), call_later=lambda delay, *args: delays.append(delay)
+        )
+        real, protocol.loop = protocol.loop, loop  # type: ignore[assignment]
+        protocol.data_received(frame(b"", PING) * 500)
+        protocol._turn, protocol._held = None, b""
+        protocol.data_received(frame(b"x") * 500)
+        protocol.loop = real
+        assert delays == [ours.REST, 0.0]
+
+
+async def test_a_message_has_a_bounded_number_of_fragments() -> None:
+    """Kind: what one client may have held without end: a message that never ends, a byte at a time."""
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"", final=False))
+        for _ in range(MAX_PARTS - 1):
+            protocol.data_received(frame(b"x", CONTINUATION, final=False))
+        assert not transport.closing
+        protocol.data_received(frame(b"x", CONTINUATION, final=False))
+        await settle()
+        assert app.got == [1009]
+        assert transport.closing
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        frame(b"x", final=False),
+        frame(b"x" * 100)[:50],
+        frame(b"x")[:1],
+        frame(b"x" * 300)[:3],
+        frame(b"x", final=False) + frame(b"", PING),
+    ],
+)
+async def test_a_message_must_come_in_time(begun: bytes) -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.data_received(frame(b"whole"))
+        assert protocol._message_timer is None, "no message has begun"
+        protocol.data_received(begun)
+        timer = protocol._message_timer
+        assert timer is not None
+        assert timer.when() <= protocol.loop.time() + ours.MESSAGE_DEADLINE
+        protocol._message_overdue()
+        await settle()
+        assert app.got == ["whole", 1008]
+        assert transport.closing
+
+
+async def test_a_message_that_came_in_time_is_not_waited_for() -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, _):
+        said = frame(b"x" * 300)
+        for byte in said[:-1]:
+            protocol.data_received(bytes([byte]))
+        timer = protocol._message_timer
+        assert timer is not None
+        protocol.data_received(said[-1:])
+        assert timer.cancelled()
+        assert protocol._message_timer is None
+        assert app.got == ["x" * 300]
+
+
+async def test_answers_to_pings_do_not_pile_up_for_a_peer_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "REST", 0.0)
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, transport):
+        protocol.pause_writing()
+        for number in range(1000):
+            protocol.data_received(frame(b"%03d" % number, PING))
+        assert transport.written == b""
+        protocol.resume_writing()
+        assert transport.written == bytes([0x80 | PONG, 3]) + b"999", "the last one answers all"
+
+
 async def test_text_that_is_no_utf8_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     app = App(lambda message: True)
     async with connection(app) as (protocol, transport):
@@ -464,7 +588,7 @@ async def test_text_that_is_no_utf8_may_come_together_with_the_goodbye(caplog: p
     async with connection(app) as (protocol, transport):
         protocol.data_received(frame(b"", BYTES) + frame(b"\xff") + frame(b"late") + frame(b"\x03\xe8", CLOSE))
         await settle()
-        assert app.got == [b"", 1000]
+        assert app.got == [b"", 1007]
         assert transport.closing
     assert not caplog.records
 

@@ -44,7 +44,11 @@ UNDER_WAY: Mapping[str, Callable[[], bytes]] = {
     "a poll": lambda: head("POST", "/backsync/server/polled/xhr", [("Content-Length", "0")]) * 2,
     "a followed model": tail,
 }
-BEHIND: Mapping[str, Callable[[], bytes]] = {"an upgrade": upgrade, "a request": info, "another stream": lambda: receiving("xhr_streaming")}
+BEHIND: Mapping[str, Callable[[], bytes]] = {
+    "an upgrade": upgrade,
+    "a request": info,
+    "another stream": lambda: receiving("xhr_streaming"),
+}
 
 
 @contextmanager
