@@ -602,3 +602,60 @@ describe("refused writes", () => {
     }
   });
 });
+
+/** Kind: a page's own library is older, or another one, than the adapter was written for. */
+describe("pages of another time", () => {
+  it("a Backbone without modelId is refused at once", () => {
+    const old = { VERSION: "1.1.2", Model: class {}, Collection: class {}, sync() {} } as any;
+    const { sync } = old;
+    assert.throws(() => install(old, () => connection), { code: "usage", message: /^Backbone 1\.1\.2 is too old .* needs 1\.2 or later/ });
+    assert.equal(old.sync, sync);
+  });
+
+  it("jQuery's done, fail, always, promise and state", async (context) => {
+    const warn = context.mock.method(console, "warn", () => {});
+    const model = new Todo({ id: 1 }) as any;
+    const lines: unknown[] = [];
+    const saved = model.save({ text: "a" });
+    assert.equal(saved.state(), "pending");
+    const chained = saved
+      .done((row: any) => lines.push(["done", row.text]), [(row: any) => lines.push(["also", row.text])])
+      .fail(() => lines.push("fail"))
+      .always((row: any) => lines.push(["always", row.text]))
+      .progress(() => lines.push("progress"));
+    assert.equal(chained, saved);
+    assert.equal(saved.promise(), saved);
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1, text: "a" });
+    assert.deepEqual(lines.splice(0), [["done", "a"], ["also", "a"], ["always", "a"]]);
+    assert.equal(saved.state(), "resolved");
+    const refused = model.destroy();
+    refused.done(() => lines.push("done")).fail((error: BacksyncError) => lines.push(["fail", error.code])).always((error: BacksyncError) => lines.push(["always", error.code]));
+    await socket.refuse(socket.takeOne("Todo:delete"), "forbidden");
+    assert.deepEqual(lines.splice(0), [["fail", "forbidden"], ["always", "forbidden"]]);
+    assert.equal(refused.state(), "rejected");
+    await host.advance(1);
+    assert.equal(warn.mock.callCount(), 0); // `fail` has looked at it
+    model.save().done(() => lines.push("done"));
+    await socket.refuse(socket.takeOne("Todo:upsert"), "forbidden");
+    await host.advance(1);
+    assert.deepEqual([lines, warn.mock.callCount()], [[], 1]);
+  });
+
+  it("`$.when` as jQuery 1 and 2 write it waits", async () => {
+    const todos = new Todos() as any;
+    const model = new Todo({ id: 1 }) as any;
+    const seen: unknown[] = [];
+    // What jQuery 1.12 does with several of them.
+    const waiting = [todos.fetch(), model.fetch()];
+    let left = waiting.length;
+    for (const one of waiting) {
+      assert.equal(typeof one.promise, "function");
+      one.promise().progress(() => {}).done(() => ((left -= 1) === 0 ? seen.push(todos.length, model.get("text")) : 0)).fail(() => seen.push("fail"));
+    }
+    const [all, single] = socket.take();
+    await socket.reply(all!, [{ id: 1 }, { id: 2 }]);
+    assert.deepEqual(seen, []);
+    await socket.reply(single!, { id: 1, text: "x" });
+    assert.deepEqual(seen, [2, "x"]);
+  });
+});

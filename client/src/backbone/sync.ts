@@ -6,12 +6,13 @@ import { BacksyncError } from "../errors.js";
 import { isObject, type Message, modelName } from "../protocol.js";
 import type { Attributes } from "../shadow.js";
 import { warnOfRefusal, WritePromise } from "../refusals.js";
+import { type Deferred, withDeferred } from "./deferred.js";
 import type { Records, Write } from "./records.js";
 import { wireId } from "./lookup.js";
 import { type BackboneCollection, type BackboneModel, isCollection, type Options, result } from "./types.js";
 
 /** What `fetch`, `save` and `destroy` return. Its rejection is handled already: the `error` event tells of it, too. */
-export interface SyncPromise extends Promise<unknown> {
+export interface SyncPromise extends Promise<unknown>, Deferred {
   /** Gives up: `error` is called with code `aborted`. The server may have done its work already. */
   abort(): void;
 }
@@ -34,7 +35,7 @@ export function syncOver(
   let resolve: (response: unknown) => void = () => {};
   let reject: (error: BacksyncError) => void = () => {};
   const answer = WritePromise.make<unknown>((...settlers) => ([resolve, reject] = settlers));
-  const promise = answer as Promise<unknown> as SyncPromise;
+  const promise = withDeferred(answer) as Promise<unknown> as SyncPromise;
 
   let stopWatching: (() => void) | null = null;
   let over = false;

@@ -1,4 +1,4 @@
-/** The parts of Backbone that the adapter touches, as structural types: any Backbone of version 1.4 to 1.6 fits. */
+/** The parts of Backbone that the adapter touches, as structural types: any Backbone of version 1.2 to 1.6 fits. */
 
 import type { Connection } from "../connection.js";
 import type { Attributes } from "../shadow.js";
