@@ -18,6 +18,7 @@ from .gone import Gone
 from .handlers import Caller, HandlerFunction, check_signature
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
+from .logs import protect
 from .models import Model
 from .rest import Rest
 from .schemas import Unknown
@@ -29,6 +30,7 @@ from .stores.base import Store
 from .turns import Turns
 
 logger = logging.getLogger("backsync")
+protect("backsync", "backsync.sockjs")
 
 MAX_NAMED = 10  # models that one warning names
 STATIC = Path(__file__).parent / "static"

@@ -20,6 +20,7 @@ from .errors import CODES, BadMessage, Contained, EncodeError, Reject
 from .handlers import Caller, HandlerFunction, HandlerTimeout, contain
 from .hub import Acting, Hub, Subscriber, Topic, discard
 from .limits import Bucket, Limits, Memory
+from .logs import Sparing
 from .messages import CONTROL, MAX_ID, Request, check_query
 from .models import NOW, BrokenOff, Context, Model
 from .retries import Retries, digest
@@ -78,6 +79,7 @@ class Site:
         self.hooks: dict[str, list[HandlerFunction]] = {"open": [], "close": []}
         self.auth: HandlerFunction | None = None
         self.retries: Retries[asyncio.Future[str]] = Retries(memory)
+        self.sparing = Sparing(logger, hub.now)
         self.connections: set[Connection] = set()
         self.clients: Counter[Hashable] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -453,9 +455,11 @@ class Connection:
             for function, model in hooks:
                 await self._run_hook(function, model)
         except Reject as error:
+            self._log(logging.INFO, "refused", "The connection %s was refused: %s", self.id, error)
             self._session.close(REFUSED.get(error.code, REFUSED_OTHERWISE), error.message)
-        except Exception:
-            logger.exception("A hook failed as a client connected; the client is closed.")
+        except Exception as error:  # noqa: BLE001
+            what = "A hook failed as a client connected; the client is closed."
+            self._log(logging.ERROR, "hook", what, exc_info=error)
         else:
             self._open()
         finally:
@@ -465,6 +469,8 @@ class Connection:
 
     def _open(self) -> None:
         self._opened = True
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("The connection %s from %s is open.", self.id, self._address)
         if self._site.is_2012:
             for model in self._site.models.values():
                 if model.guard is None and not model.options.key:
@@ -485,14 +491,16 @@ class Connection:
             await asyncio.wait(list(self._workers.values()))
         if not self._opened:
             return
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("The connection %s is closed.", self.id)
         for model in self._site.models.values():
             if model.lives is not None:
                 model.lives.client_left(self.client, self.is_back)
         for function, owner in self._hooks("close"):
             try:
                 await self._run_hook(function, owner)
-            except Exception:
-                logger.exception("A close hook failed.")
+            except Exception as error:  # noqa: BLE001
+                self._log(logging.ERROR, ("close hook", type(error)), "A close hook failed.", exc_info=error)
 
     async def _run_hook(self, function: HandlerFunction, model: Model | None) -> None:
         ctx = Context(self, model)
@@ -554,8 +562,10 @@ class Connection:
                 text, _ = await self._run(request, acting)
             if text is not None:
                 self._subscriber.send(text)
-        except Exception:
-            logger.exception("%s could not be answered; those behind it are.", request.event)
+        except Exception as error:  # noqa: BLE001
+            kind = "no answer", type(error)
+            what = "%s could not be answered; those behind it are."
+            self._log(logging.ERROR, kind, what, request.event, exc_info=error)
             self._fail(request, "handler_error", CODES["handler_error"])
         finally:
             acting.finish()
@@ -628,13 +638,14 @@ class Connection:
                 raise error  # the program ends
             while task.uncancel():  # the handler has cancelled itself; who asks next needs this task
                 pass
+        kind = type(error), request.event
         if isinstance(error, HandlerTimeout):
-            logger.error("The handler of %s took too long: %s.", request.event, error)
+            self._log(logging.ERROR, kind, "The handler of %s took too long: %s.", request.event, error)
             return "timeout", CODES["timeout"], details
         if isinstance(error, EncodeError):
-            logger.error("The result of %s cannot be sent: %s", request.event, error)
+            self._log(logging.ERROR, kind, "The result of %s cannot be sent: %s", request.event, error)
         else:
-            logger.error("The handler of %s failed.", request.event, exc_info=error)
+            self._log(logging.ERROR, kind, "The handler of %s failed.", request.event, exc_info=error)
         return "handler_error", repr(error) if self._site.debug else CODES["handler_error"], details
 
     def _perform(self, request: Request, acting: Acting) -> Awaitable[str]:
@@ -655,8 +666,21 @@ class Connection:
     def _failure(self, request: Request, code: str, message: str, details: Any = None) -> str | None:
         if request.id is not None:
             return self._error(request.id, request.event, code, message, details)
-        logger.warning("%s failed and its sender did not ask for a reply: %s: %s", request.event, code, message)
+        kind = "no reply", code, request.model if request.model in self._site.models else None
+        what = "%s failed and its sender did not ask for a reply: %s: %s"
+        self._log(logging.WARNING, kind, what, request.event, code, message)
         return None
+
+    def _log(
+        self, level: int, kind: Hashable, message: str, *args: object, exc_info: BaseException | None = None
+    ) -> None:
+        """Log what this client has caused. kind: what is counted together of what comes from its address."""
+        self._site.sparing.log(level, (kind, self._address), message, *args, exc_info=exc_info)
+
+    @property
+    def _address(self) -> str:
+        """Where the client is, as far as the server knows."""
+        return str((self._scope.get("client") or ("",))[0])
 
     def _error(self, id: str | int, event: str | None, code: str, message: str, details: Any = None) -> str:
         try:
@@ -664,7 +688,8 @@ class Connection:
                 return messages.error_reply_2012(id, event, message)
             return messages.error_reply(id, event, code, message, details)
         except EncodeError as error:
-            logger.error("The message or details of a refusal of %s cannot be sent: %s", event, error)
+            what = "The message or details of a refusal of %s cannot be sent: %s"
+            self._log(logging.ERROR, "refusal", what, event, error)
             return self._error(id, event, code, CODES.get(code, "The request was refused."))
 
     def _fail(self, request: Request, code: str, message: str, details: Any = None) -> None:
@@ -676,9 +701,12 @@ class Connection:
         if error.id is None:
             self._site.bad_messages += 1
             # Once for each client: who sends nothing but nonsense must not fill the log.
-            level = logging.DEBUG if self._warned else logging.WARNING
+            what = "A client sent a message that is not of the protocol's form. %s"
+            if self._warned:
+                logger.debug(what, error)
+            else:
+                self._log(logging.WARNING, "form", what, error)
             self._warned = True
-            logger.log(level, "A client sent a message that is not of the protocol's form. %s", error)
         else:
             self._subscriber.send(self._error(error.id, error.event, "bad_message", str(error)), bounded=True)
 
@@ -764,10 +792,11 @@ class Connection:
             user = await self._site.caller(self._site.auth, Context(self), self._token(request))
             changed = await contain(_differ(user, self.user))
         except Reject as error:
+            self._log(logging.INFO, "token", "A token of the connection %s was refused: %s", self.id, error)
             self._fail(request, error.code, error.message, error.details)
             return
-        except Exception:
-            logger.exception("The auth hook failed.")
+        except Exception as error:  # noqa: BLE001
+            self._log(logging.ERROR, "token", "The auth hook failed.", exc_info=error)
             self._fail(request, "handler_error", CODES["handler_error"])
             return
         if not self.is_open:
@@ -912,11 +941,15 @@ class Connection:
         self._subscriber.detach(topic)
 
     async def _check_guard(self, ctx: Context, model: Model, query: Mapping[str, Any]) -> None:
-        if (
-            model.guard is not None
-            and await self._site.caller(model.guard, ctx, model.loaded("subscribe", dict(query))) is False
-        ):
-            raise Reject("forbidden", f"You may not subscribe to {model.name}.")
+        if model.guard is None:
+            return
+        try:
+            if await self._site.caller(model.guard, ctx, model.loaded("subscribe", dict(query))) is False:
+                raise Reject("forbidden", f"You may not subscribe to {model.name}.")
+        except Reject as error:
+            what = "The guard of %s refused the connection %s: %s"
+            self._log(logging.INFO, ("guard", model.name), what, model.name, self.id, error)
+            raise
 
     async def _records(self, ctx: Context, topic: Topic, query: Mapping[str, Any]) -> str:
         """The rows of a snapshot as JSON text. A model that nobody can read has at least what its channel remembers."""
@@ -945,8 +978,9 @@ class Connection:
                 await self._until_drained()
                 if asked == (self._users, topic.channel):
                     await contain(self._replace(topic))
-        except Exception:
-            logger.exception("A snapshot of %s failed; its client is closed, to come back.", topic.name)
+        except Exception as error:  # noqa: BLE001
+            what = "A snapshot of %s failed; its client is closed, to come back."
+            self._log(logging.ERROR, ("snapshot", topic.name), what, topic.name, exc_info=error)
             self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
         finally:
             self._subscriber.release(topic)
@@ -972,7 +1006,7 @@ class Connection:
         except Reject as error:
             if error.code in ("forbidden", "unauthorized"):  # not this user's any more: the client's copy goes
                 is_over = True
-                logger.info("A subscription to %s ended: %s", model.name, error)
+                self._log(logging.INFO, ("ended", model.name), "A subscription to %s ended: %s", model.name, error)
             elif error.code != "not_found":  # the one record that it asks for is not there, or not to be seen
                 raise
         is_stale = user != self._users or channel is not topic.channel
@@ -1000,7 +1034,8 @@ class Connection:
 
     def _overflown(self) -> None:
         limit = self._site.limits.replies
-        logger.warning("A client does not read its replies: over %d bytes wait (Limits.replies); it is closed.", limit)
+        what = "A client does not read its replies: over %d bytes wait (Limits.replies); it is closed."
+        self._log(logging.WARNING, "replies", what, limit)
         self._session.close(OVERFLOW, "Too many replies are waiting")
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from . import messages
 from .channel import Channel
 from .limits import Horizon
+from .logs import Sparing
 from .sockjs import session
 from .sockjs.fanout import Lane, lane_for
 from .sockjs.frames import Forms, Frame, Message, batch
@@ -116,6 +117,7 @@ class Hub:
     ) -> None:
         self.message = message
         self.now = now
+        self.sparing = Sparing(logger, now)
         self.horizon = horizon
         self._topics: dict[tuple[str, Key], Topic] = {}
         self._sweep_at = SWEEP_TOPICS
@@ -252,7 +254,7 @@ class Hub:
         if isinstance(error, KeyboardInterrupt):
             self._interrupt = error
         else:
-            logger.error("%s", what, exc_info=error)
+            self.sparing.log(logging.ERROR, (what, type(error)), "%s", what, exc_info=error)
 
     def raise_interrupt(self) -> None:
         """Raises the KeyboardInterrupt that came during a delivery."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from .errors import BadMessage, EncodeError, Reject
+from .logs import escaped
 from .sockjs.frames import loads
 
 MAX_DEPTH = 32  # of arrays and objects in each other; nobody's record is deeper, and parsers are
@@ -114,7 +115,7 @@ def check_record(record: Mapping[Any, Any]) -> None:
     if faults:
         raise Reject(
             "invalid",
-            "The record was refused: " + "; ".join(f"{it['field']}: {it['message']}" for it in faults),
+            "The record was refused: " + escaped("; ".join(f"{it['field']}: {it['message']}" for it in faults)),
             faults,
         )
 

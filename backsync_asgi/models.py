@@ -1143,7 +1143,8 @@ class Model:
             if old is None or self.visibility.show(ctx, old) is not None:
                 raise
             if not isinstance(error, Reject):
-                logger.error("The rule of %s failed; the write is refused.", self.name, exc_info=error)
+                what = "The rule of %s failed; the write is refused."
+                self.rights.sparing.log(logging.ERROR, (type(error),), what, self.name, exc_info=error)
             if method == "delete":
                 return None
             raise (self._not_found(ctx.id) if method == "patch" else self.rights.refusal(method)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from . import messages
 from .errors import Reject
 from .handlers import Caller, HandlerFunction, check_signature
+from .logs import Sparing
 
 logger = logging.getLogger("backsync")
 
@@ -22,6 +24,7 @@ class Rights:
         self._model = model
         self._call = call
         self._rule: HandlerFunction | None = None
+        self.sparing = Sparing(logger, time.monotonic)
 
     @property
     def asks(self) -> bool:
@@ -43,7 +46,8 @@ class Rights:
             return
         if answer is not False:
             got = messages.shorten(answer)
-            logger.error("The rule of %s returned %s, expected True or False; the write is refused.", self._model, got)
+            what = "The rule of %s returned %s, expected True or False; the write is refused."
+            self.sparing.log(logging.ERROR, "returned", what, self._model, got)
         raise self.refusal(method)
 
     def refusal(self, method: str) -> Reject:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import messages
 from .errors import EncodeError, Reject
+from .logs import escaped
 from .messages import join, shorten
 
 Unknown = Literal["drop", "refuse"]
@@ -475,7 +476,7 @@ def refusal(faults: Iterable[Fault]) -> Reject:
         details += [{"field": field or "data", "message": it} for it in said]
     told = "; ".join(f"{it['field']}: {it['message']}" for it in details[:3])
     more = f"; and {len(details) - 3} more" if len(details) > 3 else ""
-    return Reject("invalid", f"The data was refused: {told}{more}", details[:MAX_FAULTS])
+    return Reject("invalid", f"The data was refused: {escaped(told)}{more}", details[:MAX_FAULTS])
 
 
 def _cut(text: object, limit: int = MAX_NAME) -> str:

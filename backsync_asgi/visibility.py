@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from . import messages
 from .errors import EncodeError, Reject
 from .handlers import check_signature, is_async
 from .hub import Push, Subscriber, View, as_it_is
+from .logs import Sparing
 from .messages import is_id
 from .sockjs.frames import Message, loads
 
@@ -60,6 +62,7 @@ class Visibility:
         self._context_of = context_of
         self._rule: Callable[[Any, dict[str, Any]], Any] | None = None
         self._audience: Callable[[Any], Hashable] | None = None
+        self._sparing = Sparing(logger, monotonic)
         self._redacts: frozenset[str] | None = None  # the fields that the rule may change; None: any but the id
 
     @property
@@ -99,20 +102,19 @@ class Visibility:
                 return record
             if isinstance(seen, Mapping):
                 if self._redacts is not None and (changed := self._undeclared(record, seen)) is not None:
-                    logger.error(
-                        "The visibility rule of %s changed %s, which redacts= does not name; the record is hidden.",
-                        self._model,
-                        messages.shorten(changed),
-                    )
+                    what = "The visibility rule of %s changed %s, which redacts= does not name; the record is hidden."
+                    self._sparing.log(logging.ERROR, "changed", what, self._model, messages.shorten(changed))
                     return None
                 return {**seen, "id": record["id"]} if "id" in record else seen
             if seen is not False and seen is not None:
                 got = messages.shorten(seen)
-                logger.error("The visibility rule of %s returned %s, expected a boolean or a record.", self._model, got)
+                what = "The visibility rule of %s returned %s, expected a boolean or a record."
+                self._sparing.log(logging.ERROR, "returned", what, self._model, got)
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("The visibility rule of %s failed; the record is hidden.", self._model)
+        except BaseException as error:  # noqa: BLE001
+            what = "The visibility rule of %s failed; the record is hidden."
+            self._sparing.log(logging.ERROR, (type(error),), what, self._model, exc_info=error)
         return None
 
     def _undeclared(self, record: Mapping[str, Any], seen: Mapping[str, Any]) -> str | None:
@@ -155,8 +157,9 @@ class Visibility:
             hash(audience)
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("The audience function of %s failed; the client is an audience of its own.", self._model)
+        except BaseException as error:  # noqa: BLE001
+            what = "The audience function of %s failed; the client is an audience of its own."
+            self._sparing.log(logging.ERROR, ("audience", type(error)), what, self._model, exc_info=error)
             return ctx.connection.id, self._view
         return ("audience", audience), self._view
 
@@ -171,11 +174,13 @@ class Visibility:
         try:
             return push.redacted(messages.encode(seen))
         except EncodeError as error:
-            logger.error("The visibility rule of %s returned what cannot be sent: %s", self._model, error)
+            what = "The visibility rule of %s returned what cannot be sent: %s"
+            self._sparing.log(logging.ERROR, "encode", what, self._model, error)
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            logger.exception("What the visibility rule of %s returned could not be encoded.", self._model)
+        except BaseException as error:  # noqa: BLE001
+            what = "What the visibility rule of %s returned could not be encoded."
+            self._sparing.log(logging.ERROR, ("encode", type(error)), what, self._model, exc_info=error)
         return push.gone
 
     def hide_current(self, ctx: Viewer, error: Reject) -> Reject:

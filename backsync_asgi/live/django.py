@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -38,6 +39,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.utils import timezone
 
 from backsync_asgi.errors import Reject
+from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, Query, equal, invalid, matches
@@ -46,6 +48,7 @@ from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secret
 from .reading import Made, TableReader, selection_of
 
 logger = logging.getLogger("backsync")
+sparing = Sparing(logger, time.monotonic)
 
 Objects = Iterable[Any]  # a queryset, objects or primary keys
 
@@ -267,10 +270,12 @@ class LiveModel:
         try:
             return [make(record) for record in self._records(query)]
         except DataError as error:
-            logger.warning("The database refused a query for %s: %s", self._model.name, error)
+            what = "The database refused a query for %s: %s"
+            sparing.log(logging.WARNING, ("refused", self._model), what, self._model.name, error)
             raise Reject("invalid", "The database cannot answer this query.", []) from None
         except (OperationalError, InterfaceError) as error:
-            logger.error("The database of %s is not available: %s", self._model.name, error)
+            what = "The database of %s is not available: %s"
+            sparing.log(logging.ERROR, ("down", self._model), what, self._model.name, error)
             raise Reject("unavailable", "The database is not available; try again.") from None
         finally:
             close_old_connections()

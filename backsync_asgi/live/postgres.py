@@ -13,6 +13,7 @@ import hashlib
 import logging
 import random
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +22,7 @@ from typing import Any, Self
 import orjson
 
 from backsync_asgi.errors import Reject
+from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import is_id, shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, Query, Selection, invalid
@@ -34,6 +36,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError('listen needs asyncpg: pip install "backsync-asgi[postgres]".', name=error.name) from None
 
 logger = logging.getLogger("backsync")
+sparing = Sparing(logger, time.monotonic)
 
 MAX_ID = 128  # characters of a record's id
 AT_ONCE = 500  # rows read by one statement
@@ -453,7 +456,7 @@ class Listener:
         except asyncpg.UndefinedFunctionError as error:  # as points have no order
             raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
         except LOST as error:
-            logger.warning("%s could not be read: %r", self._model.name, error)
+            sparing.log(logging.WARNING, self._model, "%s could not be read: %r", self._model.name, error)
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.") from None
 
     def _filters(self, table: Table) -> list[str]:

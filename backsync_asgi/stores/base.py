@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from backsync_asgi.errors import EncodeError, Reject
+from backsync_asgi.logs import escaped
 from backsync_asgi.messages import MAX_FIELDS, MAX_ID, check_query, encode, is_id, shorten
 
 logger = logging.getLogger("backsync")
@@ -176,7 +177,7 @@ def _refuse(field: str, message: str) -> NoReturn:
 
 def invalid(field: str, message: str) -> Reject:
     """The refusal of one field. message: goes on after the field's name, such as "is missing"."""
-    return Reject("invalid", f"{field} {message}.", [{"field": field, "message": message}])
+    return Reject("invalid", escaped(f"{field} {message}."), [{"field": field, "message": message}])
 
 
 def conflict(version: str, named: Any, current: Record | None) -> Reject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 import zlib
 from collections.abc import (
     AsyncGenerator,
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from backsync_asgi.errors import Reject
+from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import record_of
 
 try:
@@ -60,6 +62,7 @@ from .base import (
 from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, snake_case
 
 logger = logging.getLogger("backsync")
+sparing = Sparing(logger, time.monotonic)
 
 Result = TypeVar("Result")
 
@@ -385,11 +388,13 @@ def explained(name: str, refusal: str = "The record breaks a rule of its table."
         yield
     except _faults() as error:
         if _is_bad_data(error):
-            logger.warning("The database refused what it was given for %s: %s", name, error)
+            what = "The database refused what it was given for %s: %s"
+            sparing.log(logging.WARNING, ("refused", name, at), what, name, error)
             raise Reject("invalid", refusal, []) from None
         if isinstance(error, ProgrammingError):
             raise
-        logger.error("The database of %s%s is not available: %r", name, at and f", {at},", error)
+        what = "The database of %s%s is not available: %r"
+        sparing.log(logging.ERROR, ("down", name, at), what, name, at and f", {at},", error)
         raise Reject("unavailable", "The database is not available; try again.") from None
 
 
