@@ -24,7 +24,7 @@ from .rest import Rest
 from .schemas import Unknown
 from .sockjs.frames import Message, ObjectMessage
 from .sockjs.receivers import Receive, Scope, Send
-from .sockjs.server import Server, Settings, route_path
+from .sockjs.server import Server, Settings, complete, route_path
 from .soon import Soon
 from .stores.base import Store
 from .turns import Turns
@@ -259,6 +259,7 @@ class Backsync:
             await self._run_lifespan(receive, send)
             return
         self._start()
+        scope = complete(scope)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             name = route_path(scope).removeprefix("/")
             if name in CLIENT_FILES:

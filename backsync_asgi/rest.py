@@ -22,7 +22,7 @@ from .messages import MAX_DEPTH, is_id
 from .sockjs.frames import HEARTBEAT, Close, Frame, loads
 from .sockjs.origins import Origins, preflight
 from .sockjs.receivers import Event, Headers, Receive, Scope, Send, Writer
-from .sockjs.server import Server, route_path
+from .sockjs.server import Server, complete, route_path
 from .sockjs.session import Session
 
 STATUS: Mapping[str, int] = {
@@ -147,6 +147,7 @@ class Rest:
         if scope["type"] != "http":
             raise ValueError(f"sync.rest() got a scope of type {scope['type']!r}, expected 'http': mount it.")
         self._start()
+        scope = complete(scope)
         await Call(self._server, self._site, scope, receive, send).answer(self._origins, self._admit)
 
     def _admit(self, scope: Scope) -> None:
@@ -439,7 +440,7 @@ def error_of(reply: str) -> Any:
 def segments_of(scope: Scope) -> list[str]:
     """The parts of the path below the mount, each decoded by itself, so that an id may have a slash in it."""
     path, below = scope["path"], route_path(scope)
-    raw = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")
+    raw = (scope.get("raw_path") or b"").partition(b"?")[0].decode("latin-1")
     if unquote(raw) != path:  # there is none, or somebody has rewritten the path
         return below.removeprefix("/").split("/")
     mount = path.removesuffix(below)

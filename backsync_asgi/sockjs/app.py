@@ -212,7 +212,7 @@ def websocket_scope(scope: Scope) -> Scope:
         "type": "websocket",
         "scheme": "wss" if secure else "ws",
         "path": path.removesuffix(below) + "/",
-        "subprotocols": scope.get("subprotocols", []),
+        "subprotocols": scope.get("subprotocols") or [],
         "extensions": {},
     }
     inner.pop("method", None)

@@ -45,6 +45,7 @@ _HTML = (b"content-type", b"text/html; charset=UTF-8")
 _JSON = (b"content-type", b"application/json; charset=UTF-8")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NOT_CACHED = (b"cache-control", b"no-store, no-cache, no-transform, must-revalidate, max-age=0")
+_DEFAULTS = {"scheme": "http", "http_version": "1.1", "root_path": "", "query_string": b"", "extensions": {}}
 _UNCHANGING = b"public, max-age=%d" % YEAR
 
 
@@ -133,6 +134,7 @@ class Server:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not asyncio.get_running_loop():
             self.start()
+        scope = complete(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "http":
@@ -709,13 +711,22 @@ def too_big(message: str | bytes, limit: int) -> bool:
     return len(message) * 4 > limit and len(message.encode()) > limit  # a character has at most four bytes
 
 
+def complete(scope: Scope) -> Scope:
+    """The scope with all keys that are optional in ASGI and that applications look at; servers may leave them out."""
+    defaults = {**_DEFAULTS, "scheme": "ws"} if scope["type"] == "websocket" else _DEFAULTS
+    missing = {key: value for key, value in defaults.items() if scope.get(key) is None}
+    if type(scope.get("headers")) is not list:  # any iterable will do
+        missing["headers"] = [(name, value) for name, value in scope.get("headers") or ()]
+    return {**scope, **missing} if missing else scope
+
+
 def route_path(scope: Scope) -> str:
     """The path below the mount, whatever the mounts and proxies above made of `root_path`."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
+    root: str = (scope.get("root_path") or "").rstrip("/")
     # Where a proxy has stripped the outer root path, the path begins with the mount alone (`app_root_path` is
     # Starlette's note of what was there before its mounts).
-    mount = root.removeprefix(scope.get("app_root_path", "").rstrip("/"))
+    mount = root.removeprefix((scope.get("app_root_path") or "").rstrip("/"))
     for prefix in (root, mount):
         if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
             return path[len(prefix) :]
