@@ -86,6 +86,8 @@ const HEARTBEAT_S = 25;
 /** Silence of a heartbeat and this is asked about with `$:ping`; together with the next number at most 35 s. */
 const PING_AFTER_MS = 2_000;
 const PING_TIMEOUT_MS = 8_000;
+/** The same when the browser says that there is no network. */
+const OFFLINE_PING_MS = 2_000;
 /** A connection that stood so long starts its delays from the beginning. */
 const STABLE_MS = 10_000;
 /** Replies are applied at once until this much time of a frame has gone into applying; then they wait for the next frame. */
@@ -219,6 +221,16 @@ export class Connection {
   close(code = NORMAL, reason = ""): void {
     this.#flush(); // answers that have arrived count
     this.#end({ code, reason });
+  }
+
+  /** Hangs up and connects again: at once, or while the browser has no network when it next tries. */
+  reconnect(): this {
+    if (this.#socket !== null) this.#drop("the page reconnects");
+    if (this.#phase === "waiting" && !this.#networkGone) {
+      this.#attempt = 0;
+      this.#connect();
+    }
+    return this;
   }
 
   /** Forgets all writes that have no answer yet, kept ones too, and rejects them with `aborted`: for signing out. */
@@ -619,17 +631,33 @@ export class Connection {
       this.#setTimer(due, () => this.#watch());
       return;
     }
-    const asked = this.host.now();
-    this.#callNow({ event: "$:ping" }, PING_TIMEOUT_MS * 2, () => {});
-    this.#setTimer(PING_TIMEOUT_MS, () => {
-      if (this.#heardAt < asked) this.#drop("the server does not answer");
-      else this.#watch();
+    this.#ask(PING_TIMEOUT_MS, "the server does not answer");
+  }
+
+  /** Asks for a sign of life, and gives the socket up if none comes in time. */
+  #ask(timeoutMs: number, reason: string): void {
+    let isAnswered = false;
+    this.#callNow({ event: "$:ping" }, timeoutMs * 2, () => {
+      isAnswered = true;
+      this.#networkGone = false;
+    });
+    const heardAt = this.#heardAt;
+    this.#setTimer(timeoutMs, () => {
+      if (!isAnswered && this.#heardAt <= heardAt) {
+        this.#drop(reason);
+        return;
+      }
+      this.#networkGone = false; // whatever the browser says
+      this.#watch();
     });
   }
 
+  /** Browsers mean the internet by it, which a server on this machine, in this network or behind a VPN does not need. */
   #network(online: boolean): void {
     this.#networkGone = !online;
-    if (!online && this.#socket !== null) {
+    if (!online && this.#phase === "ready") {
+      this.#ask(OFFLINE_PING_MS, "the page is offline");
+    } else if (!online && this.#socket !== null) {
       this.#drop("the page is offline");
     } else if (online && this.#phase === "waiting") {
       this.#attempt = 0;

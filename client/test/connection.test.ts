@@ -382,14 +382,17 @@ describe("coming back", () => {
   it("ignores what a socket says that was given up", async () => {
     const { connection, socket, host } = await connected();
     host.network(false);
+    await host.advance(2_000);
     await socket.frame({ event: "A:upsert", data: {} });
     await socket.cut(4500);
     assert.equal(connection.status, "offline");
   });
 
-  it("follows the page's network: offline at once, back at once", async () => {
+  it("follows the page's network: offline as soon as the server does not answer, back at once", async () => {
     const { server, connection, socket, host } = await connected();
     host.network(false);
+    socket.takeOne("$:ping");
+    await host.advance(2_000);
     assert.equal(connection.status, "offline");
     assert.equal(socket.closedByPage, true);
     await host.advance(10_000);
@@ -403,8 +406,36 @@ describe("coming back", () => {
   it("does not wait for the network's return for ever, since pages err about it", async () => {
     const { server, host } = await connected();
     host.network(false);
-    await host.advance(22_500);
+    await host.advance(24_500);
     assert.equal(server.sockets.length, 2);
+  });
+
+  it("keeps a connection that works though the page has no network: it may need none", async () => {
+    const { server, connection, socket, host } = await connected();
+    host.network(false);
+    await socket.reply(socket.takeOne("$:ping"), {});
+    await host.advance(20_000);
+    assert.equal(connection.status, "live");
+    assert.equal(server.sockets.length, 1);
+    await socket.cut(); // it was wrong about the network: the next try is not put off
+    await host.advance(500);
+    assert.equal(server.sockets.length, 2);
+  });
+
+  it("reconnects when the page wants it to: at once, or when there is a network", async () => {
+    const { server, connection, socket, host } = await connected();
+    connection.reconnect();
+    assert.equal(socket.closedByPage, true);
+    assert.equal(server.sockets.length, 2);
+    await server.accept();
+    host.network(false);
+    connection.reconnect();
+    assert.equal(connection.status, "offline");
+    await host.advance(10_000);
+    assert.equal(server.sockets.length, 2);
+    connection.close();
+    connection.reconnect();
+    assert.equal(connection.status, "closed");
   });
 });
 

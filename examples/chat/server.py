@@ -38,7 +38,9 @@ async def type_on(ctx: Context, data: dict[str, Any]) -> dict[str, Any]:
 
 @messages.on("upsert")
 async def post(ctx: Context, data: dict[str, Any]) -> dict[str, Any]:
-    """Only what is said comes from the page; who said it, and when, does not."""
+    """Only what is said comes from the page; who said it, and when, does not. What has an id was said before."""
+    if "id" in data:
+        raise Reject("forbidden", "What is said is said.")
     user, text = author(ctx), text_of(data, "text", 2000)
     await typing.delete(user["id"])
     said = {"text": text, "time": datetime.now(UTC).isoformat(), "userId": user["id"], "screenName": user["screenName"]}

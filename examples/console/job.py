@@ -28,10 +28,14 @@ SKIPPED = {"node_modules", "__pycache__", "build", "dist"}
 DRAFTS = (
     "def greet(name):\n    return f'Hello, {name}'\n",
     "class Basket:\n    def __init__(self):\n        self.things = []\n",
+    "PI = 3.14159\n",
+)
+BROKEN_DRAFTS = (
     "def greet(name:\n    return f'Hello, {name}'\n",
     "total = 3 +\n",
     "name = 'caf\xe9'\n",  # written as Latin-1 below: fine in Python 2, an error today
 )
+BROKEN_EVERY = 4  # rounds: a log has an error now and then, and one that is all errors looks broken itself
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Indexer:
         self.root = root
         self.threads = threads
         self.index: dict[Path, Entry] = {}
+        self.rounds = 0
         self.unchanged: list[Path] = []  # in this round
         self.todo: Queue[Path | None] = Queue()
         self.stopping = threading.Event()
@@ -73,7 +78,13 @@ class Indexer:
 
     async def round(self, drafts: Path) -> None:
         started = time.monotonic()
-        for number, draft in enumerate(random.sample(DRAFTS, 3), start=1):
+        written = random.sample(DRAFTS, 2)
+        if self.rounds % BROKEN_EVERY == 0:
+            written.append(random.choice(BROKEN_DRAFTS))
+        self.rounds += 1
+        for stale in drafts.iterdir():
+            stale.unlink()
+        for number, draft in enumerate(written, start=1):
             (drafts / f"draft_{number}.py").write_bytes(draft.encode("latin-1"))
         paths = [*python_files(self.root), *python_files(drafts)]
         random.shuffle(paths)
@@ -117,7 +128,8 @@ class Indexer:
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         classes = sum(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
         entry = self.index[path] = Entry(digest, source.count(b"\n"), len(functions), classes)
-        log.info("%s: %d lines, %d functions, %d classes", name, entry.lines, entry.functions, entry.classes)
+        counts = ((entry.lines, "line", "lines"), (entry.functions, "function", "functions"), (entry.classes, "class", "classes"))
+        log.info("%s: %s", name, ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts))
         for function in functions:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             if length > LONG_FUNCTION:
@@ -128,6 +140,9 @@ class Indexer:
         """Compares the index with the disk: what changed meanwhile is told, what is gone is dropped."""
         changed = 0
         for path, entry in list(self.index.items()):
+            if not path.is_relative_to(self.root) and not path.exists():
+                del self.index[path]  # a draft of an earlier round
+                continue
             try:
                 source = await asyncio.to_thread(path.read_bytes)
             except FileNotFoundError:

@@ -32,13 +32,33 @@ export function showList(collection, list, render) {
       next = item;
     }
   };
+  /** Only what has come and gone is touched: a long list in which little happens costs little. */
+  const advance = (_, { changes }) => {
+    if (changes === undefined || changes.merged.length > 0 || changes.added.length > collection.length / 2) {
+      arrange();
+      return;
+    }
+    for (const { cid } of changes.removed) {
+      items.get(cid)?.remove();
+      items.delete(cid);
+    }
+    const places = changes.added.map((model) => collection.indexOf(model)).filter((place) => place >= 0);
+    for (const place of places.sort((one, other) => other - one)) { // from the end: what follows is in its place already
+      const model = collection.at(place);
+      const item = items.get(model.cid) ?? render(model);
+      items.set(model.cid, item);
+      list.insertBefore(item, items.get(collection.at(place + 1)?.cid) ?? null);
+    }
+  };
   const redraw = (model) => {
     const item = items.get(model.cid);
     if (item === undefined) return;
     items.set(model.cid, render(model, item));
     if (items.get(model.cid) !== item) item.replaceWith(items.get(model.cid));
   };
-  collection.on("update reset sort", arrange);
+  collection.on("update", advance);
+  collection.on("reset", arrange);
+  collection.on("sort", (_, { add } = {}) => add === undefined && arrange()); // else `update` follows
   collection.on("change", redraw);
   arrange();
   return () => collection.forEach(redraw);
@@ -46,17 +66,21 @@ export function showList(collection, list, render) {
 
 /**
  * Keeps `scroller` at its end while the reader is there, and leaves it alone when they have scrolled away:
- * then `button` appears, which leads back.
+ * then `button` appears, which leads back. Returns a function that counts on it what has come meanwhile.
  */
 export function followEnd(scroller, button) {
   let following = true;
+  let missed = 0; // what has come since the reader left the end
   let opened = false; // the next scroll is ours, and says nothing of where the reader wants to be
   let top = 0; // where it was last
   const isAtEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 32;
   const follow = () => {
     if (following) scroller.scrollTop = scroller.scrollHeight;
     top = scroller.scrollTop;
-    button.hidden = following || isAtEnd();
+    const isThere = following || isAtEnd();
+    if (button.hidden !== isThere) button.hidden = isThere;
+    if (isThere) missed = 0;
+    write(button, missed === 0 ? "Newest ↓" : `${missed} new ↓`);
   };
   const look = () => {
     // Only who has gone up has left the end: the event of a scroll of ours may come once the window has become smaller.
@@ -80,6 +104,36 @@ export function followEnd(scroller, button) {
   });
   new ResizeObserver(follow).observe(scroller); // the keyboard of a phone, a turned screen
   new MutationObserver(follow).observe(scroller, { childList: true, subtree: true, attributeFilter: ["hidden"] });
+  return (count) => {
+    if (button.hidden && following) return;
+    missed += count;
+    follow();
+  };
+}
+
+/** Sets the text of an element, and leaves it alone where it has that already. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** What this browser keeps for the page; nothing where it is told to keep nothing, such as by blocking cookies. */
+export function kept(storage) {
+  return {
+    get(name) {
+      try {
+        return globalThis[storage].getItem(name);
+      } catch {
+        return null;
+      }
+    },
+    set(name, text) {
+      try {
+        globalThis[storage].setItem(name, text);
+      } catch {
+        // Then it is forgotten with the page.
+      }
+    },
+  };
 }
 
 /** Makes an element: its text is always text, never HTML; attributes that are null or undefined are left out. */

@@ -1,6 +1,6 @@
 // The console page: one live collection of log lines, filtered and drawn here. It must not know where the lines come from.
 
-import { element, followEnd, showList, showStatus } from "./static/page.js";
+import { element, followEnd, showList, showStatus, write } from "./static/page.js";
 
 const { connection } = Backsync;
 const $ = (id) => document.getElementById(id);
@@ -12,8 +12,12 @@ const view = new Backbone.Collection([], { comparator: "time" }); // what is sho
 const cleared = new Set(); // ids of the lines that were there when the reader pressed "Clear"
 let frozen = null; // while paused: the lines as they were
 let held = 0; // lines that came meanwhile
+let isLoaded = false;
 
-lines.live();
+lines.live().then(() => {
+  isLoaded = true;
+  describe();
+});
 showStatus(connection, $("status"));
 
 function wanted(line) {
@@ -28,19 +32,30 @@ function refresh() {
   describe();
 }
 
+/** Shows what has come, without a look at all that was there. */
+function advance({ added, removed }) {
+  view.remove(removed);
+  view.add(added.filter(wanted));
+  describe();
+}
+
 function describe() {
   const all = (frozen ?? lines).length;
-  $("shown").textContent = view.length === all ? `${all} lines` : `${view.length} of ${all} lines`;
-  $("pause").textContent = frozen === null ? "Pause" : `Resume (${held} held)`;
-  $("pause").setAttribute("aria-pressed", frozen !== null);
+  const count = `${all} ${all === 1 ? "line" : "lines"}`;
+  write($("shown"), !isLoaded ? "" : view.length === all ? count : `${view.length} of ${count}`);
+  write($("pause"), frozen === null ? "Pause" : `Resume (${held} held)`);
+  $("pause").ariaPressed = String(frozen !== null);
   $("empty").hidden = view.length > 0;
-  $("empty").textContent = all > cleared.size ? "No line matches the filter." : "Waiting for the next line…";
+  if (!isLoaded) write($("empty"), "Fetching the lines…");
+  else write($("empty"), all > cleared.size ? "No line matches the filter." : "Waiting for the next line…");
 }
 
 lines.on("update reset", (collection, { changes }) => {
   if (frozen !== null) held += changes?.added.length ?? 0;
   for (const line of changes?.removed ?? []) cleared.delete(line.id);
-  refresh();
+  if (frozen !== null) describe();
+  else if (changes === undefined || changes.merged.length > 0) refresh();
+  else advance(changes);
 });
 
 $("pause").addEventListener("click", () => {
@@ -71,7 +86,7 @@ function drawLine(line) {
   const summary = element("summary", {},
     element("time", { datetime: when.toISOString() }, `${clock.format(when)}.${milliseconds}`),
     element("span", { class: "level" }, level),
-    element("span", { class: "said" }, message),
+    element("span", { class: "said", dir: "auto" }, message),
     element("span", { class: "source" }, trace === null ? logger : `${logger} · traceback`));
   const details = element("details", {}, summary);
   details.addEventListener("toggle", () => details.append(drawDetails(line.attributes, when)), { once: true });
@@ -90,5 +105,6 @@ function drawDetails({ logger, thread, task, place, function: name, trace }, whe
 }
 
 showList(view, $("lines"), drawLine);
-followEnd($("scroller"), $("newest"));
+const came = followEnd($("scroller"), $("newest"));
+view.on("update", (_, { changes }) => came(changes.added.length));
 describe();

@@ -122,8 +122,8 @@ function makeTodo(todo) {
     return made;
   };
   const check = element("input", { type: "checkbox", class: "check", autocomplete: "off", "data-testid": "toggle" });
-  const title = element("span", { class: "title", "data-testid": "title" });
-  const edit = element("input", { class: "edit", hidden: "", autocomplete: "off", enterkeyhint: "done", "aria-label": "Edit", "data-testid": "edit" });
+  const title = element("span", { class: "title", dir: "auto", "data-testid": "title" });
+  const edit = element("input", { class: "edit", dir: "auto", hidden: "", autocomplete: "off", enterkeyhint: "done", "aria-label": "Edit", "data-testid": "edit" });
   const waiting = element("span", { class: "waiting", "data-testid": "waiting" }, "Not sent yet");
   const tools = element("span", { class: "tools" },
     button("begin", "Edit", () => beginEdit(todo)), button("remove", "Delete", () => remove(todo)));
@@ -242,10 +242,12 @@ const Router = Backbone.Router.extend({
 new Router();
 Backbone.history.start();
 
-// --- The switch: this page is told that it has no network, as the browser tells it in a tunnel, until it is switched back.
+// --- The switch: this page hangs up, and is told that it has no network, as in a tunnel, until it is switched back.
 
 function pull() {
-  if ($("cut").checked) dispatchEvent(new Event("offline"));
+  if (!$("cut").checked) return;
+  dispatchEvent(new Event("offline"));
+  connection.reconnect();
 }
 
 $("cut").addEventListener("change", () => ($("cut").checked ? pull() : dispatchEvent(new Event("online"))));

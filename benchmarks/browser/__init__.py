@@ -1,0 +1,1 @@
+"""How the example pages keep up in a real browser."""
