@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from starlette.staticfiles import StaticFiles
 
-from . import messages
+from . import messages, workers
 from .connection import Connection, Site
 from .gone import Gone
 from .handlers import Caller, HandlerFunction, check_signature
@@ -90,6 +90,7 @@ class Backsync:
         self._static = StaticFiles(directory=STATIC, check_dir=False)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_checked = False
+        self._made_at = workers.where_made(1)
 
     @property
     def connections(self) -> set[Connection]:
@@ -282,6 +283,8 @@ class Backsync:
             if not self._is_checked:
                 self._is_checked = True
                 self._check()
+                if workers.is_worker():
+                    self._look_for_other_workers(loop)
 
     def _check(self) -> None:
         """Log what is probably not meant, once, before the first client comes."""
@@ -295,6 +298,22 @@ class Backsync:
                 "There is an auth hook, but everybody who may connect may write each record of %s. Say who may by "
                 "@model.allow or handlers, or close a model by readonly=True: docs/rights.md.",
                 ", ".join(opened[:MAX_NAMED]) + (", …" if len(opened) > MAX_NAMED else ""),
+            )
+
+    def _look_for_other_workers(self, loop: asyncio.AbstractEventLoop, tries: int = 3) -> None:
+        """Warn, once for all workers, if there are others. Not at once: the worker before this one may be ending."""
+        models = self._site.models.values()
+        if models and all(model.hears_others for model in models):
+            return
+        if workers.take(self._made_at, 0):
+            return
+        if tries:
+            loop.call_later(1.0, self._look_for_other_workers, loop, tries - 1)
+        elif workers.take(self._made_at, 1):
+            logger.warning(
+                "Several worker processes serve this application and do not know of each other: what is written at one "
+                "does not reach the clients of the others. Run one process (--workers 1; mind WEB_CONCURRENCY), see "
+                "docs/deploying.md."
             )
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:

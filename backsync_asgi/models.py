@@ -217,6 +217,7 @@ class Model:
         self._told = Told()
         self._skipped = Skipped(name)
         self._reader: Reader | None = None
+        self.hears_others = False  # what other processes write is broadcast here too
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
         self.on_refresh: Callable[[str], None] = lambda name: None  # set by the app, which knows who has subscribed

@@ -240,6 +240,7 @@ class Listener:
         self._pool: Any = None
         self._first: Any = None  # the connection that the task begins with
         self._task: asyncio.Task[None] | None = None
+        model.hears_others = True
         if not model.readable:
             model.read_from(TableReader(self._rows, self._texts if to_record is None else None))
 
