@@ -543,6 +543,10 @@ class Model:
         """`publish` what a database has now: of a record that was deleted and added again that is a lower version."""
         self._soon.run(self._prepare(method, data, is_present=True), self._on_lost(method))
 
+    def withdraw(self, id: Id) -> None:
+        """The record is still there, but cannot be sent any more: whoever has its older state gets a delete."""
+        self._soon.run(lambda: self._delete_in(self.places.withdraw(id), id), self.changes_lost)
+
     def _on_lost(self, method: str) -> Callable[[], None] | None:
         """Whom to tell of a change that is dropped on its way to the event loop."""
         return self.changes_lost if ALIASES.get(method, method) in ("upsert", "delete") else None
@@ -833,10 +837,13 @@ class Model:
                 self._publish_delete(evicted, messages.encode({"id": evicted}))
 
     def _publish_delete(self, id: Id, body: str) -> None:
+        self._delete_in(self.places.leave(id), id, body)
+
+    def _delete_in(self, topics: Sequence[Topic], id: Id, body: str | None = None) -> None:
         if self.gone is not None:
             self.gone.note("delete", id)
-        for topic in self.places.leave(id):
-            topic.publish("delete", id, body)
+        for topic in topics:
+            topic.publish("delete", id, messages.encode({"id": id}) if body is None else body)
 
     def _publish_event(self, method: str, body: str, place: Place | None) -> None:
         everywhere = bool(self.options.key) and place is None
@@ -1242,6 +1249,8 @@ class Model:
 
     def _finish(self, ctx: Context, record: Any, begun: int) -> str:
         """begun: what had been told when the handler began."""
+        if isinstance(record, Mapping) and type(record.get("id")) is int and not is_id(record["id"]):
+            record = {**record, "id": str(record["id"])}  # of 64 bits, which browsers have as text
         if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
@@ -1293,12 +1302,12 @@ class Model:
         if handler is not None:
             ctx.unset = unset
             return self._completed("patch", await self._ask(handler, ctx, self.loaded("patch", data)), data)
-        if self.store is None:
+        if self.reader is None or (self.store is None and "upsert" not in self._handlers):
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
             return await self._limited(ctx.store.patch(data["id"], data, unset))
         # A patch is an upsert of some fields: it passes the same handler, which may be there to refuse.
-        current = await self._limited(self.store.get(data["id"]))
+        current = await self._limited(self.reader.get(data["id"]))
         if current is None:
             raise self._not_found(data["id"])
         if "upsert" in self._handlers or self._schema is None:

@@ -14,7 +14,7 @@ from typing import Any
 from . import messages
 from .errors import Reject
 from .hub import Hub, Key, Topic
-from .messages import MAX_KEY, is_id
+from .messages import MAX_KEY, MAX_SAFE_INTEGER, is_id
 from .sockjs.frames import loads
 from .stores.base import Id
 
@@ -64,14 +64,15 @@ class Places:
         return known
 
     def _encode(self, key: Mapping[str, Any]) -> Place:
-        expected = f"expected a text of at most {MAX_KEY} characters, an integer or a boolean"
+        expected = f"expected a text of at most {MAX_KEY} characters, an integer (as text above 2^53) or a boolean"
         faults = [
             {
                 "field": name,
                 "message": f"{'missing' if value is None else f'got {messages.shorten(value)}'}, {expected}",
             }
             for name, value in key.items()
-            if not (isinstance(value, str) and len(value) <= MAX_KEY) and not isinstance(value, int)
+            if not (isinstance(value, str) and len(value) <= MAX_KEY)
+            and not (isinstance(value, int) and abs(value) <= MAX_SAFE_INTEGER)
         ]
         if faults:
             names, told = ", ".join(key), "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
@@ -198,6 +199,12 @@ class Places:
             if place is not None:
                 self.note(record["id"], place)
         return place is not None
+
+    def withdraw(self, id: Id) -> list[Topic]:
+        """The record is there, but in no channel any more: the channels in which somebody may have it."""
+        if not self.names:
+            return [self._hub.topic(self._model)]
+        return self._topics_left(self._last.pop(str(id), None), is_known=False)
 
     def leave(self, id: Id) -> list[Topic]:
         """The record is deleted: the channels in which somebody may have it."""

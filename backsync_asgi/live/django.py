@@ -23,6 +23,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import (
+    DatabaseError,
     DataError,
     InterfaceError,
     OperationalError,
@@ -32,9 +33,11 @@ from django.db import (
     transaction,
 )
 from django.db.backends.signals import connection_created
-from django.db.models import F, Q
+from django.db.models import F, Q, Value
 from django.db.models.deletion import Collector
 from django.db.models.fields.files import FieldFile
+from django.db.models.functions import Collate
+from django.db.models.lookups import GreaterThan, LessThan
 from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.utils import timezone
 
@@ -42,10 +45,22 @@ from backsync_asgi.errors import Reject
 from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, Query, equal, invalid, matches
+from backsync_asgi.stores.base import CHUNK, Query, Skipped, equal, invalid, matches
 
-from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
-from .reading import Made, TableReader, selection_of
+from .feed import (
+    UNSENDABLE,
+    Again,
+    Feed,
+    Id,
+    Record,
+    UnseenWrite,
+    check_live,
+    check_secrets,
+    plain,
+    write_pattern,
+    writes,
+)
+from .reading import Made, TableReader, limited, selection_of, sendable
 
 logger = logging.getLogger("backsync")
 sparing = Sparing(logger, time.monotonic)
@@ -55,6 +70,20 @@ Objects = Iterable[Any]  # a queryset, objects or primary keys
 AT_ONCE = 500  # rows read by one statement
 NONE = Q(pk__in=[])  # no row
 BAD_VALUE = (ValidationError, ValueError, TypeError, OverflowError)
+
+# Fields that have the same order as their JSON text has in a browser; texts by the collation of code points.
+TEXTS = (models.CharField, models.TextField, models.FileField)
+ORDERED = (
+    *TEXTS,
+    models.BooleanField,
+    models.DateField,
+    models.DurationField,
+    models.FloatField,
+    models.IntegerField,
+    models.TimeField,
+    models.UUIDField,
+)
+CODE_POINTS = {"postgresql": "C", "mysql": "utf8mb4_bin"}  # SQLite has it by itself
 
 # Steps of Django's own, known by their code. A statement belongs to the innermost of these on the stack.
 SAVE: CodeType = models.Model._save_table.__code__
@@ -90,6 +119,7 @@ class LiveModel:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._skipped = Skipped(model.name)
         self._again = Again(model)
         self._writes = write_pattern([mapped._meta.db_table])
         self._batches: WeakKeyDictionary[Any, ref[Batch]] = WeakKeyDictionary()  # by connection
@@ -223,7 +253,7 @@ class LiveModel:
                     changes[id] = self._record(found)
                 except Exception:
                     logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
-                    changes.pop(id, None)
+                    changes[id] = UNSENDABLE
         except BaseException:
             self._feed.drop(ticket)
             raise
@@ -268,7 +298,7 @@ class LiveModel:
         """In a worker thread, whose connection is no request's: nobody else would close it."""
         close_old_connections()
         try:
-            return [make(record) for record in self._records(query)]
+            return [*self._records(query, make)]
         except DataError as error:
             what = "The database refused a query for %s: %s"
             sparing.log(logging.WARNING, ("refused", self._model), what, self._model.name, error)
@@ -280,7 +310,7 @@ class LiveModel:
         finally:
             close_old_connections()
 
-    def _records(self, query: Query) -> Iterator[Record]:
+    def _records(self, query: Query, make: Callable[[Record], Made]) -> Iterator[Made]:
         selection = selection_of(self._model, query, self._shown)
         objects, rest = self._mapped._default_manager.all(), {}
         for name, value in selection.where.items():
@@ -290,13 +320,23 @@ class LiveModel:
             else:
                 objects = objects.filter(condition)
         places = [(self._shown[name], name, descending) for name, descending in selection.places]
-        objects = objects.order_by(*(ordering(*place) for place in places))
+        vendor = connections[objects.db].vendor
+        objects = objects.order_by(*(ordering(vendor, *place) for place in places))
         if selection.after is not None:
-            objects = objects.filter(beyond(places, selection.after))
-        if not rest:
-            objects = objects[: selection.limit]
-        records = map(self._record, objects.iterator(chunk_size=CHUNK))
-        return islice((record for record in records if matches(record, rest)), selection.limit)
+            objects = objects.filter(beyond(vendor, places, selection.after))
+
+        def fetch(limit: int | None, offset: int) -> Iterable[Any]:
+            page = objects if limit is None else objects[offset : offset + limit]
+            return page.iterator(chunk_size=CHUNK)  # type: ignore[no-any-return]
+
+        def made_of(found: Any) -> Made | None:
+            record = self._record(found)
+            return make(record) if matches(record, rest) else None
+
+        def made(found: Iterable[Any]) -> Iterator[Made]:
+            return sendable(found, made_of, lambda it: plain(it.pk), self._skipped, (DatabaseError, InterfaceError))
+
+        return islice(made(fetch(None, 0)), selection.limit) if rest else limited(selection.limit, fetch, made)
 
 
 def check_fields(model: Model, mapped: type[Any], fields: Sequence[str] | None, has_to_record: bool) -> Sequence[str]:
@@ -400,16 +440,26 @@ def equals(field: Any, name: str, value: Any) -> Any:
         return NONE
 
 
-def ordering(field: Any, name: str, descending: bool) -> Any:
+def place_of(vendor: str, field: Any, name: str) -> Any:
+    """What to order by for a field: as its JSON text sorts in a browser, whatever the database's language is.
+
+    Raises Reject("invalid") for a field whose text sorts otherwise than its values.
+    """
+    kind = getattr(field, "target_field", field)
+    if name != "id" and (not isinstance(kind, ORDERED) or hasattr(kind, "from_db_value")):
+        raise invalid("$order", f"names {name}, which is not a field that has an order as browsers see it")
+    collation = CODE_POINTS.get(vendor) if isinstance(kind, TEXTS) else None
+    return F(field.attname) if collation is None else Collate(F(field.attname), collation)
+
+
+def ordering(vendor: str, field: Any, name: str, descending: bool) -> Any:
     """What to order by for a field: nothing comes before everything."""
-    if isinstance(field, models.JSONField):
-        raise invalid("$order", f"names {name}, which is not a field that has an order")
     nulls = True if field.null else None
-    by = F(field.attname)
-    return by.desc(nulls_last=nulls) if descending else by.asc(nulls_first=nulls)
+    place = place_of(vendor, field, name)
+    return place.desc(nulls_last=nulls) if descending else place.asc(nulls_first=nulls)
 
 
-def beyond(places: Sequence[tuple[Any, str, bool]], after: Mapping[str, Any]) -> Any:
+def beyond(vendor: str, places: Sequence[tuple[Any, str, bool]], after: Mapping[str, Any]) -> Any:
     """That a row comes after a place in the order. Raises Reject("invalid")."""
     condition = NONE
     for field, name, descending in reversed(places):
@@ -424,7 +474,9 @@ def beyond(places: Sequence[tuple[Any, str, bool]], after: Mapping[str, Any]) ->
             bound = None
         if bound is None:
             raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it") from None
-        further = Q(**{f"{attribute}__{'lt' if descending else 'gt'}": bound})
+        place = place_of(vendor, field, name)
+        other = Value(bound, output_field=getattr(field, "target_field", field))
+        further = Q(LessThan(place, other) if descending else GreaterThan(place, other))
         if descending and field.null:
             further |= Q(**{f"{attribute}__isnull": True})
         condition = further | (Q(**{attribute: bound}) & condition)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from backsync_asgi.errors import BacksyncError
+from backsync_asgi.messages import MAX_SAFE_INTEGER, is_id
 from backsync_asgi.models import Model
 
 logger = logging.getLogger("backsync")
@@ -23,6 +24,7 @@ AGAIN_WITHIN = 30.0  # seconds that one may take
 
 Id = str | int
 Record = dict[str, Any]
+UNSENDABLE: Record = {}  # in place of a record that is there and cannot be sent; compared by identity
 
 
 class UnseenWrite(BacksyncError):
@@ -65,7 +67,7 @@ class Feed:
     def end(self, ticket: int, changes: Mapping[Id, Record | None]) -> None:
         """The commit has happened: publish the new state of each record, None for one that is gone. Never raises.
 
-        A record that cannot be sent is logged and does not stop the others.
+        A record that cannot be sent, such as UNSENDABLE, is taken from those who have its older state, and logged.
         """
         with self._lock:
             for id, record in changes.items():
@@ -89,10 +91,13 @@ class Feed:
             publish = self.model.publish_present if self._is_present else self.model.publish
             if record is None:
                 publish("delete", {"id": id})
-            else:
+            elif record is not UNSENDABLE:
                 publish("upsert", record)
-        except Exception as error:  # noqa: BLE001 - it is committed: its author must not hear of a failure
+        except Exception as error:  # noqa: BLE001 - it is committed: its author must not get an error
             logger.error("The change of %s %r is committed but cannot be broadcast: %s", self.model.name, id, error)
+            record = UNSENDABLE
+        if record is UNSENDABLE and is_id(id):
+            self.model.withdraw(id)
 
 
 class Again:
@@ -139,9 +144,17 @@ class Again:
 
 
 def plain(value: Any) -> Any:
-    """A column's value as JSON carries it: dates in ISO 8601, UUIDs and Decimals as text, enums as their value."""
-    if value is None or type(value) in (str, int, float, bool, dict, list):
+    """A column's value as browsers read it from JSON: dates in ISO 8601, UUIDs, Decimals and integers above 2^53 as
+    text, enums as their value; so, too, what arrays and JSON hold."""
+    kind = type(value)
+    if kind is int:
+        return value if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER else str(value)
+    if value is None or kind in (str, float, bool):
         return value
+    if kind is dict:
+        return {name: plain(it) for name, it in value.items()}
+    if kind in (list, tuple):
+        return [plain(it) for it in value]
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, (datetime.date, datetime.time)):  # a datetime is a date

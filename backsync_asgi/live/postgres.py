@@ -10,25 +10,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
+import math
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
-from backsync_asgi.errors import Reject
+from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import Sparing
-from backsync_asgi.messages import is_id, shorten
+from backsync_asgi.messages import MAX_SAFE_INTEGER, is_id, shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, Query, Selection, invalid
+from backsync_asgi.stores.base import CHUNK, MAX_PAGE, Query, Selection, Skipped, invalid
 
-from .feed import Feed, Id, Record, check_secrets
-from .reading import Made, TableReader, selection_of
+from .feed import UNSENDABLE, Feed, Id, Record, check_secrets, plain
+from .reading import Made, TableReader, selection_of, sendable
 
 try:
     import asyncpg
@@ -48,6 +53,13 @@ READERS = 4  # connections that answer clients' reads
 INTEGERS = ("smallint", "integer", "bigint")
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # as JSON has it
 NUMBERS = (*INTEGERS, "real", "double precision", "numeric")
+INFINITE = ("NaN", "Infinity", "-Infinity")  # numbers that JSON has as text
+# What has the same order as its JSON text has in a browser; all else is ordered by that text.
+TIMES = ("date", "time without time zone", "timestamp without time zone", "timestamp with time zone")
+ORDERED = (*NUMBERS, *TIMES, "boolean", "uuid")
+SETTINGS = {"timezone": "UTC"}  # by which times are written: those of two seasons would not sort as text
+# Numbers in JSON that have more digits than a number of 64 bits keeps, or an exponent; texts may look so, too.
+LONG_NUMBER = re.compile(r"[\[:,]\s*-?(?:\d{16}|[\d.]{17}|[\d.]+[eE])")
 LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 # Of a key that is too long for a record's id nobody hears; of a fault nobody who writes should: all is compared then.
@@ -114,8 +126,9 @@ class Table:
         return self.columns[self.key_column]
 
     def id_of(self, key: str) -> Id:
-        """A key, given as text, as the record's `id`."""
-        return int(key) if self.key_type in INTEGERS else key
+        """A key, given as text, as the record's `id`: of integers above 2^53, too, a text."""
+        id: Id = plain(int(key)) if self.key_type in INTEGERS else key
+        return id
 
 
 FIND = """
@@ -137,9 +150,11 @@ async def describe(connection: Any, name: str) -> Table:
         raise TypeError(f"listen got table={name!r}, which is no table: triggers need one.")
     columns = await connection.fetch(
         """
-        SELECT a.attname AS name, quote_ident(a.attname) AS quoted, format_type(a.atttypid, -1) AS type,
+        SELECT a.attname AS name, quote_ident(a.attname) AS quoted,
+               format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END, -1) AS type,
                a.attnotnull AS is_required, coalesce(a.attnum = ANY(i.indkey), false) AS is_key
         FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        JOIN pg_type t ON t.oid = a.atttypid
         WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
         row["oid"],
@@ -232,6 +247,7 @@ class Listener:
         self._to_record = to_record
         self._install = install
         self._feed = Feed(model, is_present=True)
+        self._skipped = Skipped(model.name)
         self._versions: dict[str, int] | None = None  # by key as text: the xmin of the row that was last seen
         self._noted: dict[str, None] = {}  # keys, or ALL, in the order in which they were notified of
         self._news = asyncio.Event()
@@ -251,7 +267,9 @@ class Listener:
         except BaseException:
             await connection.close()
             raise
-        self._pool = asyncpg.create_pool(self._dsn, min_size=0, max_size=READERS, statement_cache_size=0)
+        self._pool = asyncpg.create_pool(
+            self._dsn, min_size=0, max_size=READERS, statement_cache_size=0, server_settings=SETTINGS
+        )
         await self._pool
         self._first = connection
         self._task = asyncio.create_task(self._run(), name=f"backsync listens to {self._name}")
@@ -304,7 +322,7 @@ class Listener:
             attempt = min(attempt + 1, 20)
 
     async def _connect(self) -> Any:
-        settings = {"application_name": f"backsync {self._model.name}"}  # as pg_stat_activity shows it
+        settings = {**SETTINGS, "application_name": f"backsync {self._model.name}"}  # as pg_stat_activity shows it
         return await asyncpg.connect(self._dsn, statement_cache_size=0, timeout=CHECK_WITHIN, server_settings=settings)
 
     async def _prepare(self, connection: Any) -> None:
@@ -402,6 +420,7 @@ class Listener:
                         changes[id] = self._record(table, row)
                     except Exception:
                         logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
+                        changes[id] = UNSENDABLE
                 elif self._versions.pop(key, None) is not None:
                     changes[id] = None
             self._feed.end(self._feed.begin(), changes)
@@ -418,39 +437,48 @@ class Listener:
         return f"SELECT t.{table.key}::text AS key, {row} AS row"
 
     def _record(self, table: Table, row: Any) -> Record:
-        fields: Record = orjson.loads(row["row"])
+        fields: Record = orjson.loads(exact(row["row"]))
         return fields if self._to_record is None else {**self._to_record(fields), "id": table.id_of(row["key"])}
 
     # Reading
 
-    async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
-        async with contextlib.aclosing(self._fetched(query)) as chunks:
-            async for table, rows in chunks:
-                yield [make(self._record(table, row)) for row in rows]
+    def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
+        return self._made(query, lambda table, row: make(self._record(table, row)))
 
-    async def _texts(self, query: Query) -> AsyncGenerator[list[str], None]:
-        async with contextlib.aclosing(self._fetched(query)) as chunks:
-            async for _, rows in chunks:
-                yield [row["row"] for row in rows]
+    def _texts(self, query: Query) -> AsyncGenerator[list[str], None]:
+        return self._made(query, lambda table, row: text_of_row(row))
 
-    async def _fetched(self, query: Query) -> AsyncGenerator[tuple[Table, list[Any]], None]:
+    async def _made(self, query: Query, make: Callable[[Table, Any], Made]) -> AsyncGenerator[list[Made], None]:
+        """What is made of the rows that a query asks for, in chunks; rows that cannot be sent are left out."""
         table = self._table
         if table is None or self._pool is None:
             raise Reject("unavailable", f"{self._model.name} has no connection to its database. Try again.")
         selection = selection_of(self._model, query, self._filters(table))
         where, order, values = conditions_of(table, selection)
-        statement = f"{self._select(table)} FROM {table.name} t{where}{order}"
-        if selection.limit is not None:  # of the page's rows only JSON is made
-            page = f"SELECT t.* FROM {table.name} t{where}{order} LIMIT {selection.limit}"
-            statement = f"{self._select(table)} FROM ({page}) t{order}"
+
+        def made(rows: Sequence[Any]) -> Iterator[Made]:
+            return sendable(rows, partial(make, table), lambda row: table.id_of(row["key"]), self._skipped)
+
         try:
-            if selection.limit is not None or "id" in selection.where:
-                yield table, await self._pool.fetch(statement, *values)
+            if selection.limit is not None:
+                missing, step, offset = selection.limit, selection.limit, 0
+                while missing:
+                    # Only of the page's rows JSON is made.
+                    page = f"SELECT t.* FROM {table.name} t{where}{order} LIMIT {step} OFFSET {offset}"
+                    rows = await self._pool.fetch(f"{self._select(table)} FROM ({page}) t{order}", *values)
+                    some = [*islice(made(rows), missing)]
+                    yield some
+                    missing -= len(some) if len(rows) == step else missing
+                    offset, step = offset + step, min(MAX_PAGE, 2 * step)
+                return
+            statement = f"{self._select(table)} FROM {table.name} t{where}{order}"
+            if "id" in selection.where:
+                yield [*made(await self._pool.fetch(statement, *values))]
                 return
             async with self._pool.acquire() as connection, connection.transaction(readonly=True):
                 cursor = await connection.cursor(statement, *values)
                 while rows := await cursor.fetch(CHUNK):
-                    yield table, rows
+                    yield [*made(rows)]
         except asyncpg.DataError as error:  # a value that its column cannot hold is in none of the rows
             if selection.after is not None or not selection.where:
                 raise Reject("invalid", f"{self._model.name} cannot be read so: {error}", []) from None
@@ -488,6 +516,39 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+# Numbers that browsers cannot hold
+
+
+def text_of_row(row: Any) -> str:
+    """A row as JSON text. Raises EncodeError where it has no id."""
+    if not is_id(row["key"]):
+        raise EncodeError("It has no id that a record can have: a string of 1-128 characters or an integer.")
+    return exact(row["row"])
+
+
+def exact(text: str) -> str:
+    """The same JSON, with text in place of numbers that a number of 64 bits does not hold exactly."""
+    if LONG_NUMBER.search(text) is None:
+        return text
+    return orjson.dumps(json.loads(text, parse_int=_whole, parse_float=_broken)).decode()
+
+
+def _whole(digits: str) -> Any:
+    return digits if len(digits) > 17 or abs(int(digits)) > MAX_SAFE_INTEGER else int(digits)
+
+
+def _broken(digits: str) -> Any:
+    number = float(digits)
+    return number if math.isfinite(number) and Decimal(digits) == Decimal(repr(number)) else digits
+
+
+def inexact(digits: str) -> bool:
+    """Whether it is a number as `exact` writes those that browsers cannot hold."""
+    if re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", digits) is None:
+        return False
+    return isinstance(_whole(digits) if digits.lstrip("-").isdigit() else _broken(digits), str)
+
+
 # How values compare: in the database, as what their text is to it
 
 
@@ -517,15 +578,17 @@ def conditions_of(table: Table, selection: Selection) -> tuple[str, str, list[st
         if type in ("json", "jsonb") or type.endswith("[]"):
             raise invalid("$order", f"names {name}, which is not a field that has an order")
         is_optional = name != "id" and name not in table.required
-        if type == "numeric":  # which clients have as a number of 64 bits, and give back so
-            column, type = f"{column}::float8", "float8"
         value = None if selection.after is None else selection.after[name]
         bound = None
         if selection.after is not None and not (value is None and is_optional):
             known = text_of(table, name, value)
             if known is None:
                 raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it")
-            bound = parameter(known, type)
+            bound = parameter(known, type if type in ORDERED else "text")
+        if type not in ORDERED:
+            column = f"""(to_jsonb({column}) #>> '{{}}') COLLATE "C\""""
+            if type in ("text", "character varying"):
+                column = f't.{quoted(table.key_column if name == "id" else name)} COLLATE "C"'
         if is_optional:
             places.append((f"({column} IS NOT NULL)", descending, str(value is not None)))
         places.append((column, descending, bound))
@@ -551,6 +614,8 @@ def text_of(table: Table, name: str, value: Any) -> str | None:
         return str(value) if isinstance(value, bool) else None
     if type not in NUMBERS:
         return value if isinstance(value, str) else None
+    if isinstance(value, str):  # which only some numbers are, to a browser
+        return value if value in INFINITE or (len(value) > 15 and inexact(value)) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)

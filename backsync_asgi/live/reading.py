@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
 from contextlib import aclosing
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from backsync_asgi.errors import Reject
-from backsync_asgi.messages import encode, shorten
+from backsync_asgi.errors import EncodeError, Reject
+from backsync_asgi.messages import encode, is_id, shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import Id, Query, Record, Selection, parse_query
+from backsync_asgi.stores.base import MAX_PAGE, Id, Query, Record, Selection, Skipped, parse_query
 
 Made = TypeVar("Made")
+Row = TypeVar("Row")
 
 
 class Rows(Protocol):
@@ -22,7 +24,7 @@ class Rows(Protocol):
 
 
 class TableReader:
-    """Reads the records of a model from a table: a `Reader`, as stores are.
+    """Reads the records of a model from a table: a `Reader`, as stores are. Leaves out those that cannot be sent.
 
     texts: the same rows as JSON, where something else than we makes it.
     """
@@ -33,12 +35,12 @@ class TableReader:
 
     async def read(self, query: Query) -> list[Record]:
         """The records that a query asks for; by id unless it says otherwise."""
-        async with aclosing(self._rows(query, _itself)) as chunks:
+        async with aclosing(self._rows(query, _checked)) as chunks:
             return [record async for chunk in chunks for record in chunk]
 
     def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts."""
-        return self._rows(query, encode) if self._texts is None else self._texts(query)
+        return self._rows(query, _text) if self._texts is None else self._texts(query)
 
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""
@@ -46,8 +48,62 @@ class TableReader:
         return found[0] if found else None
 
 
-def _itself(record: Record) -> Record:
+def _text(record: Record) -> str:
+    if not is_id(record["id"]):
+        raise EncodeError("It has no id that a record can have: a string of 1-128 characters or an integer.")
+    return encode(record)
+
+
+def _checked(record: Record) -> Record:
+    _text(record)
     return record
+
+
+def sendable(
+    rows: Iterable[Row],
+    make: Callable[[Row], Made | None],
+    id_of: Callable[[Row], Any],
+    skipped: Skipped,
+    raised: tuple[type[BaseException], ...] = (),
+) -> Iterator[Made]:
+    """What is made of rows. One of which it cannot be made is logged and left out, as is one that gives None.
+
+    raised: the errors that concern all rows, as that of a connection which is lost.
+    """
+    for row in rows:
+        try:
+            made = make(row)
+        except raised:
+            raise
+        except Exception as error:  # noqa: BLE001 - `to_record` is the application's
+            skipped.note(id_of(row), repr(error) if not str(error) else error)
+        else:
+            if made is not None:
+                yield made
+
+
+def limited(
+    limit: int | None,
+    fetch: Callable[[int | None, int], Iterable[Row]],
+    make: Callable[[Iterable[Row]], Iterator[Made]],
+) -> Iterator[Made]:
+    """As much as the limit says is made of rows; further ones are fetched where some were left out.
+
+    fetch: `(limit, offset)`; make: leaves out rows.
+    """
+    if limit is None:
+        yield from make(fetch(None, 0))
+        return
+    missing, step, offset = limit, limit, 0
+    while missing:
+        rows = list(fetch(step, offset))
+        for made in islice(make(rows), missing):
+            missing -= 1
+            yield made
+        if len(rows) < step:
+            return
+        offset += step
+        step = min(MAX_PAGE, 2 * step)
 
 
 def selection_of(model: Model, query: Query, shown: Collection[str]) -> Selection:

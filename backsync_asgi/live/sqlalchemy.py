@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Column, Delete, Insert, LargeBinary, Table, Update, event, inspect, select
 from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext, TwoPhaseTransaction
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -41,12 +41,24 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 
 from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, Query, matches
+from backsync_asgi.stores.base import CHUNK, Query, Skipped, matches
 from backsync_asgi.stores.sql import explained
 from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
 
-from .feed import Again, Feed, Id, Record, UnseenWrite, check_live, check_secrets, plain, write_pattern, writes
+from .feed import (
+    UNSENDABLE,
+    Again,
+    Feed,
+    Id,
+    Record,
+    UnseenWrite,
+    check_live,
+    check_secrets,
+    plain,
+    write_pattern,
+    writes,
+)
 from .home import (
     SCHEMA_CHANGE,
     SCHEMA_OF,
@@ -60,7 +72,7 @@ from .home import (
     schema_of,
     single_bind,
 )
-from .reading import Made, TableReader, selection_of
+from .reading import Made, TableReader, limited, selection_of, sendable
 
 logger = logging.getLogger("backsync")
 
@@ -170,6 +182,7 @@ class LiveMapping:
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
+        self._skipped = Skipped(model.name)
         self._again = Again(model)
         self._writes = write_pattern(
             {table.name for each in mapper.self_and_descendants for table in each.tables if isinstance(table, Table)}
@@ -570,7 +583,7 @@ class LiveMapping:
                         raise
                     except Exception:
                         logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
-                        changes.pop(id, None)
+                        changes[id] = UNSENDABLE
         return changes
 
     def _table(self) -> Source:
@@ -691,12 +704,12 @@ class LiveMapping:
     async def _rows(self, query: Query, make: Callable[[Record], Made]) -> AsyncGenerator[list[Made], None]:
         with self._explained():
             if not self._reads_async():
-                yield await self._in_session(lambda session: [*map(make, self._records(session, query))])
+                yield await self._in_session(lambda session: [*self._records(session, query, make)])
                 return
             assert self._sessions is not None
             async with self._sessions() as session:
-                records = await session.run_sync(self._records, query)
-                while some := await session.run_sync(lambda _: [make(record) for record in islice(records, CHUNK)]):
+                records = await session.run_sync(self._records, query, make)
+                while some := await session.run_sync(lambda _: [*islice(records, CHUNK)]):
                     yield some
 
     async def _in_session(self, work: Callable[[Session], Made]) -> Made:
@@ -724,8 +737,8 @@ class LiveMapping:
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(self._model.name, "The database cannot answer this query.")
 
-    def _records(self, session: Session, query: Query) -> Iterator[Record]:
-        """The records that a query asks for, read from the database as they are taken."""
+    def _records(self, session: Session, query: Query, make: Callable[[Record], Made]) -> Iterator[Made]:
+        """What is made of the records that a query asks for, read from the database as they are taken."""
         selection = selection_of(self._model, query, self._filters)
         check_pool(self._model, self._connection_of(session).engine)  # its factory may be bound later, or choose
         table = self._table()
@@ -733,9 +746,20 @@ class LiveMapping:
         statement, rest = select_rows(Fields(fields, table.selected()), selection)
         # Objects may have collections, which need all rows.
         options = {"yield_per": CHUNK} if table.is_flat and selection.limit is None else {}
-        found = table.rows(session.execute(statement, execution_options=options))
-        records = (self._record(table, row) for row in found)
-        return islice((record for record in records if matches(record, rest)), selection.limit)
+        statement = statement.limit(None)
+
+        def fetch(limit: int | None, offset: int) -> Iterable[Any]:
+            page = statement if limit is None else statement.limit(limit).offset(offset)
+            return table.rows(session.execute(page, execution_options=options))
+
+        def made_of(row: Any) -> Made | None:
+            record = self._record(table, row)
+            return make(record) if matches(record, rest) else None
+
+        def made(rows: Iterable[Any]) -> Iterator[Made]:
+            return sendable(rows, made_of, table.id_of, self._skipped, (SQLAlchemyError,))
+
+        return islice(made(fetch(None, 0)), selection.limit) if rest else limited(selection.limit, fetch, made)
 
 
 # Looking at mapped classes and statements

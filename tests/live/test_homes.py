@@ -35,7 +35,7 @@ class Base(DeclarativeBase):
 
 
 class Letter(Base):
-    __tablename__ = "letter"
+    __tablename__ = "homed_letter"
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str | None]
 
@@ -148,7 +148,7 @@ def test_what_is_written_elsewhere_is_logged_once(
     with made_live(sync, "Letter", session=a):
         write_in_every_way(b)
         with b.begin() as connection:
-            connection.execute(text("update letter set text = 'raw'"))
+            connection.execute(text("update homed_letter set text = 'raw'"))
         add(a, 7)
     assert heard.ids() == [("upsert", 7)]
     assert len([record for record in caplog.records if "not broadcast" in record.getMessage()]) == 1
@@ -306,7 +306,7 @@ async def test_schemas_by_search_path_are_kept_apart(postgresql: PostgreSQL, syn
         for name in ("public", "tenant_b"):
             await connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {name}"))
             await connection.execute(text(f"SET LOCAL search_path TO {name}"))
-            await connection.execute(text("DROP TABLE IF EXISTS letter"))
+            await connection.execute(text("DROP TABLE IF EXISTS homed_letter"))
             await connection.run_sync(Base.metadata.create_all, checkfirst=False)
 
     async def write(schema: str, *steps: Any) -> None:

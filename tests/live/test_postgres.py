@@ -190,6 +190,8 @@ async def test_pages_go_by_every_type_that_has_an_order(
         assert row["id"] == row["key"]
         for field in [*row.keys() - without_order]:
             column = "key" if field == "id" else f'"{field}"'
+            if field in ("mood", "span", "padded"):  # as their text sorts in a browser
+                column = f"""(to_jsonb("{field}") #>> '{{}}') COLLATE "C\""""
             for sign, direction, nulls in (("", "ASC", "FIRST"), ("-", "DESC", "LAST")):
                 query = {"$order": sign + field, "$limit": 3}
                 expected = f"SELECT key::text FROM every ORDER BY {column} {direction} NULLS {nulls}, key {direction}"

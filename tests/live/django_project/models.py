@@ -78,3 +78,10 @@ class Base(models.Model):  # type: ignore[misc]
 
     class Meta:  # noqa: D106 - Django's name
         abstract = True
+
+
+class Big(models.Model):  # type: ignore[misc]
+    id = models.BigIntegerField(primary_key=True)
+    room = models.BigIntegerField(null=True)
+    size = models.FloatField(null=True)
+    tags = models.JSONField(null=True)
