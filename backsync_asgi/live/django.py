@@ -60,7 +60,7 @@ from .feed import (
     write_pattern,
     writes,
 )
-from .reading import Made, TableReader, limited, selection_of, sendable
+from .reading import Made, TableReader, is_for_one, limited, selection_of, sendable
 
 logger = logging.getLogger("backsync")
 sparing = Sparing(logger, time.monotonic)
@@ -126,7 +126,7 @@ class LiveModel:
         self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
         self._shown = {"id": mapped._meta.pk} | {name: mapped._meta.get_field(name) for name in self._fields}
         if not model.readable:
-            model.read_from(TableReader(self._rows))
+            model.read_from(TableReader(self._rows, self._skipped))
         # For these only: a model whose deletions are listened to is deleted row by row.
         table = mapped._meta.db_table
         self._senders = [
@@ -334,7 +334,8 @@ class LiveModel:
             return make(record) if matches(record, rest) else None
 
         def made(found: Iterable[Any]) -> Iterator[Made]:
-            return sendable(found, made_of, lambda it: plain(it.pk), self._skipped, (DatabaseError, InterfaceError))
+            skipped = None if is_for_one(query) else self._skipped
+            return sendable(found, made_of, lambda it: plain(it.pk), skipped, (DatabaseError, InterfaceError))
 
         return islice(made(fetch(None, 0)), selection.limit) if rest else limited(selection.limit, fetch, made)
 

@@ -33,7 +33,7 @@ from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, MAX_PAGE, Query, Selection, Skipped, invalid
 
 from .feed import UNSENDABLE, Feed, Id, Record, check_secrets, plain
-from .reading import Made, TableReader, selection_of, sendable
+from .reading import Made, TableReader, is_for_one, selection_of, sendable
 
 try:
     import asyncpg
@@ -57,6 +57,7 @@ INFINITE = ("NaN", "Infinity", "-Infinity")  # numbers that JSON has as text
 # What has the same order as its JSON text has in a browser; all else is ordered by that text.
 TIMES = ("date", "time without time zone", "timestamp without time zone", "timestamp with time zone")
 ORDERED = (*NUMBERS, *TIMES, "boolean", "uuid")
+UNORDERED = ("json", "jsonb", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle")
 SETTINGS = {"timezone": "UTC"}  # by which times are written: those of two seasons would not sort as text
 # Numbers in JSON that have more digits than a number of 64 bits keeps, or an exponent; texts may look so, too.
 LONG_NUMBER = re.compile(r"[\[:,]\s*-?(?:\d{16}|[\d.]{17}|[\d.]+[eE])")
@@ -258,7 +259,7 @@ class Listener:
         self._task: asyncio.Task[None] | None = None
         model.hears_others = True
         if not model.readable:
-            model.read_from(TableReader(self._rows, self._texts if to_record is None else None))
+            model.read_from(TableReader(self._rows, self._skipped, self._texts if to_record is None else None))
 
     async def __aenter__(self) -> Self:
         connection = await self._connect()  # a mistake in a name or password shows here
@@ -457,7 +458,8 @@ class Listener:
         where, order, values = conditions_of(table, selection)
 
         def made(rows: Sequence[Any]) -> Iterator[Made]:
-            return sendable(rows, partial(make, table), lambda row: table.id_of(row["key"]), self._skipped)
+            skipped = None if is_for_one(query) else self._skipped
+            return sendable(rows, partial(make, table), lambda row: table.id_of(row["key"]), skipped)
 
         try:
             if selection.limit is not None:
@@ -575,7 +577,7 @@ def conditions_of(table: Table, selection: Selection) -> tuple[str, str, list[st
     places: list[tuple[str, bool, str | None]] = []  # what to order by, whether it descends, the value to be beyond
     for name, descending in selection.places:
         column, type = column_of(table, name)
-        if type in ("json", "jsonb") or type.endswith("[]"):
+        if type in UNORDERED or type.endswith("[]"):
             raise invalid("$order", f"names {name}, which is not a field that has an order")
         is_optional = name != "id" and name not in table.required
         value = None if selection.after is None else selection.after[name]

@@ -29,8 +29,14 @@ class TableReader:
     texts: the same rows as JSON, where something else than we makes it.
     """
 
-    def __init__(self, rows: Rows, texts: Callable[[Query], AsyncGenerator[list[str], None]] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        skipped: Skipped,
+        texts: Callable[[Query], AsyncGenerator[list[str], None]] | None = None,
+    ) -> None:
         self._rows = rows
+        self._skipped = skipped
         self._texts = texts
 
     async def read(self, query: Query) -> list[Record]:
@@ -43,8 +49,15 @@ class TableReader:
         return self._rows(query, _text) if self._texts is None else self._texts(query)
 
     async def get(self, id: Id) -> Record | None:
-        """The record of that id, or None."""
-        found = await self.read({"id": id})
+        """The record of that id, or None. Raises Reject("not_found") for a row that cannot be sent: it must not be
+        taken for one that is not there, as by a rule about who may write it."""
+        try:
+            found = await self.read({"id": id})
+        except Reject:
+            raise
+        except Exception as error:  # noqa: BLE001 - `to_record` is the application's
+            self._skipped.note(id, error)
+            raise Reject("not_found", f"The record with the id {shorten(id)} cannot be sent.") from None
         return found[0] if found else None
 
 
@@ -63,19 +76,22 @@ def sendable(
     rows: Iterable[Row],
     make: Callable[[Row], Made | None],
     id_of: Callable[[Row], Any],
-    skipped: Skipped,
+    skipped: Skipped | None,
     raised: tuple[type[BaseException], ...] = (),
 ) -> Iterator[Made]:
     """What is made of rows. One of which it cannot be made is logged and left out, as is one that gives None.
 
-    raised: the errors that concern all rows, as that of a connection which is lost.
+    skipped: None raises the error of such a row. raised: the errors that concern all rows, as that of a connection
+        which is lost.
     """
     for row in rows:
         try:
             made = make(row)
         except raised:
             raise
-        except Exception as error:  # noqa: BLE001 - `to_record` is the application's
+        except Exception as error:
+            if skipped is None:
+                raise
             skipped.note(id_of(row), repr(error) if not str(error) else error)
         else:
             if made is not None:
@@ -104,6 +120,11 @@ def limited(
             return
         offset += step
         step = min(MAX_PAGE, 2 * step)
+
+
+def is_for_one(query: Query) -> bool:
+    """Whether a query asks for one record by its id."""
+    return set(query) == {"id"}
 
 
 def selection_of(model: Model, query: Query, shown: Collection[str]) -> Selection:

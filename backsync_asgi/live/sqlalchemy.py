@@ -72,7 +72,7 @@ from .home import (
     schema_of,
     single_bind,
 )
-from .reading import Made, TableReader, limited, selection_of, sendable
+from .reading import Made, TableReader, is_for_one, limited, selection_of, sendable
 
 logger = logging.getLogger("backsync")
 
@@ -204,7 +204,7 @@ class LiveMapping:
         if version is None and counted is not None and counted in self._fields:
             model.infer(version=counted)
         if session is not None and not model.readable:
-            model.read_from(TableReader(self._rows))
+            model.read_from(TableReader(self._rows, self._skipped))
         self._listen()
         ALL.add(self)
 
@@ -757,7 +757,8 @@ class LiveMapping:
             return make(record) if matches(record, rest) else None
 
         def made(rows: Iterable[Any]) -> Iterator[Made]:
-            return sendable(rows, made_of, table.id_of, self._skipped, (SQLAlchemyError,))
+            skipped = None if is_for_one(query) else self._skipped
+            return sendable(rows, made_of, table.id_of, skipped, (SQLAlchemyError,))
 
         return islice(made(fetch(None, 0)), selection.limit) if rest else limited(selection.limit, fetch, made)
 
