@@ -605,12 +605,18 @@ describe("refused writes", () => {
 
 /** Kind: a page's own library is older, or another one, than the adapter was written for. */
 describe("pages of another time", () => {
-  it("a Backbone without modelId is refused at once", () => {
-    const old = { VERSION: "1.1.2", Model: class {}, Collection: class {}, sync() {} } as any;
-    const { sync } = old;
-    assert.throws(() => install(old, () => connection), { code: "usage", message: /^Backbone 1\.1\.2 is too old .* needs 1\.2 or later/ });
-    assert.equal(old.sync, sync);
-  });
+  for (const VERSION of ["0.9.2", "0.9.10", "1.0.0", "1.1.2"]) {
+    it(`Backbone ${VERSION} is refused at once`, () => {
+      const old = { VERSION, Model: class {}, Collection: class {}, sync() {} } as any;
+      const { sync } = old;
+      assert.throws(() => install(old, () => connection), (error: BacksyncError) => {
+        assert.equal(error.code, "usage");
+        assert.match(error.message, new RegExp(`^Backbone ${VERSION} is too old .* needs 1\\.2 or later`));
+        return true;
+      });
+      assert.equal(old.sync, sync);
+    });
+  }
 
   it("jQuery's done, fail, always, promise and state", async (context) => {
     const warn = context.mock.method(console, "warn", () => {});
