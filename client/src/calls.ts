@@ -29,6 +29,8 @@ export interface StartOptions {
   identity?: () => Record<string, unknown>;
   /** The fields of the written record that the page has set; the others follow the answer to a write that is under way. */
   own?: string[];
+  /** The record as the server has it: what the fields of a refused write go back to in later ones. */
+  before?: Record<string, unknown> | null | undefined;
   /** For a new record the query of its live collection: the key fields among these are added, as soon as they are known. */
   query?: Query | undefined;
 }
@@ -40,6 +42,19 @@ interface Caller {
   /** Waits for a connection for as long as it takes; time runs only while the message is unanswered on one. */
   isPatient: boolean;
 }
+
+/** One of several writes of a record that have become one message. */
+interface Part {
+  event: string;
+  /** The message that it would have been. */
+  text: string;
+  own: string[] | null;
+  base: Base | null;
+  callers: Caller[];
+}
+
+/** The fields that a write changes, with the values that they had before it. */
+type Base = Record<string, unknown>;
 
 interface PendingCall {
   id: number | string;
@@ -67,6 +82,10 @@ interface PendingCall {
   query: Query | null;
   /** The fields that the page has set; null: it has not said. */
   own: string[] | null;
+  /** Null: not known. */
+  base: Base | null;
+  /** The writes that it stands for; null: it is one, or cannot be taken apart. */
+  parts: Part[] | null;
   /** A write joins an earlier one only if nothing but writes of single records is between them. */
   era: number;
   timer: Timer | null;
@@ -87,6 +106,15 @@ const WINDOW = 32_768;
 
 /** Bytes of a message that a server takes unless it says otherwise: writes are not joined to more before it has spoken. */
 const USUAL_LIMIT = 65_536;
+
+/** Parts of a message that are sent again each on its own if it is refused; more are joined for good. */
+const MAX_PARTS = 16;
+
+/** Errors that are not about what a write says: its parts would fare no better, or may have been done. */
+const NOT_ABOUT_CONTENT = new Set([
+  ...["aborted", "closed", "timeout", "unavailable", "rate_limited", "unauthorized", "handler_error", "not_found"],
+  ...["unknown_model", "unknown_method", "bad_message"],
+]);
 
 export class Calls {
   readonly #host: Host;
@@ -153,27 +181,28 @@ export class Calls {
       return this.#refuse(settle, error);
     }
 
+    const base = isWrite ? baseOf(message, options, latest) : null;
     let call = latest as PendingCall;
     if (joined === "nothing" && call.after === null) {
       this.#finish(call, new BacksyncError("aborted", `${call.event} was not sent: the record was deleted before.`), null);
       queueMicrotask(() => guarded(this.#host, () => settle(null, {})));
       return { abort() {} };
     }
+    const caller: Caller = { call, settle, timer: null, isPatient: isWrite && options.timeout === undefined };
     if (joined !== null) {
+      const part = { event: message.event, text, own: options.own ?? null, base, callers: [caller] };
       // A record whose creation is on its way is deleted once it has its id.
-      this.#rewrite(call, joined === "nothing" ? encode(call.id, parse(text)) : joinedText, message.event);
-      call.own = writeMethod(message) === "patch" ? both(call.own, options.own ?? null) : (options.own ?? null);
-      call.query = lacking(call.text, options.query ?? call.query);
+      this.#join(call, part, joined === "nothing" ? encode(call.id, parse(text)) : joinedText, options.query ?? call.query);
     } else {
       const isRead = method === "read";
       if (!isWrite && !isRead) this.#eras.set(model, this.#era(model) + 1);
-      call = { ...blank(id, model, message.event, text), record, own: options.own ?? null, query: lacking(text, options.query ?? null), isWrite, isRead, era: this.#era(model) };
+      call = { ...blank(id, model, message.event, text), record, own: options.own ?? null, base, query: lacking(text, options.query ?? null), isWrite, isRead, era: this.#era(model) };
       if (latest !== undefined && isLocal(record as string)) call.after = latest;
       this.#add(call);
+      caller.call = call;
+      call.callers.push(caller);
     }
-    const caller: Caller = { call, settle, timer: null, isPatient: isWrite && options.timeout === undefined };
     call.identity = options.identity ?? call.identity;
-    call.callers.push(caller);
     const timeout = options.timeout ?? this.#timeoutMs;
     if (!caller.isPatient && timeout !== Infinity) caller.timer = this.#host.setTimeout(() => this.#leave(caller, this.#timedOut(caller.call, timeout)), timeout);
     this.#pump();
@@ -223,7 +252,9 @@ export class Calls {
     const call = this.#pending.get(message.id as number | string);
     if (call === undefined || call.state !== "sent") return this.#isOwn(message.id);
     const failed = message.error !== undefined && message.error !== null;
-    this.#finish(call, failed ? BacksyncError.fromWire(message.error) : null, message.data, true);
+    const error = failed ? BacksyncError.fromWire(message.error) : null;
+    if (error !== null && call.parts !== null && !NOT_ABOUT_CONTENT.has(error.code)) this.#split(call);
+    else this.#finish(call, error, message.data, true);
     this.#pump();
     return true;
   }
@@ -299,8 +330,9 @@ export class Calls {
       if (this.#pending.has(write.id)) continue;
       const message = parse(write.text);
       const [model = ""] = splitEvent(message.event) ?? [];
-      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, own: write.own ?? null, query: write.query ?? null, isWrite: true, frozen: write.sent, safe: write.sent };
+      const call = { ...blank(write.id, model, message.event, write.text), record: write.record, own: write.own ?? null, base: write.base ?? null, query: write.query ?? null, isWrite: true, frozen: write.sent, safe: write.sent };
       call.era = this.#era(model);
+      call.parts = write.parts?.map((part) => ({ ...part, callers: [] })) ?? null;
       call.after = write.after === null ? null : (this.#pending.get(write.after) ?? null);
       this.#add(call);
     }
@@ -318,8 +350,9 @@ export class Calls {
     let any = false;
     for (const call of this.#pending.values()) {
       if (call.query === null || call.model !== model || (names === null && !same(call.query, query))) continue;
-      this.#rewrite(call, encode(call.id, completed(parse(call.text), call.query, names ?? [])), call.event);
+      const { query: wanted } = call;
       call.query = null;
+      this.#edit(call, (write) => completed(write, wanted, names ?? []));
       this.#store(call);
       any = true;
     }
@@ -334,14 +367,63 @@ export class Calls {
       if (call.record !== null) this.#latest.set(place(call.model, call.record), call);
       return;
     }
-    this.#rewrite(latest, encode(latest.id, joined), call.event);
-    latest.own = writeMethod(parse(call.text)) === "patch" ? both(latest.own, call.own) : call.own;
-    latest.query = lacking(latest.text, call.query ?? latest.query);
-    for (const caller of call.callers) caller.call = latest;
-    latest.callers.push(...call.callers);
+    for (const part of call.parts ?? [partOf(call)]) {
+      const whole = coalesce(parse(latest.text), parse(part.text)) as Message;
+      this.#join(latest, part, encode(latest.id, whole), call.query ?? latest.query);
+    }
+    for (const caller of latest.callers) caller.call = latest;
     call.callers = [];
     this.#remove(call);
     this.#store(latest);
+  }
+
+  /** Makes a write part of a call that has not been sent; `text` is the message for both. */
+  #join(call: PendingCall, part: Part, text: string, query: Query | null): void {
+    const methods = [call.text, part.text].map((one) => writeMethod(parse(one)));
+    if (methods.includes("delete")) call.parts = null;
+    else if (call.parts === null) call.parts = [partOf(call)];
+    if (call.parts !== null) addPart(call.parts, part);
+    this.#rewrite(call, text, part.event);
+    call.own = methods[1] === "patch" ? both(call.own, part.own) : part.own;
+    call.base = call.base === null || part.base === null ? null : { ...part.base, ...call.base };
+    call.query = lacking(text, query);
+    for (const caller of part.callers) caller.call = call;
+    call.callers.push(...part.callers);
+    if (call.parts?.length === 1) call.parts = null; // the last one changes all that those before it have
+  }
+
+  /** A message that stands for several writes was refused: each is sent on its own, so that only the bad ones are. */
+  #split(call: PendingCall): void {
+    const waiting = [...this.#pending.values()];
+    const later = waiting.slice(waiting.indexOf(call) + 1);
+    for (const other of later) this.#pending.delete(other.id);
+    let last: PendingCall | null = null;
+    for (const { event, text, own, base, callers } of call.parts ?? []) {
+      const id = this.#nextId();
+      const next: PendingCall = { ...blank(id, call.model, event, encode(id, parse(text))), record: call.record, own, base, isWrite: true, era: call.era, identity: call.identity };
+      next.callers = callers.filter((caller) => call.callers.includes(caller)); // others have given up
+      for (const caller of next.callers) caller.call = next;
+      if (call.record !== null && isLocal(call.record)) next.after = last;
+      this.#add(next);
+      this.#store(next);
+      last = next;
+    }
+    for (const other of later) {
+      this.#pending.set(other.id, other);
+      if (other.after === call) other.after = last;
+      if (other.record !== null && other.record === call.record && other.model === call.model) this.#latest.set(place(other.model, other.record), other);
+    }
+    call.callers = [];
+    this.#remove(call);
+  }
+
+  /** Changes a message that has not been sent, and all its parts. */
+  #edit(call: PendingCall, change: (message: Message, of: PendingCall | Part) => Message): void {
+    for (const part of call.parts ?? []) part.text = JSON.stringify(change(parse(part.text), part));
+    const text = encode(call.id, change(parse(call.text), call));
+    if (text === call.text) return; // no part has changed either
+    this.#rewrite(call, text, call.event);
+    this.#store(call);
   }
 
   /** The one message for a call and a later one of its record; null where each stays its own. */
@@ -456,8 +538,9 @@ export class Calls {
       call.safe = call.frozen;
       return;
     }
-    const { text, record, own, query, frozen } = call;
-    this.#storage.put({ id: String(call.id), text, record, own, query, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
+    const { text, record, own, base, query, frozen } = call;
+    const parts = call.parts?.map((part) => ({ event: part.event, text: part.text, own: part.own, base: part.base }));
+    this.#storage.put({ id: String(call.id), text, record, own, base, ...(parts === undefined ? {} : { parts }), query, sent: frozen, after: call.after === null ? null : String(call.after.id) }, () => {
       if (!frozen || call.safe) return;
       call.safe = true;
       this.#pump();
@@ -511,17 +594,16 @@ export class Calls {
     else queueMicrotask(tell);
   }
 
-  /** What has waited for the id that the call was to bring. */
+  /** What has waited for the id that the call was to bring, or for its answer. */
   #release(call: PendingCall, error: BacksyncError | null, data: unknown): void {
     if (error === null && isObject(data) && call.record !== null) this.#bringUpToDate(call, data);
+    if (error !== null && !NOT_ABOUT_CONTENT.has(error.code) && call.record !== null) this.#takeOut(call);
     for (const follower of [...this.#pending.values()]) {
       if (follower.after !== call) continue;
       follower.after = null;
       const message = parse(follower.text);
       if (error === null) {
-        const fields = follower.identity?.() ?? { id: isObject(data) ? data.id : undefined };
-        this.#rewrite(follower, encode(follower.id, { ...message, data: { ...(message.data as object), ...fields } }), follower.event);
-        this.#rename(follower, recordName(fields.id));
+        this.#identify(follower, isObject(data) ? data.id : undefined);
       } else if (call.frozen && (error.code === "timeout" || error.code === "aborted")) {
         this.#finish(follower, error, null); // nobody knows whether there is such a record: another one must not be made
         continue;
@@ -534,20 +616,56 @@ export class Calls {
     this.#pump();
   }
 
+  /** Gives a write the id of its record, and with it those that wait for this one: they do not create the record any more. */
+  #identify(call: PendingCall, id: unknown): void {
+    const fields = call.identity?.() ?? { id };
+    this.#edit(call, (message) => ({ ...message, data: { ...(message.data as object), ...fields } }));
+    const followers = [...this.#pending.values()].filter(({ after }) => after === call);
+    this.#rename(call, recordName(fields.id));
+    for (const follower of followers) {
+      follower.after = null;
+      this.#identify(follower, id);
+    }
+  }
+
   /** What waits with fields that the page has not set gets those that the record has by now: its version, above all. */
   #bringUpToDate(call: PendingCall, answer: Record<string, unknown>): void {
     const sent = parse(call.text).data as Record<string, unknown>;
-    for (const other of this.#pending.values()) {
-      if (other.record !== call.record || other.model !== call.model || other.state !== "waiting" || other.frozen) continue;
-      const message = parse(other.text);
-      const fields = message.data as Record<string, unknown>;
-      const isOwn = (name: string): boolean => other.own?.includes(name) ?? !(Object.hasOwn(sent, name) && same(sent[name], fields[name]));
-      const stale = Object.keys(fields).filter((name) => Object.hasOwn(answer, name) && !isOwn(name) && !same(fields[name], answer[name]));
-      if (stale.length === 0) continue;
-      for (const name of stale) fields[name] = answer[name];
-      this.#rewrite(other, encode(other.id, message), other.event);
-      this.#store(other);
+    for (const other of this.#waitingAfter(call)) {
+      this.#edit(other, (message, { own, base }) => {
+        const fields = { ...(message.data as Record<string, unknown>) };
+        const isOwn = (name: string): boolean => own?.includes(name) ?? !(Object.hasOwn(sent, name) && same(sent[name], fields[name]));
+        for (const name of Object.keys(fields)) if (Object.hasOwn(answer, name) && !isOwn(name)) fields[name] = answer[name];
+        for (const name of Object.keys(base ?? {})) if (Object.hasOwn(answer, name)) (base as Base)[name] = answer[name];
+        return { ...message, data: fields };
+      });
     }
+  }
+
+  /** Whole records that wait do not repeat what was refused, unless they are the ones that change it. */
+  #takeOut(call: PendingCall): void {
+    const sent = parse(call.text).data as Record<string, unknown>;
+    for (const other of this.#waitingAfter(call)) {
+      this.#edit(other, (message, { base }) => {
+        const fields = { ...(message.data as Record<string, unknown>) };
+        for (const [name, value] of Object.entries(call.base ?? {})) {
+          if (base !== null && Object.hasOwn(base, name)) {
+            if (same(base[name], sent[name])) base[name] = value;
+          } else if (writeMethod(message) === "upsert" && same(fields[name], sent[name])) {
+            if (value === undefined) delete fields[name];
+            else fields[name] = value;
+          }
+        }
+        return { ...message, data: fields };
+      });
+    }
+  }
+
+  /** The writes of its record that may still be changed. */
+  #waitingAfter(call: PendingCall): PendingCall[] {
+    const isChangeable = ({ record, model, state, frozen }: PendingCall): boolean =>
+      record === call.record && model === call.model && state === "waiting" && !frozen;
+    return [...this.#pending.values()].filter(isChangeable);
   }
 
   #rename(call: PendingCall, record: string | null): void {
@@ -580,7 +698,43 @@ export class Calls {
 
 function blank(id: number | string, model: string, event: string, text: string): PendingCall {
   const flags = { frozen: false, safe: false, isWrite: false, isRead: false, oneSocket: false };
-  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, query: null, own: null, era: 0, timer: null, callers: [] };
+  return { id, model, event, text, record: null, state: "waiting", ...flags, after: null, identity: null, query: null, own: null, base: null, parts: null, era: 0, timer: null, callers: [] };
+}
+
+function partOf({ event, text, own, base, callers }: PendingCall): Part {
+  return { event, text: JSON.stringify(parse(text)), own, base, callers: [...callers] };
+}
+
+/** Adds a part, or joins it to the last one, if it changes all that this changes, or if there are too many. */
+function addPart(parts: Part[], part: Part): void {
+  const last = parts.at(-1);
+  const replaces = last?.base != null && part.base !== null && Object.keys(last.base).every((name) => Object.hasOwn(part.base as Base, name));
+  if (last === undefined || (!replaces && parts.length < MAX_PARTS)) {
+    parts.push({ ...part, text: JSON.stringify(parse(part.text)) });
+    return;
+  }
+  const joined = coalesce(parse(last.text), parse(part.text)) as Message;
+  parts[parts.length - 1] = {
+    event: joined.event,
+    text: JSON.stringify(joined),
+    own: writeMethod(parse(part.text)) === "patch" ? both(last.own, part.own) : part.own,
+    base: last.base === null || part.base === null ? null : { ...part.base, ...last.base },
+    callers: [...last.callers, ...part.callers],
+  };
+}
+
+/** Null: nobody has said which fields it changes. `latest` is the write of the record before it that has no answer yet. */
+function baseOf(message: Message, { own, before }: StartOptions, latest: PendingCall | undefined): Base | null {
+  const fields = message.data as Record<string, unknown>;
+  const names = writeMethod(message) === "patch" ? [...Object.keys(fields), ...(message.unset ?? [])] : own;
+  if (names === undefined || writeMethod(message) === "delete") return null;
+  const shown = latest === undefined ? {} : (parse(latest.text).data as Record<string, unknown>);
+  const base: Base = {};
+  for (const name of names) {
+    if (name === "id" || (Object.hasOwn(shown, name) && same(shown[name], fields[name]))) continue; // only carried along
+    base[name] = Object.hasOwn(shown, name) ? shown[name] : before?.[name];
+  }
+  return base;
 }
 
 function lacking(text: string, query: Query | null): Query | null {

@@ -188,7 +188,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   #write(entry: Entry<Item>, { event, ...message }: Message, write: PendingWrite, query?: Query): Promise<unknown> {
     const own = entry.shadow.touched({ ...(message.data as ServerRecord), ...write.fields });
-    const options: StartOptions = { record: entry.name, own, query };
+    const options: StartOptions = { record: entry.name, own, before: entry.shadow.confirmed, query };
     const promise = WritePromise.make<unknown>((resolve, reject) => {
       this.#connection.request({ event: `${this.#model}:${event}`, ...message }, options, (error, reply) => {
         if (error === null) {

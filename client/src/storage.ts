@@ -13,6 +13,10 @@ export interface StoredWrite {
   record: string | null;
   /** The fields that the page has set; null: it has not said. Missing in rows of earlier versions. */
   own?: string[] | null;
+  /** The fields that it changes, with the values before; null: not known. Missing in rows of earlier versions. */
+  base?: Record<string, unknown> | null;
+  /** The writes that it stands for, if there are several. */
+  parts?: { event: string; text: string; own: string[] | null; base: Record<string, unknown> | null }[];
   /** The query of the live collection that it was made in; null: its room is known. Missing in rows of earlier versions. */
   query?: Query | null;
   /** It may have reached the server: it must stay as it is. */

@@ -9,6 +9,7 @@ import { install } from "../src/backbone/install.js";
 import { LiveCollection } from "../src/live.js";
 import { coalesce } from "../src/coalesce.js";
 import { Connection, type ConnectionOptions } from "../src/connection.js";
+import type { BacksyncError } from "../src/errors.js";
 import { connected, FakeServer, type FakeSocket, settle } from "./fakes.js";
 import { Disk } from "./reference.js";
 
@@ -638,5 +639,188 @@ describe("onOpen", () => {
     } finally {
       console.warn = warn;
     }
+  });
+});
+
+/** Kind: what has joined another write shares its fate. */
+describe("a refused message that stands for several writes", () => {
+  const outcome = (promise: Promise<any>): Promise<unknown> => promise.then((row) => row, (error: BacksyncError) => error.code);
+
+  it("is sent again in its parts: only the bad one is refused", async () => {
+    const { connection, socket } = await connected();
+    const todos = new LiveCollection<any>(connection, "Todo");
+    await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "snapshot", epoch: "e", seq: 1, records: [{ id: "s1", text: "t" }] });
+    const writes = [{ a: 1 }, { text: "" }, { c: 3 }].map((fields) => outcome(todos.patch("s1", fields)));
+    const other = outcome(todos.upsert({ id: "s2" }));
+    const [first, second] = socket.take();
+    await socket.reply(first!, { id: "s1", text: "t", a: 1 });
+    await socket.reply(second!, { id: "s2" });
+    const joined = socket.takeOne("Todo:patch");
+    assert.deepEqual(joined.data, { id: "s1", text: "", c: 3 });
+    const late = outcome(todos.patch("s1", { d: 4 }));
+    await socket.refuse(joined, "invalid");
+    const bad = socket.takeOne("Todo:patch");
+    assert.deepEqual(bad.data, { id: "s1", text: "" });
+    assert.notEqual(bad.id, joined.id);
+    await socket.refuse(bad, "invalid");
+    assert.deepEqual(todos.get("s1"), { id: "s1", text: "t", a: 1, c: 3, d: 4 });
+    const good = socket.takeOne("Todo:patch");
+    assert.deepEqual(good.data, { id: "s1", c: 3 });
+    await socket.reply(good, { id: "s1", text: "t", a: 1, c: 3 });
+    const last = socket.takeOne("Todo:patch");
+    assert.deepEqual(last.data, { id: "s1", d: 4 });
+    await socket.reply(last, { id: "s1", text: "t", a: 1, c: 3, d: 4 });
+    const row = { id: "s1", text: "t", a: 1 };
+    assert.deepEqual(await Promise.all([...writes, other, late]), [row, "invalid", { ...row, c: 3 }, { id: "s2" }, { ...row, c: 3, d: 4 }]);
+    assert.equal(connection.pending, 0);
+  });
+
+  it("whole records do not repeat what was refused before them, joined or not", async () => {
+    const { connection, socket, server, host } = await connected();
+    const todos = new LiveCollection<any>(connection, "Todo");
+    await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "snapshot", epoch: "e", seq: 1, records: [{ id: 1, text: "t" }] });
+    await socket.cut();
+    const writes = [{ a: 1 }, { text: "" }, { c: 3 }].map((fields) => outcome(todos.upsert({ ...todos.get(1), ...fields })));
+    await host.advance(2_000);
+    const again = await server.accept();
+    const joined = again.take().find(({ event }) => event === "Todo:upsert");
+    assert.deepEqual(joined!.data, { id: 1, text: "", a: 1, c: 3 });
+    await again.refuse(joined!, "forbidden");
+    const first = again.takeOne("Todo:upsert");
+    assert.deepEqual(first.data, { id: 1, text: "t", a: 1 });
+    await again.reply(first, { id: 1, text: "t", a: 1, rev: 2 });
+    const second = again.takeOne("Todo:upsert");
+    assert.deepEqual(second.data, { id: 1, text: "", a: 1 });
+    await again.refuse(second, "forbidden");
+    const third = again.takeOne("Todo:upsert");
+    assert.deepEqual(third.data, { id: 1, text: "t", a: 1, c: 3 });
+    await again.reply(third, { ...third.data, rev: 3 });
+    assert.deepEqual(await Promise.all(writes), [{ id: 1, text: "t", a: 1, rev: 2 }, "forbidden", { id: 1, text: "t", a: 1, c: 3, rev: 3 }]);
+    assert.deepEqual(todos.get(1), { id: 1, text: "t", a: 1, c: 3, rev: 3 });
+    // Sent while another one is under way: it waits, and nothing joins it.
+    const bad = outcome(todos.upsert({ ...todos.get(1), text: "" }));
+    const good = outcome(todos.upsert({ ...todos.get(1), e: 5 }));
+    await again.refuse(again.takeOne("Todo:upsert"), "invalid");
+    const last = again.takeOne("Todo:upsert");
+    assert.deepEqual([last.data.text, last.data.e], ["t", 5]);
+    await again.reply(last, last.data);
+    assert.equal(await bad, "invalid");
+    assert.equal(((await good) as any).e, 5);
+    assert.equal(todos.get(1).text, "t");
+  });
+
+  it("a creation and edits: one record, whichever of them is refused", async () => {
+    for (const refused of [0, 1, 2]) {
+      const { connection, socket, server, host } = await connected();
+      await socket.cut();
+      const record = "~mine";
+      const settled: unknown[] = [];
+      for (const data of [{ a: 1 }, { a: 1, b: 2 }, { a: 1, b: 2, c: 3 }]) {
+        connection.request({ event: "Todo:upsert", data }, { record, own: Object.keys(data) }, (error, row) => settled.push(error?.code ?? (row as any).id));
+      }
+      await host.advance(2_000);
+      const again = await server.accept();
+      await again.refuse(again.take().find(({ event }) => event === "Todo:upsert")!, "invalid");
+      let ids = 0;
+      for (const index of [0, 1, 2]) {
+        const part = again.takeOne("Todo:upsert");
+        if (index === refused) await again.refuse(part, "invalid");
+        else await again.reply(part, { id: part.data.id ?? (ids += 1), ...part.data });
+      }
+      assert.deepEqual([ids, again.take(), connection.pending], [1, [], 0]);
+      assert.deepEqual(settled, [0, 1, 2].map((index) => (index === refused ? "invalid" : 1)));
+    }
+  });
+
+  it("as Backbone saves them", async () => {
+    const { connection, socket } = await connected();
+    const todos = new (Backbone.Collection.extend({ url: "/Todo" }))() as any;
+    install(Backbone, () => connection);
+    todos.live({ connection });
+    await socket.reply(socket.takeOne("Todo:subscribe"), { mode: "snapshot", epoch: "e", seq: 1, records: [{ id: 1, text: "t" }] });
+    const rolledBack: unknown[] = [];
+    const model = todos.get(1);
+    model.on("rollback", (_: unknown, error: BacksyncError) => rolledBack.push(error.code));
+    model.save({ a: 1 });
+    model.save({ text: "" });
+    model.save({ c: 3 });
+    for (let sent = socket.take(); sent.length > 0; sent = socket.take()) {
+      for (const message of sent) {
+        if (message.data.text === "") await socket.refuse(message, "invalid");
+        else await socket.reply(message, message.data);
+      }
+    }
+    assert.deepEqual([model.attributes, rolledBack, todos.syncPending()], [{ id: 1, text: "t", a: 1, c: 3 }, ["invalid"], 0]);
+  });
+
+  it("is not, for what is no fault of theirs, and not with a deletion among them", async () => {
+    for (const code of ["unavailable", "rate_limited", "handler_error", "unauthorized"]) {
+      const { connection, socket } = await connected();
+      const first = outcome(connection.call("Todo:patch", { id: 1, a: 1 }));
+      const others = [{ b: 1 }, { c: 1 }].map((fields) => outcome(connection.call("Todo:patch", { id: 1, ...fields })));
+      await socket.reply(socket.takeOne("Todo:patch"), { id: 1 });
+      await socket.refuse(socket.takeOne("Todo:patch"), code);
+      assert.deepEqual(await Promise.all([first, ...others]), [{ id: 1 }, code, code]);
+      assert.deepEqual(socket.take(), []);
+    }
+    const { connection, socket } = await connected();
+    void outcome(connection.call("Todo:patch", { id: 1, a: 1 }));
+    const edit = outcome(connection.call("Todo:patch", { id: 1, b: 1 }));
+    const gone = outcome(connection.call("Todo:delete", { id: 1 }));
+    await socket.reply(socket.takeOne("Todo:patch"), { id: 1 });
+    await socket.refuse(socket.takeOne("Todo:delete"), "forbidden");
+    assert.deepEqual([await edit, await gone, socket.take()], ["forbidden", "forbidden", []]);
+  });
+
+  it("edits of one field are one part, however many; there is a bound for the others", async () => {
+    const { connection, socket } = await connected();
+    const calls = Array.from({ length: 100 }, (_, n) => connection.call("Todo:patch", { id: 1, text: `t${n}` }));
+    const fields = Array.from({ length: 60 }, (_, n) => connection.call("Todo:patch", { id: 1, [`f${n}`]: n }));
+    const all = Promise.allSettled([...calls, ...fields]);
+    await socket.reply(socket.takeOne("Todo:patch"), { id: 1 });
+    await socket.refuse(socket.takeOne("Todo:patch"), "invalid");
+    let messages = 0;
+    for (let sent = socket.take(); sent.length > 0; sent = socket.take()) {
+      for (const message of sent) {
+        messages += 1;
+        await (message.data.text === undefined ? socket.reply(message, { id: 1 }) : socket.refuse(message, "invalid"));
+      }
+    }
+    assert.equal(messages, 16);
+    assert.equal((await all).filter(({ status }) => status === "rejected").length, 99);
+    assert.equal(connection.pending, 0);
+  });
+
+  it("what an earlier page has left is taken apart, too", async () => {
+    const disk = new Disk();
+    const page = async (): Promise<{ server: FakeServer; connection: Connection }> => {
+      const server = new FakeServer();
+      const connection = new Connection("http://test.invalid", { persist: "p" }, server.host, server.open, () => disk.storage());
+      await settle();
+      return { server, connection };
+    };
+    const before = await page();
+    for (const data of [{ id: 1, text: "" }, { id: 1, done: true }]) before.connection.call("Todo:patch", data).catch(() => {});
+    await settle();
+    await settle();
+    const { server, connection } = await page();
+    const refused: unknown[] = [];
+    connection.on("refused", (error, message) => refused.push([error.code, message.data]));
+    connection.open();
+    await settle();
+    const socket = await server.accept();
+    await settle();
+    await settle();
+    const joined = socket.takeOne("Todo:patch");
+    assert.deepEqual(joined.data, { id: 1, text: "", done: true });
+    await socket.refuse(joined, "invalid");
+    await settle();
+    await socket.refuse(socket.takeOne("Todo:patch"), "invalid");
+    await settle();
+    const good = socket.takeOne("Todo:patch");
+    assert.deepEqual(good.data, { id: 1, done: true });
+    await socket.reply(good, { id: 1 });
+    await settle();
+    assert.deepEqual([refused, disk.rows.size], [[["invalid", { id: 1, text: "" }]], 0]);
   });
 });

@@ -73,8 +73,9 @@ export function syncOver(
     call = connection.request(message, timeoutOf(options), settle);
   } else {
     const model = subject as BackboneModel;
-    const own = isObject(message.data) ? records.shadow(model).touched(message.data) : [];
-    const where = { record: records.name(model), identity: () => identity(records, model), own, query };
+    const shadow = records.shadow(model);
+    const own = isObject(message.data) ? shadow.touched(message.data) : [];
+    const where = { record: records.name(model), identity: () => identity(records, model), own, before: shadow.confirmed, query };
     call = connection.request(message, { ...timeoutOf(options), ...where }, settle);
     if (write.kind === "create") stopWatching = watchDestroy(connection, records, model, message, options);
   }
