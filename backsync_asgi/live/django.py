@@ -326,8 +326,8 @@ class LiveModel:
             objects = objects.filter(beyond(vendor, places, selection.after))
 
         def fetch(limit: int | None, offset: int) -> Iterable[Any]:
-            page = objects if limit is None else objects[offset : offset + limit]
-            return page.iterator(chunk_size=CHUNK)  # type: ignore[no-any-return]
+            found = (objects if limit is None else objects[offset : offset + limit]).iterator(chunk_size=CHUNK)
+            return list(found) if is_for_one(query) else found  # an error would keep its cursor
 
         def made_of(found: Any) -> Made | None:
             record = self._record(found)
