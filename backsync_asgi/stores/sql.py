@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import re
+import ssl
 import sys
 import time
 import zlib
@@ -18,11 +21,13 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from weakref import WeakKeyDictionary
 
-from backsync_asgi.errors import Reject
+from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import record_of
 
@@ -50,21 +55,24 @@ from .base import (
     Id,
     Query,
     Record,
+    Skipped,
     Unsure,
     check_version,
     invalid,
     matches,
     merge,
     missing,
+    paced,
     parse_query,
     replace,
 )
-from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, snake_case
+from .tables import Columns, FreeForm, Layout, is_text, layout_of, select, sendable, snake_case
 
 logger = logging.getLogger("backsync")
 sparing = Sparing(logger, time.monotonic)
 
 Result = TypeVar("Result")
+Found = tuple[Record, str]  # a record and its JSON text
 
 DRIVERS: Mapping[str, str] = {
     "sqlite": "sqlite+aiosqlite",
@@ -106,12 +114,13 @@ class SQLStore:
         if url is not None and engine is not None:
             raise ValueError("SQLStore takes a url or an engine, and got both.")
         self._engine = engine
-        self._url = None if url is None else parse_url(url)
-        at = engine.url if engine is not None else self._url
-        self._at = "" if at is None else at.set(password=None, query={}).render_as_string()
+        self._url: sa.URL | None = None
+        self._arguments: dict[str, Any] = {}  # that asyncpg is called with
         if engine is not None:
             self._dialect = engine.dialect.name
-        elif self._url is not None:
+            self._at = engine.url.set(password=None, query={}).render_as_string()
+        elif url is not None:
+            self._url, self._arguments, self._at = read_url(url, timeout)
             self._dialect = self._url.get_backend_name()
         else:
             raise ValueError("SQLStore takes a url or an engine, and got neither.")
@@ -127,6 +136,7 @@ class SQLStore:
             raise ValueError("SQLStore got an index for a table of your own; make it there.")
         self._timeout = timeout
         self._pool = pool
+        self._skipped: Skipped | None = None
         self._homes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Home] = WeakKeyDictionary()
         self._working: set[asyncio.Task[Any]] = set()  # the event loop alone would not keep them
         if self._url is not None:
@@ -159,7 +169,18 @@ class SQLStore:
 
     async def open(self) -> None:
         """Connect, and make the table where it is missing. It happens by itself at first use."""
-        await self._run(_nothing)
+        try:
+            await self._run(_nothing)
+        except Reject as error:
+            raise error if self._problem is None else Reject(error.code, self._problem) from None
+
+    @property
+    def _problem(self) -> str | None:
+        """Why a file of SQLite cannot be opened, as far as that can be seen."""
+        path = self._url.database if self._dialect == "sqlite" and self._url is not None else None
+        if path is None or path.startswith("file:") or Path(path).parent.is_dir():
+            return None
+        return f"There is no directory {Path(path).parent.absolute()} for the database. Create it, or change the URL."
 
     async def close(self) -> None:
         """Close this event loop's connections. A later use opens new ones."""
@@ -171,27 +192,57 @@ class SQLStore:
 
     async def read(self, query: Query) -> list[Record]:
         """The records that a query asks for; without an order as they were first written (a table's: by id)."""
-        statement, rest, limit = self._select(query)
-
-        async def work(connection: AsyncConnection) -> list[Record]:
-            rows = (await connection.execute(statement)).all()
-            return [self.layout.record(row) for row in rows]
-
-        records = await self._run(work)
-        return [record for record in records if matches(record, rest)][:limit] if rest else records
+        return [record for record, _ in await self._read(query)]
 
     async def snapshot(self, query: Query) -> AsyncGenerator[list[str], None]:
         """The same as JSON texts in chunks, all of one moment."""
         statement, rest, limit = self._select(query)
-        left = limit
+        if limit is not None:
+            yield [text for _, text in await self._read(query)]
+            return
+        async with aclosing(self._streamed(statement, rest)) as chunks:
+            async for found in chunks:
+                yield [text for _, text in found]
+
+    async def _read(self, query: Query) -> list[Found]:
+        statement, rest, limit = self._select(query)
+
+        async def work(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
+            rows: Sequence[sa.Row[Any]] = (await connection.execute(statement)).all()
+            return rows
+
+        rows = await self._run(work)
+        found = await self._found(rows, rest)
+        if limit is not None and not rest and len(found) < len(rows) == limit:
+            # Some cannot be sent: a page that is short for that would look like the last.
+            found = []
+            async with aclosing(self._streamed(statement.limit(None), rest)) as chunks:
+                async for some in chunks:
+                    found += some
+                    if len(found) >= limit:
+                        break
+        return found[:limit]
+
+    async def _streamed(self, statement: sa.Select[Any], rest: Mapping[str, Any]) -> AsyncGenerator[list[Found], None]:
         with explained(self.table.name, at=self._at):
             async with (await self._whole(self._home())).moment() as connection:
                 async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
                     async for rows in result.partitions(CHUNK):
-                        kept = [row for row in rows if matches(self.layout.record(row), rest)] if rest else rows
-                        yield self.layout.texts(kept[:left])
-                        if left is not None and (left := left - len(kept)) <= 0:
-                            return
+                        yield await self._found(rows, rest)
+
+    async def _found(self, rows: Iterable[sa.Row[Any]], rest: Mapping[str, Any]) -> list[Found]:
+        """The records in rows, as far as they match, and their JSON texts. What cannot be sent is logged."""
+        found: list[Found] = []
+        async for row in paced(rows):
+            try:
+                record, text = sendable(self.layout, row)
+            except (EncodeError, ValueError) as error:
+                self._skipped = self._skipped or Skipped(self.table.name)
+                self._skipped.note(row[0], error)  # its id, or the text of a free-form record
+            else:
+                if matches(record, rest):
+                    found.append((record, text))
+        return found
 
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""
@@ -269,6 +320,7 @@ class SQLStore:
         else:
             statement = sa.update(self.table).where(self.layout.id == key).values(values)
         row = (await connection.execute(statement.returning(*self.layout.columns()))).one()
+        self.layout.check_kept(values, row)
         return self.layout.record(row)
 
     # Connections
@@ -326,6 +378,8 @@ class SQLStore:
             self._homes[loop] = home
             await anext(home.guard)
         async with home.opening:
+            if not home.open and self._problem is not None:
+                raise FileNotFoundError(self._problem)
             until = loop.time() + self._timeout
             while not home.open:
                 try:
@@ -344,8 +398,7 @@ class SQLStore:
         if self._dialect == "sqlite":
             options |= {"connect_args": {"timeout": self._timeout}, "isolation_level": "AUTOCOMMIT"}
         else:
-            settings = {"lock_timeout": str(int(self._timeout * 1000)), "application_name": "backsync"}
-            options["connect_args"] = {"timeout": self._timeout, "server_settings": settings}
+            options["connect_args"] = {**self._arguments, "async_creator_fn": _connect}
         try:
             engine = create_async_engine(self._url, **options)
         except ModuleNotFoundError as error:
@@ -450,24 +503,131 @@ async def _nothing(connection: AsyncConnection) -> None:
     await connection.execute(sa.select(1))
 
 
-def parse_url(url: str) -> sa.URL:
-    """A URL with an asynchronous driver. Raises ValueError for other databases, and for SQLite in memory."""
-    try:
-        parsed = sa.make_url(url)
-    except SQLAlchemyError:
-        got = "an empty text" if not url else "what is no URL"  # which may hold a password
+async def _connect(**arguments: Any) -> Any:
+    """A connection of asyncpg, which reads the URL as PostgreSQL's own programs do; SQLAlchemy would not."""
+    asyncpg: Any = sys.modules["asyncpg"]  # which SQLAlchemy has imported, as it was found at start
+    return await asyncpg.connect(**arguments)
+
+
+def read_url(url: str, timeout: float) -> tuple[sa.URL, dict[str, Any], str]:
+    """What SQLAlchemy is given, what asyncpg is called with, and the URL without its password, for the log.
+
+    Raises ValueError for what no store can use, with the remedy: other databases and drivers, SQLite in memory, and
+    parameters of PostgreSQL's URLs that asyncpg does not have.
+    """
+    name = url.partition(":")[0]
+    driver = DRIVERS.get(name, name)
+    if "://" not in url or driver not in DRIVERS.values():
+        got = f"a URL that begins with {name}://" if "://" in url else "what is no URL" if url else "an empty text"
         raise ValueError(
-            f"SQLStore got {got}, expected such as 'sqlite:///todo.db' or 'postgresql://user@host/database'."
-        ) from None
-    parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
-    if parsed.drivername not in DRIVERS.values():
-        raise ValueError(
-            f"SQLStore got a URL that begins with {parsed.drivername}://, expected sqlite:// or postgresql://, without "
-            "a driver's name."
+            f"SQLStore got {got}, expected sqlite:// or postgresql://, without a driver's name: such as "
+            "'sqlite:///todo.db' or 'postgresql://user@host/database'."
         )
-    if parsed.drivername == "sqlite+aiosqlite" and parsed.database in (None, "", ":memory:"):
+    if driver == "postgresql+asyncpg":
+        dsn, arguments, at = _read_postgresql_url(url, timeout)
+        return sa.make_url("postgresql+asyncpg://"), {"dsn": dsn, **arguments}, at
+    try:
+        parsed = sa.make_url(url).set(drivername=driver)
+    except (SQLAlchemyError, ValueError):
+        raise ValueError("SQLStore got what is no URL of SQLite, expected such as 'sqlite:///todo.db'.") from None
+    if parsed.host:
+        raise ValueError(
+            f"SQLStore got sqlite://{parsed.host}/…, expected sqlite:///name.db, or sqlite:////folder/name.db for one "
+            "from the root."
+        )
+    if parsed.database in (None, "", ":memory:"):
         raise ValueError("SQLStore got SQLite without a file; for records in memory there is MemoryStore.")
-    return parsed
+    if str(parsed.database).startswith("~"):
+        raise ValueError(
+            f"SQLStore got the path {parsed.database!r}, in which ~ is not expanded: pass the whole path, as of "
+            "os.path.expanduser."
+        )
+    return parsed, {}, parsed.render_as_string(hide_password=True)
+
+
+# Parameters of PostgreSQL's URLs. asyncpg takes all that it does not know for settings of the server.
+_FOR_ASYNCPG = frozenset({"host", "port", "dbname", "database", "user", "password", "passfile", "service"}) | {
+    *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation", "krbsrvname", "gsslib"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "target_session_attrs"),
+}
+_SETTINGS = frozenset({"application_name", "options", "search_path", "timezone", "statement_timeout"}) | {
+    *("lock_timeout", "idle_in_transaction_session_timeout"),
+}
+_PASSED_OVER = frozenset({"channel_binding", "fallback_application_name", "client_encoding", "gssencmode"}) | {
+    *("sslsni", "sslcompression", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+    *("tcp_user_timeout", "requirepeer", "load_balance_hosts", "connection_limit", "pool_timeout"),
+}
+_HOSTS = re.compile(r"((\[[^\]]+\]|[^:,\[\]]*)(:[0-9]+)?(,|$))*")
+_VALUES: Mapping[str, tuple[str, ...]] = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+
+
+def _read_postgresql_url(url: str, timeout: float) -> tuple[str, dict[str, Any], str]:
+    """The URL for asyncpg, what it is called with beside, and the URL without password and parameters."""
+    given = urlsplit(url)
+    authority, _, hosts = given.netloc.rpartition("@")
+    if given.fragment or "@" in given.path or "@" in authority:
+        raise ValueError("SQLStore got a URL with #, / or @ in the user or password: write them %23, %2F and %40.")
+    if _HOSTS.fullmatch(hosts) is None:
+        raise ValueError(f"SQLStore got the host {hosts!r} in its URL, expected such as 'name:5432' or '[::1]:5432'.")
+    parameters = dict(parse_qsl(given.query))
+    if "ssl" in parameters:  # as SQLAlchemy's URLs name it
+        parameters.setdefault("sslmode", parameters.pop("ssl"))
+    settings: dict[str, str] = {"lock_timeout": str(int(timeout * 1000)), "application_name": "backsync"}
+    arguments: dict[str, Any] = {"timeout": timeout, "server_settings": settings}
+    kept: dict[str, str] = {}
+    for name, value in parameters.items():
+        if name in _VALUES and value not in _VALUES[name]:
+            raise ValueError(f"SQLStore got {name}={value!r} in its URL, expected one of {', '.join(_VALUES[name])}.")
+        if name in ("sslrootcert", "sslcert", "sslkey") and value != "system" and not os.path.exists(value):
+            raise ValueError(f"SQLStore got {name}={value!r} in its URL, a file that is not there.")
+        if name == "channel_binding" and value == "require":
+            logger.warning(
+                "SQLStore got channel_binding=require, which asyncpg does not have: it connects without. "
+                "sslmode=verify-full has the server's certificate checked."
+            )
+        if name in _FOR_ASYNCPG:
+            kept[name] = value
+        elif name in _SETTINGS:
+            settings[name] = value
+        elif name == "connect_timeout":
+            arguments["timeout"] = _seconds(value) or timeout
+        elif name == "prepared_statement_cache_size":
+            arguments[name] = int(_seconds(value))
+        elif name == "pgbouncer":  # a pool that changes connections between statements
+            arguments |= {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            del settings["lock_timeout"]  # which it refuses
+        elif name not in _PASSED_OVER:
+            raise ValueError(
+                f"SQLStore got the parameter {name} in its URL, which asyncpg does not have: leave it out. Settings of "
+                "the server are given as options=-c%20NAME%3DVALUE."
+            )
+    if kept.get("sslmode") in ("verify-ca", "verify-full") and _uses_the_systems_certificates(kept):
+        context = arguments["ssl"] = ssl.create_default_context()
+        context.check_hostname = kept.pop("sslmode") == "verify-full"
+        if "sslcert" in kept:
+            context.load_cert_chain(kept["sslcert"], kept.get("sslkey"), kept.get("sslpassword"))
+    query = f"?{urlencode(kept, quote_via=quote)}" if kept else ""
+    at = f"postgresql://{authority.partition(':')[0]}{'@' if authority else ''}{hosts}{given.path}"
+    return f"postgresql://{given.netloc}{given.path}{query}", arguments, at
+
+
+def _uses_the_systems_certificates(parameters: dict[str, str]) -> bool:
+    """Whether no file names whom to trust, in the URL or where asyncpg looks for one."""
+    named = parameters.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    if named == "system":
+        parameters.pop("sslrootcert", None)
+        return True
+    return named is None and not os.path.exists(os.path.expanduser("~/.postgresql/root.crt"))
+
+
+def _seconds(value: str) -> float:
+    if not value.isascii() or not value.isdecimal():
+        raise ValueError(f"SQLStore got {value!r} in its URL, expected a number.")
+    return float(value)
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -11,19 +11,21 @@ import re
 import types
 import typing
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
-from backsync_asgi.errors import Reject
-from backsync_asgi.messages import encode, is_id, shorten
+from backsync_asgi.errors import EncodeError, Reject
+from backsync_asgi.messages import MAX_SAFE_INTEGER, encode, is_id, shorten
 from backsync_asgi.schemas import Field, fields_of
 
-from .base import Record, Selection, encode_record, equal, invalid
+from .base import Record, Selection, decimal_order, encode_record, equal, invalid
 
 Condition = sa.ColumnElement[bool]
 
@@ -64,8 +66,19 @@ class Layout(Selectable, Protocol):
     def record(self, row: sa.Row[Any]) -> Record:
         """The record in a row."""
 
-    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
-        """The same of many rows, as JSON texts."""
+    def text(self, row: sa.Row[Any], record: Record) -> str:
+        """The same as JSON text. Raises EncodeError."""
+
+    def check_kept(self, values: Mapping[str, Any], row: sa.Row[Any]) -> None:
+        """Raises Reject("invalid") where a row that was written does not hold what was written."""
+
+
+def sendable(layout: Layout, row: sa.Row[Any]) -> tuple[Record, str]:
+    """The record in a row, and its JSON text. Raises EncodeError or ValueError where it cannot be sent."""
+    record = layout.record(row)
+    if type(record) is not dict or not is_id(record.get("id")):
+        raise EncodeError("It has no id that a record can have: a string of 1-128 characters or an integer.")
+    return record, layout.text(row, record)
 
 
 def select(layout: Selectable, selection: Selection) -> tuple[sa.Select[Any], dict[str, Any]]:
@@ -156,8 +169,11 @@ class FreeForm:
         record: Record = orjson.loads(row[0])
         return record
 
-    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
-        return [row[0] for row in rows]
+    def text(self, row: sa.Row[Any], record: Record) -> str:
+        return row[0]  # type: ignore[no-any-return]
+
+    def check_kept(self, values: Mapping[str, Any], row: sa.Row[Any]) -> None:
+        """JSON is kept as it is."""
 
     def equals(self, field: str, value: Any) -> Condition | None:
         if field == "id":
@@ -260,6 +276,8 @@ def _texts_of(value: Any) -> str:
 class Fields:
     """How values compare with a table's own columns, or a mapped class's attributes: by field, `id` among them."""
 
+    sorts_decimals = True
+
     def __init__(self, fields: Mapping[str, Any], columns: Sequence[Any] = ()) -> None:
         self.fields = fields
         self._columns = columns or list(fields.values())  # what is selected
@@ -270,12 +288,11 @@ class Fields:
         return self._columns
 
     def key(self, id: object) -> Any:
-        kind = _python_type(self.id)
         if not is_id(id) or not is_text(str(id)):
             return None
-        if kind is int:
+        if _python_type(self.id) is int:
             digits = str(id)
-            return int(digits) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", digits) else None
+            return int(digits) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", digits) and _fits(int(digits)) else None
         try:
             return _to_column("id", self.id, str(id))
         except Reject:
@@ -288,7 +305,7 @@ class Fields:
         if field == "id":
             key = self.key(value)
             return sa.false() if key is None else self.id == _parameter(column, key)
-        if isinstance(column.type, sa.JSON):
+        if isinstance(_type_of(column), sa.JSON):
             return None
         if value is None:
             return column.is_(None)  # type: ignore[no-any-return]
@@ -298,12 +315,22 @@ class Fields:
             return sa.false()
         if not equal(_from_column(column, converted), value) and not isinstance(value, str):
             return sa.false()
-        same: Condition = column == _parameter(column, converted)
+        compared = exactly(column) if isinstance(_type_of(column), sa.String) else column
+        same: Condition = compared == _parameter(column, converted)
         return same
 
     def place(self, field: str) -> list[sa.ColumnElement[Any]]:
         column = self._ordered(field)
-        return [sa.case((column.is_(None), 0), else_=1), column] if _is_nullable(column) else [column]
+        type_ = _type_of(column)
+        place: Any = column
+        if isinstance(type_, sa.Enum):
+            members = _members(type_)
+            place = sa.case(*((column == member, sa.literal(value)) for member, value in members.items()))
+            if any(isinstance(value, str) for value in members.values()):
+                place = by_code_points(place)
+        elif isinstance(type_, sa.String):
+            place = by_code_points(column)
+        return [sa.case((column.is_(None), 0), else_=1), place] if _is_nullable(column) else [place]
 
     def bounds(self, field: str, value: Any) -> list[Any]:
         column = self._ordered(field)
@@ -314,18 +341,77 @@ class Fields:
             return [_parameter(column, key)]
         if value is None and not _is_nullable(column):
             raise invalid("$after", f"has no {shorten(field)}, by which the records are ordered")
-        bound = None if value is None else _parameter(column, _to_column(field, column, value))
+        bound = None
+        if value is not None:
+            converted = _to_column(field, column, value)
+            is_enum = isinstance(_type_of(column), sa.Enum)
+            bound = sa.literal(_plain_enum(converted)) if is_enum else _parameter(column, converted)
         return [sa.literal(int(value is not None)), bound] if _is_nullable(column) else [bound]
 
     def _ordered(self, field: str) -> Any:
+        """The column of a field whose values have the same order in the database and, as JSON, in a browser."""
         column = self.fields.get(field)
-        if column is None or isinstance(column.type, sa.JSON):
+        if column is None:
             raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
+        type_, kind = _type_of(column), _python_type(column)
+        if field == "id":
+            return column
+        if isinstance(type_, sa.Enum) and len({isinstance(it, str) for it in _members(type_).values()}) == 1:
+            return column
+        if kind is decimal.Decimal:
+            if not self.sorts_decimals:
+                raise decimal_order(field)
+            return column
+        zoned = kind is datetime.time and _has_zone(type_)
+        if kind not in _ORDERED or zoned or isinstance(type_, (sa.JSON, sa.Enum)):
+            raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
+        if kind is str and _is_decorated(column, "process_result_value"):
+            raise invalid("$order", f"names {shorten(field)}, which the database stores otherwise than it is sent")
         return column
+
+
+def is_decimal(column: Any) -> bool:
+    """Whether a column's values are sent as the text of a decimal."""
+    return _python_type(column) is decimal.Decimal
+
+
+_ORDERED = {str, int, float, bool, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, uuid.UUID}
+
+
+class by_code_points(FunctionElement[str]):  # noqa: N801 - it reads as a function of SQL
+    """A text, compared as browsers and the other stores compare it, whatever the database's language is."""
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+class exactly(by_code_points):  # noqa: N801
+    """The same to ask for equality, for which an index of PostgreSQL needs no other collation."""
+
+    inherit_cache = True
+
+
+@compiles(by_code_points)
+@compiles(exactly)
+def _compile_text(element: Any, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(next(iter(element.clauses)).self_group(), **options))
+
+
+@compiles(by_code_points, "postgresql")
+def _compile_for_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f'({_compile_text(element, compiler, **options)} COLLATE "C")'
+
+
+@compiles(by_code_points, "sqlite")
+@compiles(exactly, "sqlite")
+def _compile_for_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"({_compile_text(element, compiler, **options)} COLLATE BINARY)"
 
 
 class Columns(Fields):
     """Records of a table that is there already: a field for each column, the primary key is the `id`."""
+
+    sorts_decimals = False  # SQLite may have them as text
 
     def __init__(self, table: sa.Table, fields: Mapping[str, sa.Column[Any]]) -> None:
         keys = list(table.primary_key.columns)
@@ -338,7 +424,7 @@ class Columns(Fields):
         others = {
             name: column
             for name, column in fields.items()
-            if column is not key and not isinstance(column.type, sa.LargeBinary)  # which JSON cannot carry
+            if column is not key and not isinstance(_type_of(column), sa.LargeBinary)  # which JSON cannot carry
         }
         super().__init__({"id": key} | others)
         if any(name == "id" and column is not key for name, column in fields.items()):
@@ -376,8 +462,14 @@ class Columns(Fields):
         cells = zip(self.fields.items(), row, strict=True)
         return {field: _from_column(column, value) for (field, column), value in cells}
 
-    def texts(self, rows: Iterable[sa.Row[Any]]) -> list[str]:
-        return [encode(self.record(row)) for row in rows]
+    def text(self, row: sa.Row[Any], record: Record) -> str:
+        return encode(record)
+
+    def check_kept(self, values: Mapping[str, Any], row: sa.Row[Any]) -> None:
+        for (field, column), cell in zip(self.fields.items(), row, strict=True):
+            written = values.get(column.key)
+            if isinstance(written, decimal.Decimal) and written != cell:
+                raise invalid(field, f"is {written}, of which the database would keep {cell}")
 
 
 def _is_nullable(column: Any) -> bool:
@@ -389,54 +481,114 @@ def _parameter(column: Any, value: Any) -> Any:
     return sa.literal(value, sa.BigInteger() if isinstance(column.type, sa.Integer) else column.type)
 
 
-def _python_type(column: Any) -> type[Any]:
+def _type_of(column: Any) -> Any:
+    """A column's type without what decorates it: SQLModel's texts are such."""
+    type_ = column.type
+    while isinstance(type_, sa.types.TypeDecorator) and _kind_of(type_) is object:
+        type_ = type_.impl_instance
+    return type_
+
+
+def _kind_of(type_: Any) -> type[Any]:
     try:
-        kind: type[Any] = column.type.python_type
+        kind: type[Any] = type_.python_type
         return kind
     except NotImplementedError:
         return object
 
 
+def _is_decorated(column: Any, method: str) -> bool:
+    """Whether a decorator of the column's type converts values itself, in that direction."""
+    type_ = column.type
+    while isinstance(type_, sa.types.TypeDecorator):
+        if getattr(type(type_), method) is not getattr(sa.types.TypeDecorator, method):
+            return True
+        type_ = type_.impl_instance
+    return False
+
+
+def _python_type(column: Any) -> type[Any]:
+    return _kind_of(_type_of(column))
+
+
+def _has_zone(type_: Any) -> bool:
+    return bool(getattr(type_, "timezone", False))
+
+
+def _fits(number: int) -> bool:
+    """Whether databases have integers of that size."""
+    return -(2**63) <= number < 2**63
+
+
+def _is_large(text: str) -> bool:
+    """Whether a text is an integer that is sent so, since browsers would read another number."""
+    return re.fullmatch("-?[1-9][0-9]{15,18}", text) is not None and abs(int(text)) > MAX_SAFE_INTEGER
+
+
 def _to_column(field: str, column: Any, value: Any) -> Any:
     """A field's value as the column's type takes it. Raises Reject("invalid")."""
+    type_ = _type_of(column)
     if value is None:
         if not _is_nullable(column):
             raise invalid(field, "must not be null")
-        return sa.null() if isinstance(column.type, sa.JSON) else None
-    if isinstance(column.type, sa.JSON):
+        return sa.null() if isinstance(type_, sa.JSON) else None
+    if not _is_decorated(column, "process_bind_param"):
+        return _converted(field, type_, value)
+    try:
+        return _converted(field, type_, value)
+    except Reject:
+        return value  # what it takes only the decorator knows
+
+
+def _converted(field: str, type_: Any, value: Any) -> Any:
+    if isinstance(type_, sa.JSON):
         return value
-    if isinstance(column.type, sa.Enum):
-        return _to_enum(field, column.type, value)
-    kind = _python_type(column)
+    if isinstance(type_, sa.Enum):
+        return _to_enum(field, type_, value)
+    kind = _kind_of(type_)
     try:
         if kind is datetime.datetime and isinstance(value, str):
             value = datetime.datetime.fromisoformat(value)
         elif kind in (datetime.date, datetime.time) and isinstance(value, str):
-            return kind.fromisoformat(value)
-        elif kind is datetime.timedelta and isinstance(value, (int, float)):
-            return datetime.timedelta(seconds=value)
+            value = kind.fromisoformat(value)
+        elif kind is datetime.timedelta and isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = datetime.timedelta(seconds=value)
         elif kind is uuid.UUID and isinstance(value, str):
             return uuid.UUID(value)
         elif kind is decimal.Decimal and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return _finite(decimal.Decimal(str(value)))
+        elif kind is int and isinstance(value, str) and _is_large(value):
+            value = int(value)
     except (ValueError, ArithmeticError):
         raise invalid(field, f"is {shorten(value)}, expected {kind.__name__}") from None
-    if kind is datetime.datetime and isinstance(value, datetime.datetime):
-        zoned = getattr(column.type, "timezone", False)
-        aware = value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
-        aware = aware.astimezone(datetime.UTC)
-        return aware if zoned else aware.replace(tzinfo=None)
+    if kind in (datetime.datetime, datetime.time) and isinstance(value, kind):
+        return _in_zone(field, type_, value)
     if kind is float and type(value) is int:
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if kind is int and type(value) is int and abs(value) >= 2**63:
+    if kind is int and type(value) is int and not _fits(value):
         raise invalid(field, "is an integer of more than 64 bits")
     if kind is not object and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
         raise invalid(field, f"is {shorten(value)}, expected {kind.__name__}")
-    length = getattr(column.type, "length", None)
+    length = getattr(type_, "length", None)
     if isinstance(value, str) and length is not None and len(value) > length:
         raise invalid(field, f"has {len(value)} characters; {length} may be")
+    return value
+
+
+def _in_zone(field: str, type_: Any, value: Any) -> Any:
+    """A time with a zone where the column has one: none is UTC there. A column without one would lose it."""
+    if _has_zone(type_):
+        if isinstance(value, datetime.time):
+            return value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
+        return (value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
+    if value.tzinfo is not None:
+        raise invalid(
+            field,
+            f"is {shorten(value.isoformat())}, with a time zone that its column cannot keep; expected one without, or "
+            "make the column DateTime(timezone=True)",
+        )
     return value
 
 
@@ -447,20 +599,27 @@ def _finite(value: decimal.Decimal) -> decimal.Decimal:
 
 
 def _to_enum(field: str, kind: sa.Enum, value: Any) -> Any:
-    if kind.enum_class is None:
-        if value in kind.enums:
-            return value
-    else:
-        for member in kind.enum_class:
-            if member is value or getattr(member, "value", None) == value:
-                return member
+    for member, told in _members(kind).items():
+        if member is value or equal(told, value):
+            return member
     raise invalid(field, f"is {shorten(value)}, expected one of {', '.join(map(str, kind.enums))}")
+
+
+def _members(kind: sa.Enum) -> dict[Any, Any]:
+    """The values of an enumeration, and how each is sent."""
+    if kind.enum_class is None:
+        return {it: it for it in kind.enums}
+    return {member: member.value for member in kind.enum_class}
+
+
+def _plain_enum(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _from_column(column: Any, value: Any) -> Any:
     """A column's value as JSON has it, so that a record reads the same from every store."""
     if isinstance(value, datetime.datetime):
-        if getattr(column.type, "timezone", False):  # SQLite gives back what was written, which was UTC
+        if _has_zone(_type_of(column)):  # SQLite gives back what was written, which was UTC
             value = value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value.astimezone(datetime.UTC)
         return value.isoformat()
     if isinstance(value, (datetime.date, datetime.time)):
@@ -469,7 +628,11 @@ def _from_column(column: Any, value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, enum.Enum):
         return value.value
-    return str(value) if isinstance(value, (decimal.Decimal, uuid.UUID)) else value
+    if type(value) is int and abs(value) > MAX_SAFE_INTEGER:
+        return str(value)  # browsers would read another number
+    if isinstance(value, decimal.Decimal):
+        return str(_finite(value))
+    return str(value) if isinstance(value, uuid.UUID) else value
 
 
 def layout_of(table: sa.Table | type[Any]) -> Columns:
@@ -485,6 +648,23 @@ def layout_of(table: sa.Table | type[Any]) -> Columns:
     return Columns(own, {attr.key: attr.columns[0] for attr in mapper.column_attrs if attr.columns[0].table is own})
 
 
+class _DecimalText(sa.types.TypeDecorator[decimal.Decimal]):
+    """A decimal as text, for SQLite, whose numbers have 64 bits and would lose digits."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    @property
+    def python_type(self) -> type[decimal.Decimal]:
+        return decimal.Decimal
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Any) -> decimal.Decimal | None:
+        return None if value is None else decimal.Decimal(str(value))
+
+
 _TYPES: Mapping[Any, Any] = {
     str: sa.Text(),
     int: sa.BigInteger().with_variant(sa.Integer, "sqlite"),
@@ -494,7 +674,7 @@ _TYPES: Mapping[Any, Any] = {
     datetime.date: sa.Date(),
     datetime.time: sa.Time(),
     uuid.UUID: sa.Uuid(),
-    decimal.Decimal: sa.Numeric(),
+    decimal.Decimal: sa.Numeric().with_variant(_DecimalText(), "sqlite"),
 }
 
 NOTHING = (None, dataclasses.MISSING)  # defaults that leave a column NULL, or must be named

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import sqlalchemy as sa
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from backsync_asgi import Backsync, Reject
 from backsync_asgi.stores import SQLStore
 from backsync_asgi.stores.base import Unsure, parse_query
-from backsync_asgi.stores.sql import parse_url
+from backsync_asgi.stores.sql import read_url
 from backsync_asgi.stores.tables import select
 from tests.forks import processes
 from tests.postgres import PostgreSQL, postgres
@@ -134,6 +135,106 @@ def test_a_wrong_option_is_found_at_start(options: dict[str, Any]) -> None:
         SQLStore(**options)
 
 
+def parameters_of(url: str) -> str:
+    """The parameters of the session that a store has, as the server knows them; it must work."""
+
+    async def ask() -> str:
+        store = SQLStore(url, table="parameters")
+        try:
+            await store.upsert({"id": 1})
+            assert await store.read({}) == [{"id": 1}]
+            home = await store._home()
+            async with home.reading() as connection:
+                names = ("application_name", "search_path", "lock_timeout", "statement_timeout")
+                return ";".join([str((await connection.exec_driver_sql(f"SHOW {name}")).scalar()) for name in names])
+        finally:
+            await store.close()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ("sslmode=disable", 'backsync;"$user", public;5s;0'),
+        ("sslmode=prefer&channel_binding=prefer&connect_timeout=10", 'backsync;"$user", public;5s;0'),
+        ("application_name=web&target_session_attrs=read-write", 'web;"$user", public;5s;0'),
+        ("options=-c%20statement_timeout%3D7s&keepalives=1&gssencmode=disable", 'backsync;"$user", public;5s;7s'),
+        ("options=-c+search_path%3Dpublic,pg_catalog&sslmode=allow", "backsync;public,pg_catalog;5s;0"),
+        ("ssl=disable&prepared_statement_cache_size=0", 'backsync;"$user", public;5s;0'),
+        ("pgbouncer=true&connection_limit=1&sslmode=", 'backsync;"$user", public;0;0'),
+        ("channel_binding=require&client_encoding=UTF8", 'backsync;"$user", public;5s;0'),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_a_url_of_postgresql_is_taken_as_databases_are_handed_out(
+    postgresql: PostgreSQL, scheme: str, parameters: str, told: str
+) -> None:
+    """The kind of fault: parameters that every other program understands fail each request."""
+    assert parameters_of(f"{postgresql.url.replace('postgresql', scheme, 1)}?{parameters}") == told
+
+
+def test_a_url_of_postgresql_may_name_several_hosts_and_a_quoted_password(postgresql: PostgreSQL) -> None:
+    host = postgresql.url.partition("@")[2].partition("/")[0]
+    assert parameters_of(f"postgresql://tests:p%40s%2Fs%23@127.0.0.1:1,{host}/postgres").startswith("backsync")
+    assert parameters_of(f"postgresql:///postgres?host=127.0.0.1&port={host.rpartition(':')[2]}&user=tests&password=x")
+
+
+def test_a_url_may_name_a_socket_of_the_machine(tmp_path: Path) -> None:
+    url, arguments, at = read_url(f"postgresql://ann:pw@/shop?host={tmp_path}&sslmode=disable", 5.0)
+    assert url.drivername == "postgresql+asyncpg"
+    assert unquote(arguments["dsn"]) == f"postgresql://ann:pw@/shop?host={tmp_path}&sslmode=disable"
+    assert at == "postgresql://ann@/shop"
+
+
+@pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])
+def test_certificates_are_checked_by_those_of_the_system_where_no_file_is_named(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for more in ("", "&sslrootcert=system"):
+        _, arguments, _ = read_url(f"postgresql://ann@host/shop?sslmode={mode}{more}", 5.0)
+        assert arguments["ssl"].verify_mode.name == "CERT_REQUIRED"
+        assert arguments["ssl"].check_hostname is (mode == "verify-full")
+        assert arguments["dsn"] == "postgresql://ann@host/shop"
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("postgresql://ann:secret@host/db?sslmode=maybe", "expected one of disable, allow"),
+        ("postgresql://ann:secret@host/db?target_session_attrs=secret", "expected one of any, read-write"),
+        ("postgresql://ann:secret@host/db?sslrootcert=/not/there.crt", "a file that is not there"),
+        ("postgresql://ann:secret@host/db?connect_timeout=soon", "expected a number"),
+        ("postgresql://ann:secret@host/db?conect_timeout=5", "the parameter conect_timeout"),
+        ("postgresql://ann:secret@host/db?schema=shop", "options=-c%20NAME%3DVALUE"),
+        ("postgresql://ann:sec@ret@host/db", "write them %23, %2F and %40"),
+        ("postgresql://ann:sec/ret@host/db", "write them %23, %2F and %40"),
+        ("postgresql://ann:sec#ret@host/db", "write them %23, %2F and %40"),
+        ("postgresql://ann:secret@host:port/db", "expected such as 'name:5432'"),
+        ("postgresql+psycopg://ann:secret@host/db", "without a driver's name"),
+        ("sqlite://todo.db", "expected sqlite:///name.db"),
+        ("sqlite:///~/todo.db", "os.path.expanduser"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_at_once_with_the_remedy(url: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match="SQLStore got") as caught:
+        SQLStore(url)
+    assert remedy in str(caught.value)
+    assert "ann:" not in str(caught.value)
+
+
+async def test_a_directory_that_is_missing_is_named_as_the_app_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync = Backsync()
+    sync.model("Todo", store=SQLStore(f"sqlite:///{tmp_path}/data/todo.db", timeout=0.5))
+    with pytest.raises(RuntimeError, match=f"There is no directory {tmp_path}/data for the database. Create it"):
+        async with sync.lifespan():
+            pytest.fail("it has started")
+    assert f"There is no directory {tmp_path}/data" in caplog.text
+
+
 def test_an_error_never_shows_a_password() -> None:
     with pytest.raises(ValueError, match="mysql") as caught:
         SQLStore("mysql://ann:secret@host/db")
@@ -182,7 +283,7 @@ async def test_a_database_that_is_not_there_is_told_as_the_app_starts(
     for thread in threading.enumerate():  # aiosqlite's says goodbye to the event loop, which must be there
         if "_connection_worker_thread" in thread.name:
             await asyncio.to_thread(thread.join, DEADLINE)
-    assert f"The database of todo, {parse_url(url)}, is not available" in caplog.text
+    assert f"The database of todo, {url.replace('sqlite:', 'sqlite+aiosqlite:')}, is not available" in caplog.text
 
 
 async def test_many_processes_may_make_the_table_at_once(make: Make) -> None:
@@ -509,7 +610,9 @@ async def test_what_a_crashing_database_has_acknowledged_is_kept() -> None:
 
 
 async def test_a_write_whose_commit_got_no_answer_says_that_it_may_be_stored(url: str) -> None:
-    engine = create_async_engine(parse_url(url))
+    engine = create_async_engine(
+        url.replace("sqlite:", "sqlite+aiosqlite:").replace("postgresql:", "postgresql+asyncpg:")
+    )
     store = SQLStore(engine=engine, table="unanswered")
     await store.open()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import enum
+import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -12,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
+import orjson
 import pydantic
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from backsync_asgi import Reject
-from backsync_asgi.stores import SQLStore, table_of
+from backsync_asgi import Backsync, Reject, testing
+from backsync_asgi.stores import MemoryStore, SQLStore, table_of
 from tests.postgres import PostgreSQL
 
 Make = Callable[[Any], SQLStore]
@@ -387,3 +390,299 @@ def test_what_is_no_schema_is_no_table() -> None:
 def test_a_schema_without_an_id_is_no_table() -> None:
     with pytest.raises(ValueError, match="no field `id`"):
         table_of(TypedDict("Nothing", {"x": int}))  # type: ignore[operator]
+
+
+# ── Rows that cannot be sent ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def texts_of(store: SQLStore, query: dict[str, Any]) -> list[Any]:
+    async with contextlib.aclosing(store.snapshot(query)) as chunks:
+        return [orjson.loads(text)["id"] async for chunk in chunks for text in chunk]
+
+
+async def execute(store: SQLStore, statement: Any, values: Any = None) -> None:
+    home = await store._home()
+    async with home.writing() as connection:
+        await connection.execute(statement, values)
+
+
+class Measured(Base):
+    __tablename__ = "measured"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    v: Mapped[float]
+
+
+async def test_a_row_that_cannot_be_sent_is_left_out_and_logged_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One row of another program's does not fail the list for all: in reads, snapshots and pages, which stay whole."""
+    store = make(Measured)
+    await store.open()
+    rows = [("a", 1.0), ("b", math.inf), ("c", 2.0), ("", 3.0), ("x" * 129, 3.0), ("d", -math.inf), ("e", 5.0)]
+    await execute(store, sa.insert(store.table), [{"id": id, "v": v} for id, v in rows])
+    for query in ({}, {"$order": "id"}, {"$order": "v", "$limit": 3}, {"$limit": 3}):
+        assert [record["id"] for record in await store.read(query)] == ["a", "c", "e"]
+        assert await texts_of(store, query) == ["a", "c", "e"]
+    assert await texts_of(store, {"$limit": 2}) == ["a", "c"]
+    assert [row["id"] for row in await store.read({"$limit": 2, "$after": {"id": "a"}})] == ["c", "e"]
+    logged = [record.message for record in caplog.records if "cannot be sent" in record.message]
+    assert len(logged) == 4
+    assert logged[0].startswith("The record ")
+    assert "of measured cannot be sent and is left out" in logged[0]
+    sync = Backsync()
+    sync.model("Measured", store=store)
+    async with testing.connect(sync) as client:
+        assert set(await client.subscribe("Measured")) == {"a", "c", "e"}
+        assert [row["id"] for row in await client.read("Measured", {"$limit": 5})] == ["a", "c", "e"]
+
+
+async def test_json_that_is_no_record_is_left_out(make: Make) -> None:
+    """The same for free-form records, in whose column anything may have been written."""
+    store = make(table_name := "free_rows")
+    await store.upsert({"id": "a", "n": 1})
+    bad = ['{"id": "b", "n": 1e400}', '{"n": 1}', "[1]", '{"id": 1.5}', '{"id": 9007199254740993}', "7"]
+    for number, text in enumerate(bad):
+        await execute(store, sa.insert(store.table), {"id": f"x{number}", "data": text})
+    if store._dialect == "sqlite":
+        await execute(store, sa.insert(store.table), {"id": "y", "data": '{"id": "y", "n": NaN}'})
+    await store.upsert({"id": "z", "n": 2})
+    for query in ({}, {"$limit": 2}, {"$limit": 9}):
+        assert [record["id"] for record in await store.read(query)] == ["a", "z"], table_name
+        assert await texts_of(store, query) == ["a", "z"]
+
+
+# ── Values that are kept, or refused ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Price:
+    id: int | None = None
+    amount: decimal.Decimal = decimal.Decimal(1)
+
+
+@pytest.mark.parametrize("amount", ["0.123456789012345678", "9.50", "-0.00", "1E+3", "12345678901234567890.12345"])
+async def test_decimals_keep_their_digits(make: Make, amount: str) -> None:
+    """A write that was acknowledged has stored what was sent, whatever numbers the database has."""
+    store = make(Price)
+    stored = await store.upsert({"id": 1, "amount": amount})
+    assert decimal.Decimal(stored["amount"]) == decimal.Decimal(amount)
+    if store._dialect == "sqlite":
+        assert stored["amount"] == amount
+    assert await store.read({"amount": stored["amount"]}) == [stored]
+
+
+@pytest.mark.parametrize(("amount", "is_kept"), [("9.5", True), ("9.50", True), ("9.999", False), ("0.0000001", False)])
+async def test_a_decimal_that_a_column_rounds_is_refused(make: Make, amount: str, is_kept: bool) -> None:
+    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("amount", sa.Numeric(10, 2))
+    store = make(sa.Table("rounded", sa.MetaData(), *columns))
+    if is_kept:
+        assert await store.upsert({"id": 1, "amount": amount}) == {"id": 1, "amount": "9.50"}
+    else:
+        assert await fault(store.upsert({"id": 1, "amount": amount})) == ("invalid", "amount")
+        assert await store.read({}) == []
+
+
+class Timed(Base):
+    __tablename__ = "timed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime.datetime | None]
+    n: Mapped[int | None] = mapped_column(sa.BigInteger)
+
+
+async def test_a_time_with_a_zone_is_not_put_where_its_zone_is_lost(make: Make) -> None:
+    """A browser reads a time without zone as its own: what came with one must not come back without."""
+    store = make(Timed)
+    assert await fault(store.upsert({"id": 1, "at": "2026-01-01T12:00:00Z"})) == ("invalid", "at")
+    assert (await store.upsert({"id": 1, "at": "2026-01-01T12:00:00"}))["at"] == "2026-01-01T12:00:00"
+    assert await store.read({"at": "2026-01-01T12:00:00Z"}) == []
+    assert len(await store.read({"at": "2026-01-01T12:00:00"})) == 1
+
+
+@pytest.mark.parametrize("number", [2**53, 2**63 - 1, -(2**63), 1234567890123456789])
+async def test_integers_that_browsers_would_round_are_texts(make: Make, number: int) -> None:
+    """An integer beyond 2^53 is sent, taken and asked for as text, so that it comes back as it was."""
+    store = make(Timed)
+    await store.open()
+    await execute(store, sa.insert(store.table), [{"id": 1, "n": number}, {"id": 2, "n": 5}])
+    sent = {"id": 1, "at": None, "n": str(number)}
+    assert await store.get(1) == sent
+    assert await store.upsert(sent) == sent
+    assert await store.read({"n": str(number)}) == [sent]
+    assert (await store.read({"$order": "-n", "$limit": 1, "$after": sent}))[:1] in ([], [await store.get(2)])
+    assert await fault(store.upsert({"id": 1, "n": "5"})) == ("invalid", "n")
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**63)])
+async def test_ids_that_browsers_would_round_are_texts(make: Make, number: int) -> None:
+    columns = sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("t", sa.Text)
+    store = make(sa.Table("large_ids", sa.MetaData(), *columns))
+    await store.open()
+    await execute(store, sa.insert(store.table), [{"id": number, "t": "a"}, {"id": number + 1, "t": "b"}])
+    assert [row["id"] for row in await store.read({})] == [str(number), str(number + 1)]
+    assert await store.patch(str(number), {"t": "c"}) == {"id": str(number), "t": "c"}
+    assert await store.get(str(number + 1)) == {"id": str(number + 1), "t": "b"}
+
+
+# ── Types that are decorated ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Plain(sa.types.TypeDecorator[Any]):
+    """As SQLModel's texts: it changes the column's declaration alone."""
+
+    impl = sa.String
+    cache_ok = True
+
+
+class Listed(sa.types.TypeDecorator[Any]):
+    """One that has values of its own."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
+        return None if value is None else ",".join(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> list[str] | None:
+        return None if value is None else value.split(",")
+
+
+class Documents(sa.types.TypeDecorator[Any]):
+    impl = sa.JSON
+    cache_ok = True
+
+
+class Decorated(Base):
+    __tablename__ = "decorated"
+
+    id: Mapped[str] = mapped_column(Plain(20), primary_key=True)
+    name: Mapped[str | None] = mapped_column(Plain(5))
+    words: Mapped[list[str] | None] = mapped_column(Listed)
+    data: Mapped[Any | None] = mapped_column(Documents)
+
+
+@pytest.mark.parametrize("value", [5, True, {"a": 1}, ["a"], 1.5, "too long"], ids=repr)
+async def test_columns_of_decorated_types_are_checked(make: Make, value: Any) -> None:
+    """What a decorator adds to a type does not hide it: the field is named as with the type itself."""
+    store = make(Decorated)
+    assert await fault(store.upsert({"id": "a", "name": value})) == ("invalid", "name")
+    with pytest.raises(Reject, match="invalid"):
+        await store.upsert({"id": "a", "words": 5})
+
+
+async def test_a_type_with_values_of_its_own_keeps_them(make: Make) -> None:
+    store = make(Decorated)
+    full = {"id": "a", "name": "b", "words": ["x", "y"], "data": {"deep": [None, 1.5]}}
+    assert await store.upsert(full) == full
+    assert await store.read({"words": ["x", "y"]}) == [full]
+    assert await store.read({"data": {"deep": [None, 1.5]}}) == [full]
+    assert await fault(store.read({"$order": "words"})) == ("invalid", "$order")
+    assert await fault(store.read({"$order": "data"})) == ("invalid", "$order")
+    assert await store.read({"$order": "name"}) == [full]
+
+
+# ── One order for database and browser ───────────────────────────────────────────────────────────────────────────────
+
+
+class Grade(enum.Enum):
+    """The names, the values and the declaration have an order each."""
+
+    ZERO = "m"
+    ALPHA = "z"
+    MID = "a"
+
+
+class Rank(enum.IntEnum):
+    TEN = 10
+    TWO = 2
+    NINE = 9
+
+
+class Sorted(Base):
+    __tablename__ = "sorted"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str | None] = mapped_column(sa.String().with_variant(sa.String(collation="NOCASE"), "sqlite"))
+    plain: Mapped[str]
+    number: Mapped[float | None]
+    flag: Mapped[bool | None]
+    grade: Mapped[Grade | None]
+    rank: Mapped[Rank | None]
+    word: Mapped[str | None] = mapped_column(sa.Enum("b", "a", "c", name="words"))
+    at: Mapped[datetime.datetime | None] = mapped_column(sa.DateTime(timezone=True))
+    local: Mapped[datetime.datetime | None]
+    day: Mapped[datetime.date | None]
+    time: Mapped[datetime.time | None]
+    key: Mapped[uuid.UUID | None]
+    span: Mapped[datetime.timedelta | None]
+    price: Mapped[decimal.Decimal | None] = mapped_column(sa.Numeric(10, 2))
+
+
+SORTED: dict[str, list[Any]] = {
+    "text": ["a", "B", "b", "A", "é", "e", "_", " ", "", "😀", "\ufffd", "aB", "a b", "10", "9", None],
+    "plain": ["a", "B", "b", "A", "é", "e", "_", " ", "", "😀", "\ufffd", "aB", "a b", "10", "9", "-"],
+    "number": [0.0, -0.0, 1, 1.5, 10, 9, -1e300, 1e-9, None, 1.0],
+    "flag": [True, False, None, True],
+    "grade": ["m", "z", "a", None, "z"],
+    "rank": [10, 2, 9, None, 10],
+    "word": ["b", "a", "c", None],
+    "at": [
+        "2026-01-01T12:00:00Z",
+        "2026-01-01T12:00:00.500Z",
+        "2026-01-01T13:00:00.25+01:00",
+        "2026-01-01T14:00:00+03:00",
+        "2026-01-01T12:00:00.000001Z",
+        None,
+    ],
+    "local": ["2026-01-01T12:00:00", "2026-01-01T12:00:00.5", "2026-01-01T12:00:00.000001", "1999-12-31T00:00", None],
+    "day": ["2026-01-10", "2026-01-09", "0999-01-01", None],
+    "time": ["12:00", "12:00:00.5", "12:00:00.000001", "09:30", None],
+    "key": [str(uuid.UUID(int=it)) for it in (1, 2**127, 10, 2**64)] + [None],
+    "span": [10, 9, 0.5, None, 86400],
+}
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("field", SORTED)
+async def test_an_order_is_the_same_in_database_and_browser(make: Make, field: str, sign: str) -> None:
+    """Pages are in the order of what is sent, as browsers and the other stores compare it, and hold each row once."""
+    store, memory = make(Sorted), MemoryStore()
+    for number, value in enumerate(SORTED[field]):
+        await memory.upsert(await store.upsert({"id": f"r{number:02}", "plain": "p", field: value}))
+    order = f"{sign}{field}"
+    expected = [row["id"] for row in await memory.read({"$order": order})]
+    assert [row["id"] for row in await store.read({"$order": order})] == expected
+    for size in (1, 3):
+        found: list[str] = []
+        after = None
+        while page := await store.read({"$order": order, "$limit": size, "$after": after}):
+            found += [row["id"] for row in page]
+            after = page[-1]
+            assert len(found) <= len(expected)
+        assert found == expected
+
+
+async def test_ids_of_text_are_ordered_by_code_points(make: Make) -> None:
+    store = make(Measured)
+    for id in ("b", "A", "a", "B", "é", "_", "10", "9", "😀"):
+        await store.upsert({"id": id, "v": 1.0})
+    found = [row["id"] for row in await store.read({"$limit": 20})]
+    assert found == sorted(found)
+    assert [row["id"] for row in await store.read({"$limit": 20, "$after": {"id": "B"}})] == found[
+        found.index("B") + 1 :
+    ]
+
+
+async def test_an_order_that_browsers_cannot_see_is_refused(make: Make) -> None:
+    """A decimal is sent as text, "10" before "9"."""
+    store = make(Sorted)
+    with pytest.raises(Reject, match="a decimal: it is sent as text"):
+        await store.read({"$order": "price"})
+
+
+async def test_a_value_is_compared_as_it_is_whatever_the_collation(make: Make) -> None:
+    store = make(Sorted)
+    await store.upsert({"id": "1", "text": "Ann", "plain": "p"})
+    assert await store.read({"text": "ann"}) == []
+    assert len(await store.read({"text": "Ann", "plain": "p"})) == 1
