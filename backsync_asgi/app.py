@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -52,7 +54,7 @@ class Backsync:
     memory: how many writes of a client are remembered, so that one that is sent again is applied once.
     sockjs: settings of the transports.
 
-    Raises ValueError for settings that contradict each other.
+    Raises ValueError for settings that contradict each other, TypeError for values of another type.
     """
 
     def __init__(
@@ -68,6 +70,17 @@ class Backsync:
     ) -> None:
         if compat not in (None, "2012"):
             raise ValueError(f"Backsync got compat={compat!r}, expected '2012' or nothing.")
+        kinds: dict[str, tuple[Any, type]] = {
+            "debug": (debug, bool),
+            "horizon": (horizon, Horizon),
+            "limits": (limits, Limits),
+            "memory": (memory, Memory),
+            "sockjs": (sockjs, Settings),
+        }
+        for setting, (value, kind) in kinds.items():
+            if value is not None and not isinstance(value, kind):
+                expected = "True or False" if kind is bool else f"{kind.__name__}(…)"
+                raise TypeError(f"Backsync got {setting}={messages.shorten(value)}, expected {expected}.")
         settings = sockjs or Settings()
         if allowed_origins is not None:
             settings = dataclasses.replace(settings, allowed_origins=allowed_origins)
@@ -136,17 +149,25 @@ class Backsync:
         Raises ValueError for a name that is not one, and for options that contradict each other or earlier ones,
         TypeError for a key that is no field's name.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"sync.model got {name!r}, expected a name, such as sync.model('Todo', …).")
         if not messages.is_model_name(name):
             raise ValueError(
                 f"sync.model got the name {name!r}, expected a letter or '_', then letters, digits, '_', '.', '-'."
             )
         if not ephemeral and (grace is not None or ttl is not None):
             raise ValueError(f"sync.model({name!r}) got grace or ttl, which are for ephemeral=True.")
-        if (grace is not None and grace < 0) or (ttl is not None and ttl <= 0):
-            raise ValueError(f"sync.model({name!r}) got grace={grace!r}, ttl={ttl!r}, expected positive seconds.")
         fields: Any = key
         if not isinstance(fields, (str, tuple, list)) or not all(isinstance(field, str) for field in fields):
             raise TypeError(f"sync.model({name!r}) got key={key!r}, expected a field's name, or several in a tuple.")
+        check_store(name, store)
+        names = (key,) if isinstance(key, str) and key else tuple(key)
+        check_options(name, names, version, schema, unknown)
+        for option, flag in (("ephemeral", ephemeral), ("readonly", readonly)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"sync.model({name!r}) got {option}={flag!r}, expected True or False.")
+        for option, seconds in (("grace", grace), ("ttl", ttl)):
+            check_seconds(name, option, seconds)
         given = {
             "store": store,
             "version": version,
@@ -158,8 +179,8 @@ class Backsync:
             "readonly": readonly or None,
         }
         options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
-        if key:
-            options["key"] = (key,) if isinstance(key, str) else tuple(key)
+        if names:
+            options["key"] = names
         model = self._site.models.get(name)
         if model is None:
             model = self._site.models[name] = Model(name, self._hub, self._caller, self._soon, self._turns)
@@ -198,7 +219,12 @@ class Backsync:
 
     def middleware(self, function: Decorated) -> Decorated:
         """Register a layer around every handler and hook: async `(ctx, *args, call_next)`; it awaits
-        `call_next(ctx, *args)` and returns the result. The first registered is the outermost."""
+        `call_next(ctx, *args)` and returns the result. The first registered is the outermost.
+
+        Raises TypeError for a function that takes no `call_next`.
+        """
+        if "call_next" not in _parameters_of(function):
+            raise TypeError(f"{function!r} does not fit: middleware is async (ctx, *args, call_next).")
         self._caller.middleware.append(function)
         return function
 
@@ -341,6 +367,61 @@ class Backsync:
         response.headers["cache-control"] = "no-cache"  # it may be kept, and is asked for again by its ETag
         response.headers["access-control-allow-origin"] = "*"
         await response(scope, receive, send)
+
+
+def _parameters_of(function: Any) -> set[str]:
+    """The names by which it takes arguments; `call_next` too, where it takes all."""
+    if not callable(function):
+        return set()
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in parameters)
+    return {it.name for it in parameters} | ({"call_next"} if takes_all else set())
+
+
+def check_store(name: str, store: Any) -> None:
+    """Raises TypeError for what is no store: its class, a URL."""
+    if store is None:
+        return
+    start = f"sync.model({name!r}) got store={messages.shorten(store)}"
+    if isinstance(store, type):
+        raise TypeError(f"{start}, a class; expected an instance: store={store.__name__}(…).")
+    if isinstance(store, str):
+        raise TypeError(f"{start}; expected a store: store=SQLStore(…) takes a database's URL.")
+    missing = [method for method in ("read", "get", "upsert", "delete") if not callable(getattr(store, method, None))]
+    if missing:
+        raise TypeError(f"{start}, which has no method {missing[0]!r}; expected a store, such as MemoryStore().")
+
+
+def check_options(name: str, key: tuple[str, ...], version: Any, schema: Any, unknown: Any) -> None:
+    """Raises TypeError or ValueError for names that no field can have, and for what is no schema."""
+    for field in key:
+        if not field or field.startswith("$"):
+            raise ValueError(f"sync.model({name!r}) got key={key!r}, expected names of fields; '$' is reserved.")
+    if len(set(key)) < len(key):
+        raise ValueError(f"sync.model({name!r}) got key={key!r}, which names a field twice.")
+    if version is not None:
+        if not isinstance(version, str):
+            raise TypeError(f"sync.model({name!r}) got version={version!r}, expected a field's name, such as 'rev'.")
+        if not version or version.startswith("$") or version == "id" or version in key:
+            raise ValueError(
+                f"sync.model({name!r}) got version={version!r}, expected a field of its own that counts writes, such "
+                "as 'rev'."
+            )
+    if unknown not in ("drop", "refuse"):
+        raise ValueError(f"sync.model({name!r}) got unknown={unknown!r}, expected 'drop' or 'refuse'.")
+    if isinstance(schema, (str, bytes, bool, int, float, dict, list, set)) or messages.is_typed(schema):
+        expected = "the class of the records: a dataclass, TypedDict, msgspec.Struct or pydantic model"
+        raise TypeError(f"sync.model({name!r}) got schema={messages.shorten(schema)}, expected {expected}.")
+
+
+def check_seconds(name: str, option: str, seconds: Any) -> None:
+    """Raises TypeError or ValueError for what is no time: a grace may be 0."""
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"sync.model({name!r}) got {option}={seconds!r}, expected positive seconds.")
+    if not 0 <= seconds < math.inf or (seconds == 0 and option == "ttl"):
+        raise ValueError(f"sync.model({name!r}) got {option}={seconds!r}, expected positive seconds.")
 
 
 CLIENT_FILES = frozenset(

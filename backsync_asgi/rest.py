@@ -185,6 +185,7 @@ class Call:
         self._extra = origins.cors(headers, scheme)
         try:
             if not origins.allows(headers, scheme):
+                self._server.log_refusal(headers)
                 raise Reject("forbidden", "The page's origin is not allowed. Name it in allowed_origins.")
             if self._method == "OPTIONS":
                 self._extra = [*self._extra, *preflight(headers, METHODS)]

@@ -86,6 +86,10 @@ class Visibility:
             raise TypeError(f"{rule!r} is async: a visibility rule is a plain function, asked at each delivery.")
         if self._rule is not None:
             raise ValueError(f"{self._model}.visible was given twice; there is one rule.")
+        if audience is not None:
+            check_signature(audience, 1, "an audience function takes (ctx)")
+            if is_async(audience):
+                raise TypeError(f"{audience!r} is async: an audience function is a plain one, and quick.")
         if isinstance(redacts, str):
             raise TypeError(f"{self._model}.visible got redacts={redacts!r}, expected a list of fields.")
         self._rule = rule

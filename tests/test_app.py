@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from backsync_asgi import app as app_module
 from backsync_asgi.connection import SNAPSHOT_FAILED
 from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.models import WRITES_AT_ONCE
+from backsync_asgi.sockjs import Settings
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, Socket, connect, fetch, websocket_scope
 
@@ -1216,3 +1218,105 @@ async def test_a_client_with_many_names_makes_the_server_forget_no_other_writes(
         victim.send({"id": "w", "event": "M:add"})
         assert (await victim.receive())["data"] == 1
     assert len(sync._site.retries) == 8
+
+
+# Wrong use
+#
+# The kind of fault: a value of the wrong kind that is taken, and fails later at another place, or never.
+
+
+@dataclass
+class Row:
+    """A type of records."""
+
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"store": MemoryStore}, "a class; expected an instance: store=MemoryStore(…)"),
+        ({"store": "sqlite:///todo.db"}, "store=SQLStore(…) takes a database's URL"),
+        ({"store": {}}, "expected a store, such as MemoryStore()"),
+        ({"version": 1}, "expected a field's name, such as 'rev'"),
+        ({"version": "id"}, "expected a field of its own that counts writes"),
+        ({"version": "room", "key": "room"}, "expected a field of its own that counts writes"),
+        ({"key": "$room"}, "'[$]' is reserved"),
+        ({"key": ("a", "a")}, "names a field twice"),
+        ({"schema": {"text": str}}, "expected the class of the records"),
+        ({"schema": Row()}, "expected the class of the records"),
+        ({"unknown": "ignore"}, "expected 'drop' or 'refuse'"),
+        ({"readonly": "no"}, "expected True or False"),
+        ({"ephemeral": 1}, "expected True or False"),
+        ({"ephemeral": True, "ttl": float("nan")}, "expected positive seconds"),
+        ({"ephemeral": True, "ttl": "5"}, "expected positive seconds"),
+        ({"ephemeral": True, "grace": True}, "expected positive seconds"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_with_what_is_right(options: dict[str, Any], said: str) -> None:
+    sync = Backsync()
+    said = said.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises((TypeError, ValueError), match=said):
+        sync.model("Todo", **options)
+    sync.model("Todo", store=MemoryStore(), version="rev")  # the right ones can still be given
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"limits": Limits},
+        {"horizon": 5},
+        {"memory": {}},
+        {"sockjs": {}},
+        {"debug": "yes"},
+        {"allowed_origins": True},
+        {"allowed_origins": [5]},
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"got {next(iter(settings))}=|allowed_origins got .* expected"):
+        Backsync(**settings)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"Todo", MemoryStore])
+def test_a_model_has_a_name(name: Any) -> None:
+    with pytest.raises(TypeError, match="expected a name"):
+        Backsync().model(name)
+
+
+@pytest.mark.parametrize("function", [5, lambda ctx: None, lambda ctx, data: None])
+def test_middleware_takes_what_comes_next(function: Any) -> None:
+    with pytest.raises(TypeError, match="middleware is async"):
+        Backsync().middleware(function)
+
+
+@pytest.mark.parametrize("audience", [5, lambda: 1])
+def test_an_audience_function_takes_a_context(audience: Any) -> None:
+    with pytest.raises(TypeError, match="an audience function takes"):
+        Backsync().model("Todo").visible(lambda ctx, record: True, audience=audience)
+
+
+async def test_a_refused_origin_names_the_host_and_the_proxy_before_the_setting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sync = Backsync()
+    headers = [(b"origin", b"https://app.example")]
+    assert (await fetch(sync.rest(), "/Todo", headers=headers)).status == 403
+    async with connect(sync, headers=headers) as client:
+        with pytest.raises(Closed):
+            await client.receive()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "called by the Host 'testserver'" in line
+    assert line.index("Behind a proxy") < line.index("allowed_origins=['https://app.example']")
+
+
+async def test_too_many_sessions_are_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync(sockjs=Settings(session_limit=1))
+    async with connect(sync) as client:
+        await client.call("$:ping")
+        for number in range(20):
+            assert (await fetch(sync, f"/000/session{number}/xhr", "POST")).status == 503
+            async with connect(sync) as other:
+                with pytest.raises(Closed):
+                    await other.receive()
+    assert len([record for record in caplog.records if "session_limit" in record.getMessage()]) == 1

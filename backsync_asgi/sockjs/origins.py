@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 Headers = list[tuple[bytes, bytes]]
@@ -20,12 +21,15 @@ _SECURE = {"https": True, "wss": True, "http": False, "ws": False}
 class Origins:
     """The rule: the host's own origin only (None), a list of exact origins, or every one ("*").
 
-    Raises ValueError for an entry that is not an origin (`https://example.com:8443`), so that a slash at the end or a
-    path is found at start and not when a browser is refused.
+    Raises TypeError for what is no list of texts; ValueError for an entry that is not an origin
+    (`https://example.com:8443`), so that a slash at the end or a path is found at start and not when a browser is
+    refused.
     """
 
     def __init__(self, allowed: str | Sequence[str] | None) -> None:
-        entries = [allowed] if isinstance(allowed, str) else list(allowed or [])
+        entries: Any = [allowed] if isinstance(allowed, str) else allowed or []
+        if not isinstance(entries, Iterable) or not all(isinstance(entry, str) for entry in entries):
+            raise TypeError(f"allowed_origins got {allowed!r}, expected '*' or a list of origins.")
         self.any = "*" in entries
         self.same = allowed is None
         self._allowed = frozenset(entries)

@@ -36,6 +36,7 @@ from .transports import TRANSPORTS, Transport, check_callback, iframe_page
 logger = logging.getLogger("backsync.sockjs")
 
 SWEEP = 1.0  # seconds between two looks at all sessions
+LOG_EVERY = 10.0  # seconds between two lines about too many sessions
 _SEGMENT = re.compile(r"[^./;%\x00-\x1f\x7f\ufffd]{1,255}")
 _IFRAME = re.compile(r"iframe[^/]*\.html")
 _COOKIE = re.compile(rb"[A-Za-z0-9!#$%&'()*+\-./:<=>?@\[\]^_`{|}~]{1,256}")
@@ -126,6 +127,7 @@ class Server:
         self._answers: set[Writer] = set()  # of HTTP requests that are being answered
         self._iframe = iframe_page(self.settings.sockjs_url)
         self._etag = b'"%b"' % hashlib.sha256(self._iframe).hexdigest()[:32].encode()
+        self._full_until = 0.0  # until then it is not logged again that there are too many sessions
         self._clock = StallProofClock()
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -284,29 +286,45 @@ class Server:
         await request.respond(204, headers)
 
     async def _refuse_origin(self, request: Request) -> None:
-        origin = request.header(b"origin") or b""
-        self._log_refusal(origin)
+        self.log_refusal(request.headers)
         await request.refuse(403, "origin_not_allowed", "Origin not allowed.")
 
-    def _log_refusal(self, origin: bytes) -> None:
-        name = origin[:256].decode("latin-1")
-        if name in self._refusals_logged or len(self._refusals_logged) >= 100:
-            return  # once for each origin, and not without a bound
-        self._refusals_logged.add(name)
+    def log_refusal(self, headers: Headers) -> None:
+        """Log that a request's origin is not allowed: once for each origin, and not without a bound."""
+        names = {name: value[:256].decode("latin-1") for name, value in reversed(list(headers))}
+        origin, host = names.get(b"origin", ""), names.get(b"host", "")
+        if origin in self._refusals_logged or len(self._refusals_logged) >= 100:
+            return
+        self._refusals_logged.add(origin)
         setting = self.settings.allowed_origins
-        logger.warning(
-            "Refused a request from the origin %r: allowed_origins is %s. To allow it, say allowed_origins=[%r].",
-            name,
-            "not set, which means the server's own origin only" if setting is None else repr(setting),
-            name,
-        )
+        if setting is None:
+            logger.warning(
+                "Refused a request from the origin %r, since this server was called by the Host %r: by default only "
+                "pages of its own may connect. Behind a proxy, have it pass the Host header on as the browser sent it, "
+                "port included (docs/deploying.md). For pages of another site: allowed_origins=[%r].",
+                origin,
+                host,
+                origin,
+            )
+        else:
+            logger.warning(
+                "Refused a request from the origin %r: allowed_origins is %r. To allow it, add it there.",
+                origin,
+                setting,
+            )
+
+    def _log_full(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._full_until:  # not for each request that is refused
+            self._full_until = now + LOG_EVERY
+            logger.warning("session_limit=%d is reached: new sessions are refused.", self.settings.session_limit)
 
     async def _greeting(self, request: Request) -> None:
         await request.respond(200, [_TEXT], b"Welcome to SockJS!\n")
 
     async def _info(self, request: Request) -> None:
         if not self._origins.allows(request.headers, request.scheme):
-            self._log_refusal(request.header(b"origin") or b"")  # the page gets no further
+            self.log_refusal(request.headers)  # the page gets no further
         info: dict[str, Any] = {
             "websocket": self.settings.websocket,
             "cookie_needed": self.settings.cookies,
@@ -382,7 +400,7 @@ class Server:
         if self.draining:
             session.go_away()
         elif self.sessions >= self.settings.session_limit:
-            logger.warning("session_limit=%d is reached: a new session is refused.", self.settings.session_limit)
+            self._log_full()
             await request.refuse(503, "too_many_sessions", "Too many sessions.")
             return None
         else:
@@ -457,10 +475,12 @@ class Server:
             return
         headers: Headers = scope["headers"]
         if not self._origins.allows(headers, scope["scheme"]):
-            self._log_refusal(next(value for name, value in headers if name == b"origin"))
+            self.log_refusal(headers)
             await deny(scope, receive, send, 403, b"Origin not allowed.")
             return
         if self.draining or self.sessions >= self.settings.session_limit:
+            if not self.draining:
+                self._log_full()
             await deny(scope, receive, send, 503, b"No more sessions.")
             return
         session = Session(self.settings.timing)
