@@ -159,6 +159,7 @@ const licenceTexts = await licences(script.metafile);
 await writeFile(path.join(served, "LICENSES.txt"), licenceTexts);
 if (packed !== null) {
   await writeFile(path.join(packed, "index.d.ts"), types);
+  for (const name of ["backbone.d.ts", "global.d.ts"]) await copyFile(path.join(root, "types", name), path.join(packed, name));
   await writeFile(path.join(packed, "LICENSES.txt"), licenceTexts);
   for (const name of ["backsync.js", "backsync.js.map", "backsync.mjs", "backsync.mjs.map"]) await copyFile(path.join(served, name), path.join(packed, name));
 }

@@ -52,7 +52,7 @@ const Backsync = {
 // A second copy of the script would put a second adapter over the first.
 if (page.Backsync === undefined) {
   // Both are evaluated only where they are needed: a page's own come first.
-  page._ ??= require("underscore");
+  (page as { _?: unknown })._ ??= require("underscore");
   page.Backbone ??= require("backbone") as NonNullable<Page["Backbone"]>;
   page.Backsync = Backsync;
   backsync.install(page.Backbone, () => Backsync.connection);

@@ -168,6 +168,48 @@ describe("the package", () => {
     }
   });
 
+  it("compiles with @types/backbone, and with the script's global", async () => {
+    await writeFile(path.join(project, "with-backbone.ts"), `
+      import Backbone from "backbone";
+      import { connect, install, installLegacyNames, type LivePromise } from "backsync";
+      import type {} from "backsync/backbone";
+
+      install(Backbone, connect("/backsync"));
+      installLegacyNames(Backbone);
+      class Todo extends Backbone.Model<{ text: string; done: boolean }> {}
+      class Todos extends Backbone.Collection<Todo> {
+        url = "/Todo";
+        model = Todo;
+      }
+      const todos = new Todos();
+      const live: LivePromise<Todos> = todos.live({ query: { room: "a" }, destroy: true });
+      live.then((filled) => filled.at(0).get("text")?.toUpperCase());
+      live.stop();
+      todos.backsync = connect("/other");
+      todos.rollback = false;
+      todos.syncBind("typing", (who, { seq }) => console.log(who, seq)).syncUnbind("typing").syncUnbind();
+      const waiting: number = todos.syncPending() + new Todo().syncPending();
+      const lines = new (Backbone.Collection.extend({ url: "/Line", backsync: true }))();
+      // @ts-expect-error: no such option
+      todos.live({ quer: {} });
+      export { waiting, lines };
+    `);
+    await writeFile(path.join(project, "with-script.ts"), `
+      import type {} from "backsync/global";
+
+      Backsync.persist = "ada";
+      Backsync.debug = true;
+      Backsync.connection = Backsync.connect("/backsync");
+      Backsync.connection.on("status", (status) => status.toUpperCase());
+      new Backsync.LiveCollection(Backsync.connection, "Todo").close();
+      // @ts-expect-error: no text
+      Backsync.debug = "yes";
+    `);
+    const tsc = path.join(root, "node_modules", "typescript", "bin", "tsc");
+    const options = ["--ignoreConfig", "--noEmit", "--strict", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler", "--types", "", "--lib", "es2022,dom", "--skipLibCheck"];
+    run(tsc, ...options, path.join(project, "with-backbone.ts"), path.join(project, "with-script.ts"));
+  });
+
   it("loads in Node, as where a server renders pages, and says there what a page would not have to say", async () => {
     await writeFile(path.join(project, "n.js"), 'import { connect } from "backsync"; try { connect("/backsync"); } catch (error) { console.log(error.message); }');
     const { stdout } = spawnSync(process.execPath, [path.join(project, "n.js")], { encoding: "utf8" });

@@ -78,7 +78,7 @@ export function install(Backbone: BackboneLike, connection: Connection | (() => 
   if (typeof Backbone?.Model !== "function" || typeof Backbone.Collection !== "function") {
     throw new BacksyncError("usage", `install() got ${Backbone === undefined ? "undefined" : typeof Backbone} instead of Backbone. Load Backbone first, then install(Backbone, connection).`);
   }
-  if (/^(0|1\.[01])(\.|$)/.test(Backbone.VERSION)) {
+  if (/^(0|1\.[01])(\.|$)/.test(Backbone.VERSION ?? "")) {
     throw new BacksyncError("usage", `Backbone ${Backbone.VERSION} is too old for Backsync, which needs 1.2 or later. Load a later one, best 1.6, or none: backsync.js brings 1.6.1.`);
   }
   const before = installations.get(Backbone);

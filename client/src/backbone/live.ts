@@ -15,7 +15,7 @@ import { dropUndefined, type Records, sort } from "./records.js";
 import type { BackboneCollection, BackboneModel, Options } from "./types.js";
 
 /** What `.live()` returns: resolves with the collection when it first equals the server's. */
-export interface LivePromise extends Promise<BackboneCollection> {
+export interface LivePromise<C = BackboneCollection> extends Promise<C> {
   /**
    * Ends it: the collection hears no more of the server. It keeps its records; of a keyed model those leave that are in
    * no other room which it follows.

@@ -66,7 +66,8 @@ export interface BackboneCollection extends BackboneEvents, Synced {
 export type SyncFunction = (method: string, model: BackboneModel | BackboneCollection, options?: Options) => unknown;
 
 export interface BackboneLike {
-  VERSION: string;
+  /** @types/backbone does not know it. */
+  VERSION?: string;
   sync: unknown;
   $?: { ajax?: unknown } | undefined;
     Model: { prototype: any };
