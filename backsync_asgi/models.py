@@ -36,7 +36,7 @@ from .schemas import Schema, Unknown, data_annotation, schema_of
 from .shown import read_shown
 from .sockjs.frames import loads
 from .soon import Line, Soon
-from .stores.base import CHUNK, Id, Reader, Record, Skipped, Store, Unsure, decimal_order, paced, parse_query
+from .stores.base import CHUNK, Id, Reader, Record, Skipped, Store, Unsure, paced
 from .stores.memory import MemoryStore
 from .turns import Turns
 from .visibility import Visibility, copied
@@ -975,8 +975,6 @@ class Model:
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""
-        if ctx.method == "subscribe":
-            self._check_order(query)
         if self.reader is None or "read" in self._handlers or self.visibility.hides or set(query) == {"id"}:
             rows = await self.read(ctx, query)
             texts = None if isinstance(rows, Mapping) else await self._texts_of(rows)
@@ -985,14 +983,6 @@ class Model:
         else:
             texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
         return "[" + ",".join(texts) + "]"
-
-    def _check_order(self, query: Mapping[str, Any]) -> None:
-        """Raises Reject("invalid") for a page whose client could not put changes in its order."""
-        decimals = () if "read" in self._handlers else getattr(self.reader, "decimals", ())
-        if decimals and "$limit" in query:
-            for field, _ in parse_query(query).order:
-                if field in decimals:
-                    raise decimal_order(field)
 
     async def _texts_of(self, rows: Sequence[Any]) -> list[str]:
         """Records as JSON texts, many in one. One that JSON cannot carry is logged and left out."""

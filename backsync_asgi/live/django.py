@@ -126,8 +126,7 @@ class LiveModel:
         self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
         self._shown = {"id": mapped._meta.pk} | {name: mapped._meta.get_field(name) for name in self._fields}
         if not model.readable:
-            decimals = [name for name, field in self._shown.items() if isinstance(field, models.DecimalField)]
-            model.read_from(TableReader(self._rows, self._skipped, decimals=decimals))
+            model.read_from(TableReader(self._rows, self._skipped))
         # For these only: a model whose deletions are listened to is deleted row by row.
         table = mapped._meta.db_table
         self._senders = [

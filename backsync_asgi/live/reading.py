@@ -27,7 +27,6 @@ class TableReader:
     """Reads the records of a model from a table: a `Reader`, as stores are. Leaves out those that cannot be sent.
 
     texts: the same rows as JSON, where something else than we makes it.
-    decimals: the fields that are sent as the text of a decimal.
     """
 
     def __init__(
@@ -35,12 +34,10 @@ class TableReader:
         rows: Rows,
         skipped: Skipped,
         texts: Callable[[Query], AsyncGenerator[list[str], None]] | None = None,
-        decimals: Collection[str] = (),
     ) -> None:
         self._rows = rows
         self._skipped = skipped
         self._texts = texts
-        self.decimals = decimals
 
     async def read(self, query: Query) -> list[Record]:
         """The records that a query asks for; by id unless it says otherwise."""

@@ -43,7 +43,7 @@ from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, Query, Skipped, matches
 from backsync_asgi.stores.sql import explained
-from backsync_asgi.stores.tables import Fields, is_decimal
+from backsync_asgi.stores.tables import Fields
 from backsync_asgi.stores.tables import select as select_rows
 
 from .feed import (
@@ -204,9 +204,7 @@ class LiveMapping:
         if version is None and counted is not None and counted in self._fields:
             model.infer(version=counted)
         if session is not None and not model.readable:
-            attributes = [it for it in mapper.column_attrs if it.key in self._fields]
-            decimals = [it.key for it in attributes if is_decimal(it.columns[0])]
-            model.read_from(TableReader(self._rows, self._skipped, decimals=decimals))
+            model.read_from(TableReader(self._rows, self._skipped))
         self._listen()
         ALL.add(self)
 

@@ -180,11 +180,6 @@ def invalid(field: str, message: str) -> Reject:
     return Reject("invalid", escaped(f"{field} {message}."), [{"field": field, "message": message}])
 
 
-def decimal_order(field: str) -> Reject:
-    """The refusal of an order that browsers, which get decimals as text, cannot follow."""
-    return invalid("$order", f"names {shorten(field)}, a decimal: it is sent as text, which sorts otherwise")
-
-
 def conflict(version: str, named: Any, current: Record | None) -> Reject:
     """The refusal of a write that was meant for another version."""
     counted = 0 if current is None else current.get(version)

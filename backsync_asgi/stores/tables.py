@@ -25,7 +25,7 @@ from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import MAX_SAFE_INTEGER, encode, is_id, shorten
 from backsync_asgi.schemas import Field, fields_of
 
-from .base import Record, Selection, decimal_order, encode_record, equal, invalid
+from .base import Record, Selection, encode_record, equal, invalid
 
 Condition = sa.ColumnElement[bool]
 
@@ -276,8 +276,6 @@ def _texts_of(value: Any) -> str:
 class Fields:
     """How values compare with a table's own columns, or a mapped class's attributes: by field, `id` among them."""
 
-    sorts_decimals = True
-
     def __init__(self, fields: Mapping[str, Any], columns: Sequence[Any] = ()) -> None:
         self.fields = fields
         self._columns = columns or list(fields.values())  # what is selected
@@ -359,20 +357,13 @@ class Fields:
         if isinstance(type_, sa.Enum) and len({isinstance(it, str) for it in _members(type_).values()}) == 1:
             return column
         if kind is decimal.Decimal:
-            if not self.sorts_decimals:
-                raise decimal_order(field)
-            return column
+            raise invalid("$order", f"names {shorten(field)}, a decimal: it is sent as text, which sorts otherwise")
         zoned = kind is datetime.time and _has_zone(type_)
         if kind not in _ORDERED or zoned or isinstance(type_, (sa.JSON, sa.Enum)):
             raise invalid("$order", f"names {shorten(field)}, which is not a field that has an order")
         if kind is str and _is_decorated(column, "process_result_value"):
             raise invalid("$order", f"names {shorten(field)}, which the database stores otherwise than it is sent")
         return column
-
-
-def is_decimal(column: Any) -> bool:
-    """Whether a column's values are sent as the text of a decimal."""
-    return _python_type(column) is decimal.Decimal
 
 
 _ORDERED = {str, int, float, bool, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, uuid.UUID}
@@ -410,8 +401,6 @@ def _compile_for_sqlite(element: Any, compiler: Any, **options: Any) -> str:
 
 class Columns(Fields):
     """Records of a table that is there already: a field for each column, the primary key is the `id`."""
-
-    sorts_decimals = False  # SQLite may have them as text
 
     def __init__(self, table: sa.Table, fields: Mapping[str, sa.Column[Any]]) -> None:
         keys = list(table.primary_key.columns)
