@@ -40,6 +40,8 @@ OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
 
 NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
 SNAPSHOT_TRIES = 10  # of a subscription whose user changes while it is answered
+HOOK_FAILED = "The auth or open hook failed; the server's log says why"
+MAX_DEBUG = 1_000  # characters of an exception's text that clients get
 TOO_FAST = "Who you are, or what you may see, changes too fast. Try again."
 MAX_VIEWS = 10_000  # of users and audiences, by which positions are told apart
 MAX_NAMES = 4  # of clients, that one connection may say: each is remembered by itself
@@ -109,6 +111,10 @@ class Site:
             self._flushes, self._now = self.hub.flushes, 0
         self._now += 1
         return self._now <= HANDLED_AT_ONCE
+
+    def text_of(self, error: BaseException) -> str:
+        """What clients get to know of a failure of the application's: its text only if `debug` is set."""
+        return repr(error)[:MAX_DEBUG] if self.debug else CODES["handler_error"]
 
     def connect(self, session: Session, scope: Scope) -> Connection:
         """The application's end of a new session."""
@@ -460,12 +466,17 @@ class Connection:
         except Exception as error:  # noqa: BLE001
             what = "A hook failed as a client connected; the client is closed."
             self._log(logging.ERROR, "hook", what, exc_info=error)
+            self._close_failed(1011, HOOK_FAILED, error)
         else:
             self._open()
         finally:
             self._setup = None
-            if not self._opened:  # a hook has failed or cancelled itself; after a refusal this changes nothing
-                self._session.close(1011, "The server could not set up the connection")
+            if not self._opened:  # a hook has cancelled itself; if one has refused or failed, this changes nothing
+                self._session.close(1011, HOOK_FAILED)
+
+    def _close_failed(self, code: int, reason: str, error: BaseException) -> None:
+        """Close after a failure of the application's, which only the log names unless `debug` is set."""
+        self._session.close(code, f"{reason}: {error!r}" if self._site.debug else reason)
 
     def _open(self) -> None:
         self._opened = True
@@ -566,7 +577,7 @@ class Connection:
             kind = "no answer", type(error)
             what = "%s could not be answered; those behind it are."
             self._log(logging.ERROR, kind, what, request.event, exc_info=error)
-            self._fail(request, "handler_error", CODES["handler_error"])
+            self._fail(request, "handler_error", self._site.text_of(error))
         finally:
             acting.finish()
             self._waiting -= 1
@@ -646,7 +657,7 @@ class Connection:
             self._log(logging.ERROR, kind, "The result of %s cannot be sent: %s", request.event, error)
         else:
             self._log(logging.ERROR, kind, "The handler of %s failed.", request.event, exc_info=error)
-        return "handler_error", repr(error) if self._site.debug else CODES["handler_error"], details
+        return "handler_error", self._site.text_of(error), details
 
     def _perform(self, request: Request, acting: Acting) -> Awaitable[str]:
         """What carries out a request and returns its reply's data. Raises Reject where there is no such model."""
@@ -797,7 +808,7 @@ class Connection:
             return
         except Exception as error:  # noqa: BLE001
             self._log(logging.ERROR, "token", "The auth hook failed.", exc_info=error)
-            self._fail(request, "handler_error", CODES["handler_error"])
+            self._fail(request, "handler_error", self._site.text_of(error))
             return
         if not self.is_open:
             return
@@ -981,7 +992,7 @@ class Connection:
         except Exception as error:  # noqa: BLE001
             what = "A snapshot of %s failed; its client is closed, to come back."
             self._log(logging.ERROR, ("snapshot", topic.name), what, topic.name, exc_info=error)
-            self._session.close(SNAPSHOT_FAILED, "A snapshot failed")
+            self._close_failed(SNAPSHOT_FAILED, "A snapshot failed", error)
         finally:
             self._subscriber.release(topic)
 

@@ -13,15 +13,33 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from http import HTTPStatus
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .errors import Contained
+from starlette.exceptions import HTTPException
+
+from .errors import Contained, Reject
 
 logger = logging.getLogger("backsync")
 
 HandlerFunction = Callable[..., Any]
 Result = TypeVar("Result")
+
+# What a handler means that refuses as its web framework does. Any other status is a failure.
+CODES_OF_STATUS = {
+    400: "invalid",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    410: "not_found",
+    412: "conflict",
+    413: "too_large",
+    422: "invalid",
+    429: "rate_limited",
+    503: "unavailable",
+}
 
 
 class HandlerTimeout(Exception):
@@ -67,12 +85,19 @@ class Caller:
         return await self._threads.run(work)
 
     async def limited(self, work: Awaitable[Result]) -> Result:
-        """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others."""
+        """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others.
+
+        Raises Reject in place of an HTTPException of Starlette or FastAPI that refuses.
+        """
         task = asyncio.current_task(self.loop) or asyncio.current_task()
         assert task is not None
         deadline = self._deadlines.start(task)
         try:
             return await work
+        except HTTPException as error:
+            if error.status_code not in CODES_OF_STATUS:
+                raise
+            raise refusal_of(error) from error
         except asyncio.CancelledError as error:
             if deadline.is_over and task.cancelling() <= deadline.cancelling + 1:
                 raise HandlerTimeout(f"the limit is {self._deadlines.seconds:g} s") from None
@@ -299,6 +324,14 @@ def is_async(function: HandlerFunction) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def refusal_of(error: HTTPException) -> Reject:
+    """The same refusal as a Reject: a text is the message, anything else the details."""
+    code, detail = CODES_OF_STATUS[error.status_code], error.detail
+    if isinstance(detail, str):
+        return Reject(code, "" if detail == HTTPStatus(error.status_code).phrase else detail)
+    return Reject(code, details=detail)
 
 
 def check_signature(function: HandlerFunction, arguments: int, expected: str) -> None:

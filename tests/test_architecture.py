@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the ground up. A module may import from its own floor and from those below; a pattern ending in `*` is a room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits", "logs", "messages", "channel", "gone", "retries", "schemas", "sockjs.frames", "sockjs.session"),
+    (
+        "errors",
+        "limits",
+        "logs",
+        "messages",
+        "channel",
+        "gone",
+        "retries",
+        "schemas",
+        "sockjs.frames",
+        "sockjs.session",
+    ),
     ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals", "workers"),
     ("commits", "hub", "handlers", "turns", "soon", "ephemeral", "places", "rights", "visibility", "shown", "models"),
     ("connection", "rest", "app"),

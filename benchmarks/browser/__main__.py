@@ -106,7 +106,9 @@ async def measure(browser: Browser, url: str, rates: list[int], seconds: float, 
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.browser", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.browser", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--rates", type=int, nargs="+", default=[20, 100, 300, 1000], help="log lines a second")
     parser.add_argument("--seconds", type=float, default=5, help="of each rate")
     parser.add_argument("--todos", type=int, default=300)
@@ -117,7 +119,16 @@ async def main() -> None:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "DATABASE_URL": f"sqlite:///{folder}/todos.db"}
-        command = [sys.executable, "-m", "uvicorn", "benchmarks.browser.app:app", "--port", str(port), "--log-level", "warning"]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "benchmarks.browser.app:app",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
         server = subprocess.Popen(command, cwd=ROOT, env=environment)
         try:
             url = f"http://127.0.0.1:{port}"
@@ -128,7 +139,9 @@ async def main() -> None:
                 except OSError:
                     await asyncio.sleep(0.1)
             async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+                browser = await playwright.chromium.launch(
+                    executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+                )
                 results = await measure(browser, url, options.rates, options.seconds, options.todos)
                 await browser.close()
         finally:

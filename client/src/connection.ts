@@ -96,6 +96,8 @@ const FRAME_BUDGET_MS = 4;
 const MAX_INBOX = 5000;
 const NORMAL = 1000;
 const POLICY = 4500;
+/** A hook of the application failed as the client connected. */
+const FAILED = 1011;
 const TOO_LARGE = 1009;
 
 export class Connection {
@@ -461,7 +463,10 @@ export class Connection {
     if (code === TOO_LARGE && (this.#phase === "ready" || this.#phase === "introducing")) this.#calls.closedAsTooLarge();
     this.#forgetSocket();
     if (isFinal(code)) this.#end({ code, reason });
-    else this.#retry(this.#window ?? closeWindow(code));
+    else {
+      if (code === FAILED) this.#warn(`the server closed the connection (${code}: ${reason}); it is opened again`);
+      this.#retry(this.#window ?? closeWindow(code));
+    }
   }
 
   /** Gives up the socket from our side and comes back. */

@@ -86,6 +86,29 @@ describe("greeting", () => {
     warn.mock.restore();
   });
 
+  it("warns once of a server that closes with 1011, again after a connection that stood", async () => {
+    const warn = mock.method(console, "warn", () => {});
+    const server = new FakeServer();
+    server.connection().open();
+    const fail = async (): Promise<void> => {
+      server.socket.handlers.open("fake");
+      await settle();
+      server.socket.handlers.close(1011, "The auth hook failed");
+      await server.host.advance(30_000);
+    };
+    const text = "backsync: http://test.invalid/backsync: the server closed the connection (1011: The auth hook failed); it is opened again";
+    await fail();
+    await fail();
+    assert.deepEqual(warn.mock.calls.map(({ arguments: words }) => words), [[text]]);
+    server.socket.handlers.open("fake");
+    await server.socket.reply(server.socket.takeOne("$:hello"), { version: 1, heartbeat: 25 });
+    await server.socket.cut();
+    await server.host.advance(30_000);
+    await fail();
+    assert.deepEqual(warn.mock.calls.map(({ arguments: words }) => words), [[text], [text]]);
+    warn.mock.restore();
+  });
+
   it("authenticates on a live connection and greets with that token afterwards", async () => {
     const { server, connection, socket, host } = await connected();
     const done = connection.authenticate("fresh");

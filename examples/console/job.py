@@ -128,7 +128,11 @@ class Indexer:
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         classes = sum(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
         entry = self.index[path] = Entry(digest, source.count(b"\n"), len(functions), classes)
-        counts = ((entry.lines, "line", "lines"), (entry.functions, "function", "functions"), (entry.classes, "class", "classes"))
+        counts = (
+            (entry.lines, "line", "lines"),
+            (entry.functions, "function", "functions"),
+            (entry.classes, "class", "classes"),
+        )
         log.info("%s: %s", name, ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts))
         for function in functions:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
