@@ -71,9 +71,10 @@ class Exchange:
     closed: how the session has ended, if it did before the reply.
     """
 
-    lifetime: float | None = None
-
-    def __init__(self, writer: Writer | None = None, head: Headers | None = None) -> None:
+    def __init__(
+        self, writer: Writer | None = None, head: Headers | None = None, lifetime: float | None = None
+    ) -> None:
+        self.lifetime = lifetime
         self.replied = asyncio.Event()
         self.reply: str | None = None
         self.closed: Close | None = None
@@ -84,6 +85,9 @@ class Exchange:
     @property
     def writable(self) -> bool:
         return self._writer is None or self._writer.writable
+
+    def unsent(self) -> object:
+        return None if self._writer is None else self._writer.unsent()
 
     def fills(self, frame: Frame) -> bool:
         return False
@@ -242,7 +246,9 @@ class Call:
             raise Reject("unavailable", "Too many sessions.")
         writer = Writer(self._send, self._receive)
         kind = (b"content-type", b"application/x-ndjson")
-        exchange = Exchange(writer, [kind, (b"x-accel-buffering", b"no"), *SAFE, *self._extra])
+        # HTTP cannot tell a client that is gone from one that is silent: so the stream ends, and the client asks again.
+        lifetime = self._server.settings.timing.stream_duration
+        exchange = Exchange(writer, [kind, (b"x-accel-buffering", b"no"), *SAFE, *self._extra], lifetime)
         with self._server.carried(exchange, writer, self._scope) as session:
             self._greet(session)
             event = f"{model}:subscribe"

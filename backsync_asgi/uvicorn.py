@@ -24,6 +24,8 @@ try:
 except ImportError:  # where it was built without a compiler
     from websockets.utils import apply_mask
 
+from .sockjs.receivers import unsent
+
 __all__ = ["CompressingWebSocketProtocol", "WebSocketProtocol"]
 
 OLDEST = (0, 53)  # of uvicorn: before, its protocol class was another one inside
@@ -44,6 +46,7 @@ FRAMES_AT_ONCE, MUCH = 128, 65_536
 # Seconds until the next turn of a client whose frames were no messages (pings, pongs, fragments): they cost it nothing.
 REST = 0.01
 MAX_PARTS = 1_024  # fragments of one message; each costs far more than its bytes
+SLOW = 16_384  # bytes; where less than that stands before a ping, its answer comes in time over the slowest line
 MESSAGE_DEADLINE = 30.0  # seconds in which a message that has begun must be whole
 # They write to their socket what they are given, and nothing else.
 PLAIN_TRANSPORTS = frozenset(
@@ -126,6 +129,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._held = b""  # what came and waits for the next turn
         self._turn: asyncio.Handle | None = None
         self._message_timer: asyncio.TimerHandle | None = None
+        self._unsent: tuple[int, int] | None = None  # as the last ping was sent, or looked after
         self._pong: bytes | None = None  # waits until the peer reads again
         self._unheard = 0  # messages that go by `receive` and of which `heard` has not told yet
         self.frames_writable = True
@@ -388,8 +392,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().eof_received()
         self._stop_writing()
 
+    def send_keepalive_ping(self) -> None:
+        """It is time for a ping."""
+        super().send_keepalive_ping()
+        self._unsent = unsent(self.transport)
+
     def keepalive_timeout(self) -> None:
         """The peer has not answered a ping; our close frame is sent, unless it stands behind what is not read."""
+        before, self._unsent = self._unsent, unsent(self.transport)
+        if self._unsent is not None and self._unsent != before and sum(self._unsent) > SLOW:
+            # The line is slow, the peer takes what stands before the ping.
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 0.0, self.keepalive_timeout)
+            return
         super().keepalive_timeout()
         self._stop_writing()
         self.transport.abort()

@@ -19,7 +19,7 @@ from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi.errors import CODES
 from backsync_asgi.limits import Limits
 from backsync_asgi.rest import STATUS
-from backsync_asgi.sockjs import Settings
+from backsync_asgi.sockjs import Settings, Timing
 from backsync_asgi.stores import MemoryStore, Store
 from tests.inprocess import DEADLINE, Event, connect, websocket_scope
 from tests.servers import ROOT, Server, uvicorn_server
@@ -398,6 +398,22 @@ async def test_a_tail_that_is_read_slowly_gets_the_newest_state() -> None:
         while seen[-1] != 99:
             seen.append((await stream.line())["data"]["n"])
         assert len(seen) < 10
+
+
+async def test_a_tail_ends_after_its_time_and_the_next_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: a client that is gone without a word. HTTP cannot tell it from a silent one, so its request must end."""
+    monkeypatch.setattr("backsync_asgi.sockjs.server.SWEEP", 0.01)
+    sync = Backsync(sockjs=Settings(timing=Timing(stream_duration=0.05)))
+    model = sync.model("Todo", store=MemoryStore())
+    async with tail(sync, "since=") as stream:
+        first = await stream.line()
+        async with asyncio.timeout(DEADLINE):
+            await stream.ended.wait()
+    assert not sync.connections
+    await model.upsert({"id": "a"})
+    async with tail(sync, f"since={first['epoch']}:{first['seq']}") as stream:
+        assert (await stream.line())["mode"] == "resume"
+        assert (await stream.line())["data"] == {"id": "a"}
 
 
 async def test_a_tail_ends_when_the_server_drains() -> None:

@@ -792,6 +792,47 @@ async def test_a_peer_that_answers_no_ping_is_gone_though_it_reads_nothing_eithe
         assert not protocol.frames_writable, "nothing follows a close frame"
 
 
+def on_a_line_that_has(
+    states: Sequence[tuple[int, int] | None], protocol: WebSocketProtocol, monkeypatch: pytest.MonkeyPatch
+) -> list[bool]:
+    """Whether the connection still lives at each look at its ping; so much has not been taken then."""
+    looks = iter(states)
+    monkeypatch.setattr(ours, "unsent", lambda transport: next(looks))
+    protocol.ping_timeout = 100.0
+    protocol.send_keepalive_ping()
+    lives = []
+    for _ in states[1:]:
+        assert protocol.pong_timer is not None
+        protocol.pong_timer.cancel()
+        protocol.keepalive_timeout()
+        lives.append(not protocol.transport.is_closing())
+        if not lives[-1]:
+            break
+    return lives
+
+
+MUCH = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("states", "lives"),
+    [
+        ([(MUCH, 9), (MUCH - 1, 9), (MUCH - 1, 8), (MUCH - 1, 8)], [True, True, False]),
+        ([(0, MUCH), (0, MUCH - 1), (0, 0)], [True, False]),
+        ([(MUCH, 9), (MUCH, 9)], [False]),
+        ([(0, 6), (0, 0)], [False]),
+        ([None, None], [False]),
+    ],
+    ids=["stops taking", "has taken the ping", "takes nothing", "is not slow", "unknown"],
+)
+async def test_a_peer_on_a_slow_line_is_given_time_for_what_stands_before_a_ping(
+    states: Sequence[tuple[int, int] | None], lives: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: a deadline for something long counts the time in which nothing was taken."""
+    async with connection(App(lambda message: True)) as (protocol, _):
+        assert on_a_line_that_has(states, protocol, monkeypatch) == lives
+
+
 async def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
     async with connection(App(None)) as (protocol, _):
         assert protocol.request is None

@@ -519,6 +519,7 @@ class Server:
             yield session
         finally:
             session.detach(receiver)
+            session.close()  # where the receiver has had its time
             self._answers.discard(writer)
             self._forget_socket(session, writer)
 

@@ -57,6 +57,9 @@ class Receiver(Protocol):
     def writable(self) -> bool:
         """Whether a frame written now goes out at once."""
 
+    def unsent(self) -> object:
+        """What the peer has not taken yet; it changes whenever the peer takes something. None where it is not known."""
+
     def fills(self, frame: Frame) -> bool:
         """Whether this frame is the last that it can take. A poll takes one."""
 
@@ -91,7 +94,7 @@ class Timing:
     poll_duration: the longest that one poll is kept waiting.
     stream_duration: the longest that one streaming response runs. HTTP cannot tell a dead reader from a silent one, so
         this and the disconnect delay bound how long a dead peer on a stream is taken for a living one.
-    write_deadline: a reply, control or close frame that cannot be written for so long ends the session.
+    write_deadline: a reply, control or close frame that waits ends the session when the peer takes nothing for so long.
     """
 
     heartbeat: float = 25.0
@@ -167,6 +170,7 @@ class Session(Link):
         "_greeted",
         "_pumping",
         "_sent_at",
+        "_unsent",
         "accepted",
         "close_frame",
         "endpoint",
@@ -190,6 +194,7 @@ class Session(Link):
         self._sent_at = 0.0
         self._attached_at: float | None = None  # of the receiver, or of its absence
         self._blocked_since: float | None = None
+        self._unsent: object = None  # of a receiver that is blocked
 
     # The application's side
 
@@ -293,14 +298,16 @@ class Session(Link):
         return True
 
     def _tick_blocked(self, receiver: Receiver, now: float, waited: float) -> None:
-        if self._busy:  # who reads slowly is found blocked by each tick, and takes something in between
+        unsent = receiver.unsent()
+        if self._busy or unsent != self._unsent:  # a slow reader is blocked at each tick, and takes something between
             self._busy, self._sent_at, self._blocked_since = False, now, now
         elif self._blocked_since is None:
             self._blocked_since = now
+        self._unsent = unsent
         deadline = self.timing.write_deadline
         urgent = self.close_frame is not None or (self.endpoint is not None and self.endpoint.urgent)
         overdue = receiver.lifetime is not None and waited >= receiver.lifetime + deadline
-        if overdue or (urgent and now - self._blocked_since >= deadline):
+        if (overdue or urgent) and now - self._blocked_since >= deadline:
             self._release()
             self._end(INTERRUPTED, (1006, INTERRUPTED.reason))
             receiver.abort()

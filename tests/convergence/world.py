@@ -160,6 +160,9 @@ class SessionLine:
         if last and not self._over:
             self._loop.call_soon(self._poll)
 
+    def unsent(self) -> object:
+        return None
+
     def abort(self) -> None:
         self._end(None, "")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from backsync_asgi.sockjs.frames import HEARTBEAT, OPEN, Close, Frame, Message, batch
-from backsync_asgi.sockjs.receivers import Event, HttpReceiver, Send, SocketReceiver, Writer
+from backsync_asgi.sockjs.receivers import Event, HttpReceiver, Send, SocketReceiver, Writer, unsent
 from backsync_asgi.sockjs.transports import TRANSPORTS
 
 DEADLINE = 5.0  # seconds; only a failing test waits so long
@@ -403,3 +406,60 @@ async def test_a_socket_that_was_refused_is_closed_without_being_accepted() -> N
     receiver = SocketReceiver(Writer(peer.send), raw=False)
     receiver.write(Close(4503, "No"), last=True)
     assert [each["type"] for each in peer.sent] == ["websocket.close"]
+
+
+async def test_a_close_code_that_the_server_does_not_take_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """daphne takes 1000 and those from 3000 on only."""
+    codes: list[int] = []
+
+    async def send(event: Event) -> None:
+        if 1000 < event["code"] < 3000:
+            raise Exception(f"invalid close code {event['code']} (must be 1000 or from [3000, 4999])")
+        codes.append(event["code"])
+
+    for code in (1000, 1012, 3000, 4501):
+        Writer(send).write([{"type": "websocket.close", "code": code, "reason": ""}])
+    assert codes == [1000, 3012, 3000, 4501]
+    assert not caplog.records
+
+
+async def test_a_server_that_ends_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    async def send(event: Event) -> None:
+        raise RuntimeError("TaskGroup <TaskGroup entered> is finished")
+
+    writer = Writer(send)
+    writer.write([event(1)])
+    assert writer.failed
+    assert not caplog.records
+
+
+async def measure_unsent() -> list[tuple[int, int] | None]:
+    """What `unsent` says of a peer that reads nothing, then reads, and of one whose connection is closed."""
+    peer = socket.socket()
+    listener = socket.create_server(("127.0.0.1", 0))
+    peer.connect(listener.getsockname())
+    accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, accepted)
+    transport.write(bytes(16 * 2**20))
+    seen = [unsent(transport)]
+    peer.setblocking(False)
+    for _ in range(100):
+        await asyncio.get_running_loop().sock_recv(peer, 2**16)
+        seen.append(unsent(transport))
+    transport.abort()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    seen.append(unsent(transport))
+    peer.close()
+    listener.close()
+    return seen
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_a_peer_has_not_taken_changes_as_it_takes_it(run: Callable[[Any], list[tuple[int, int] | None]]) -> None:
+    seen = run(measure_unsent())
+    assert seen[0] is not None
+    assert sum(seen[0]) > 2**20
+    assert len(set(seen)) > 2
+    assert seen[-1] is None

@@ -67,11 +67,15 @@ class FakeReceiver:
     frames: list[Frame] = field(default_factory=list)
     over: bool = False
     aborted: bool = False
+    left: int = 0  # bytes that the peer has not taken
     on_last: Callable[[], None] | None = None
 
     @property
     def writable(self) -> bool:
         return not self.blocked
+
+    def unsent(self) -> object:
+        return self.left
 
     def fills(self, frame: Frame) -> bool:
         return self.takes is not None and len(self.frames) + 1 >= self.takes
@@ -307,6 +311,27 @@ def test_a_socket_that_does_not_read_changes_is_left_alone() -> None:
         session.tick(now)
     assert not receiver.aborted
     assert endpoint.ends == []
+
+
+@pytest.mark.parametrize("lifetime", [None, TIMING.stream_duration])
+def test_a_client_on_a_slow_line_that_takes_something_is_not_given_up(lifetime: float | None) -> None:
+    """Kind: a deadline for something long counts the time in which nothing was taken, not the whole time."""
+    session, endpoint = open_session()
+    receiver = FakeReceiver(lifetime=lifetime)
+    session.attach(receiver)
+    receiver.blocked = endpoint.urgent = True
+    for second in range(60):
+        receiver.left = 1000 - second // 3  # something each three seconds
+        session.tick(second)
+        assert not receiver.aborted
+    session.close(3000)
+    for second in range(60, 100):
+        receiver.left = 1000 - second // 3
+        session.tick(second)
+        assert not receiver.aborted, "the close frame waits, too"
+    for second in range(100, 100 + 2 + int(TIMING.write_deadline)):
+        session.tick(second)
+    assert receiver.aborted
 
 
 def test_a_client_that_does_not_take_a_reply_is_given_up_at_the_write_deadline() -> None:

@@ -444,8 +444,8 @@ def test_a_hundred_disconnects_leave_nothing(
 
 
 def test_many_empty_fragments(target: Target, echo: Service, control: Control) -> None:
-    """20,000 empty fragments in one message: our protocol ends the connection, uvicorn's own takes them one by one, which
-    we cannot limit. Other clients do not wait for it."""
+    """20,000 empty fragments in one message: our protocol ends the connection, uvicorn's own takes them one by one,
+    which we cannot limit. Other clients do not wait for it."""
     socket = open_socket(echo)
     socket.send_frame(TEXT, b'["x"', fin=False)
     fragment = frame_bytes(CONTINUATION, b"", fin=False)
