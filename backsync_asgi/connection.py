@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import hashlib
 import itertools
@@ -760,7 +761,7 @@ class Connection:
             self._names |= {name}
             self._set_client(name)
         settings = self._site.settings
-        welcome = {
+        welcome: dict[str, Any] = {
             "version": PROTOCOL_VERSION,
             "heartbeat": settings.timing.heartbeat,
             "limits": {
@@ -769,6 +770,8 @@ class Connection:
                 "subscriptions": self._site.limits.subscriptions,
             },
         }
+        with contextlib.suppress(Exception):  # a user that cannot be written as text
+            welcome["id"] = self.client_id
         self._reply(request, messages.encode(welcome))
 
     def _set_client(self, name: str) -> None:
@@ -967,6 +970,8 @@ class Connection:
         model = ctx.model
         if model.readable:
             text = await model.read_text(ctx, query)
+            if text == "[]" and model.seeks_other_key(query):
+                self._site.spawn(model.look_for_other_key(query))
             return text if text.startswith("[") else f"[{text}]"
         changes = topic.channel.since(topic.channel.floor) or []
         rows = [loads(change.body.data) for change in changes if change.body.method == "upsert"]

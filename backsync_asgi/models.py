@@ -48,6 +48,7 @@ Result = TypeVar("Result")
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
 ATTEMPTS = 3  # at a write that the rule allowed and another process overtook
+KEY_LOOKS = 20  # empty channels of a model for which it is looked whether a key has been mistyped
 REFRESH_EVERY = 1.0  # seconds at least between having everybody read anew because of writes that have failed
 _WRITES = frozenset({"upsert", "patch", "delete"})
 _STATE_METHODS = _WRITES | {"read"}
@@ -217,6 +218,7 @@ class Model:
         self._told = Told()
         self._skipped = Skipped(name)
         self._reader: Reader | None = None
+        self._key_looks = KEY_LOOKS
         self.hears_others = False  # what other processes write is broadcast here too
         self.lives: Lives | None = None
         self.gone: Gone | None = None  # set by the app, whose clients may be of 2012
@@ -963,6 +965,32 @@ class Model:
         key = () if self.places.find(query) is None else self.options.key
         return lambda field: field == "id" or field in key or self.visibility.keeps(field)
 
+    def seeks_other_key(self, query: Mapping[str, Any]) -> bool:
+        """Whether to look for the reason why a channel is empty, which a developer would miss: a few times."""
+        if self._key_looks <= 0 or self.reader is None or not self.options.key:
+            return False
+        return any(_other_kind(query.get(name)) is not None for name in self.options.key)
+
+    async def look_for_other_key(self, query: Mapping[str, Any]) -> None:
+        """Warn, once, where the records' key has the same values as the query's but for their type."""
+        self._key_looks -= 1
+        reader = self.reader
+        asked = {name: query.get(name) for name in self.options.key}
+        other = {name: value if (it := _other_kind(value)) is None else it for name, value in asked.items()}
+        try:
+            found = await self._limited(reader.read({**other, "$limit": 1})) if reader is not None else []
+        except Exception:  # noqa: BLE001 - such as a column that can hold no such value
+            return
+        if found and self._key_looks > -KEY_LOOKS:
+            self._key_looks = -KEY_LOOKS
+            logger.warning(
+                "%s: a client has subscribed to %s, where there is no record, but there are records of %s. Values are "
+                "compared with their type: convert the one that the page sends, or store the other.",
+                self.name,
+                messages.shorten(asked),
+                messages.shorten(other),
+            )
+
     async def hidden(self, ctx: Context, query: Mapping[str, Any]) -> list[Id]:
         """The ids of the records in a query's channel that this client may not see, whatever else the query says."""
         if not self.visibility.hides or not self.readable:
@@ -1336,6 +1364,13 @@ class Model:
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:
     return {field: value for field, value in {**stored, **data}.items() if field == "id" or field not in unset}
+
+
+def _other_kind(value: object) -> str | int | None:
+    """The number that a text writes, or the other way round; None: neither."""
+    if isinstance(value, str) and len(value) < 16 and str(value).removeprefix("-").isdecimal() and value.isascii():
+        return int(value) if str(int(value)) == value else None
+    return str(value) if type(value) is int else None
 
 
 def _has_id(row: Any) -> bool:

@@ -19,6 +19,7 @@ import pytest
 from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi.errors import EncodeError
 from backsync_asgi.limits import Limits
+from backsync_asgi.models import KEY_LOOKS
 from backsync_asgi.soon import SOON_LIMIT
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import DEADLINE, Closed, Socket, connect
@@ -2242,3 +2243,46 @@ async def test_a_record_that_has_moved_unheard_before_a_refresh_leaves_the_room_
         await client.until(lambda: 1 in view)
         await model.upsert({"id": 1, "room": "c"})
         await client.until(lambda: not view)
+
+
+async def test_a_key_of_another_type_than_the_records_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The kind of fault: a mistake of the page that looks like an empty list."""
+    sync = Backsync()
+    notes = sync.model("Note", store=MemoryStore(), key="room")
+    await notes.upsert({"id": 1, "room": 1})
+    async with testing.connect(sync) as client:
+        for room in ("lobby", 2, "2", "1", "1"):
+            await client.subscribe("Note", {"room": room})
+            await client.call("$:ping")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert "{'room': '1'}, where there is no record, but there are records of {'room': 1}" in lines[0]
+
+
+async def test_looking_for_mistyped_keys_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, store = Backsync(), MemoryStore()
+    sync.model("Note", store=store, key="room")
+    reads: list[Any] = []
+    read = store.read
+
+    async def counted(query: Any) -> Any:
+        reads.append(query)
+        return await read(query)
+
+    monkeypatch.setattr(store, "read", counted)
+    async with testing.connect(sync) as client:
+        for room in range(60):
+            view = await client.subscribe("Note", {"room": room})
+            await client.unsubscribe(view)
+    assert len(reads) == KEY_LOOKS
+
+
+async def test_a_client_gets_its_public_name_with_the_greeting(sync: Backsync) -> None:
+    @sync.model("Me").on("name")
+    async def name(ctx: Context, data: Any) -> str:
+        return ctx.connection.client_id
+
+    async with connect(sync, "/websocket") as client:
+        welcome = await client.call("$:hello", {"client": "a name of its own"})
+        assert welcome["id"] == await client.call("Me:name")
+        assert len(welcome["id"]) == 16
