@@ -39,16 +39,21 @@ REFUSED = {"unauthorized": 4501, "forbidden": 4503}
 REFUSED_OTHERWISE = 4500
 OVERFLOW, SNAPSHOT_FAILED, STALE = 4413, 4411, 4408  # these may come back
 
+WRITES = frozenset({"upsert", "patch", "delete"})
 NOT_WRITES = frozenset({"read", "subscribe", "unsubscribe"})  # these may be done again
 SNAPSHOT_TRIES = 10  # of a subscription whose user changes while it is answered
 HOOK_FAILED = "The auth or open hook failed; the server's log says why"
 MAX_DEBUG = 1_000  # characters of an exception's text that clients get
 TOO_FAST = "Who you are, or what you may see, changes too fast. Try again."
+READS = frozenset({"read", "subscribe"})  # these may have large answers
+LITTLE = 65_536  # bytes of replies that may wait before a large one
 MAX_VIEWS = 10_000  # of users and audiences, by which positions are told apart
 MAX_NAMES = 4  # of clients, that one connection may say: each is remembered by itself
 MAX_WAITING_CONTROL = 8  # greetings and tokens of one client that wait
 MAX_RIGHTS = 10_000  # users whose changes of rights are remembered one by one
+HEARD_AT_ONCE = 64  # messages of one client, or as many KiB of them; then others have their turn
 HANDLED_AT_ONCE = 128  # requests in one tick without a task for each: some 4 ms of work
+TURN = 0.02  # seconds in one tick for requests; those that have not begun then have their turn in the next one
 NOT_REMEMBERED = frozenset({"unavailable", "timeout", "rate_limited"})  # these say: try again
 
 
@@ -92,8 +97,9 @@ class Site:
         self._rights_of_all = 0
         self._views: dict[Hashable, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self._flushes = 0  # of the hub, when the number of requests was counted that were handled as they came
+        self._flushes = -1  # of the hub, when the number of requests was counted that were handled as they came
         self._now = 0
+        self._until = 0.0
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -108,10 +114,21 @@ class Site:
 
     def has_time(self) -> bool:
         """Whether a request may be handled as it comes; after so many in one tick others have their turn."""
-        if self._flushes != self.hub.flushes:
-            self._flushes, self._now = self.hub.flushes, 0
         self._now += 1
-        return self._now <= HANDLED_AT_ONCE
+        return self._is_in_time() and self._now <= HANDLED_AT_ONCE
+
+    def _is_in_time(self) -> bool:
+        """Whether a request may begin in this tick."""
+        now = self.hub.now()
+        if self._flushes != self.hub.flushes:
+            self._flushes, self._now, self._until = self.hub.flushes, 0, now + TURN
+        return now < self._until
+
+    async def turn(self) -> None:
+        """Wait until a request may begin: a client that asks for much must not keep the event loop."""
+        while not self._is_in_time():
+            self.hub.schedule()
+            await asyncio.sleep(0)
 
     def text_of(self, error: BaseException) -> str:
         """What clients get to know of a failure of the application's: its text only if `debug` is set."""
@@ -201,11 +218,14 @@ class Connection:
         "_client",
         "_drained",
         "_greetings",
+        "_heard",
+        "_later",
         "_names",
         "_offered",
         "_opened",
         "_queries",
         "_queues",
+        "_reading",
         "_request",
         "_room",
         "_scope",
@@ -248,12 +268,15 @@ class Connection:
         self._names: frozenset[str] = frozenset()  # of the client, as `$:hello` has said
         self._bucket: Bucket | None = None
         self._warned = False
+        self._heard = 0  # messages, and KiB of them, since others had their turn
+        self._later: deque[str | bytes] | None = None  # what came since then; None: what comes is taken at once
         self._queues: dict[str, deque[tuple[Request, Any, int]]] = {}
         self._workers: dict[object, asyncio.Task[None]] = {}  # by model, or by request where these ask for no order
         self._waiting = 0
         self._waiting_size = 0
         self._drained: asyncio.Event | None = None
         self._snapshotting: asyncio.Lock | None = None
+        self._reading: asyncio.Lock | None = None
         self._room: asyncio.Event | None = None
         self._setup: asyncio.Task[None] | None = None
         self._opened = False
@@ -326,6 +349,27 @@ class Connection:
     # As the session sees it
 
     def received(self, message: str | bytes) -> None:
+        if self._later is not None:
+            self._later.append(message)
+            return
+        self._hear(message)
+        if self._heard >= HEARD_AT_ONCE:
+            self._later = deque()
+            self._site.loop.call_soon(self._hear_later)
+
+    def _hear_later(self) -> None:
+        """Go on with what has come, after others had their turn."""
+        later, self._heard = self._later, 0
+        while later and self._heard < HEARD_AT_ONCE:
+            self._hear(later.popleft())
+        if later or self._heard >= HEARD_AT_ONCE:
+            self._site.loop.call_soon(self._hear_later)
+            return
+        self._later = None
+        self._make_room()
+
+    def _hear(self, message: str | bytes) -> None:
+        self._heard += 1 + (len(message) >> 10)
         try:
             request = messages.decode(message)
         except BadMessage as error:
@@ -368,10 +412,12 @@ class Connection:
         rate = self._site.limits.rate
         if rate is None:
             return True
+        several = isinstance(request.data, list) and request.method in WRITES
+        count = max(1, len(request.data)) if several else 1
         now = self._site.hub.now()
         if self._bucket is None:
             self._bucket = Bucket(rate, self._site.limits.burst, now)
-        wait = self._bucket.take(now)
+        wait = self._bucket.take(now, count)
         if wait:
             details = {"retry_after": round(wait, 3)}
             self._fail(request, "rate_limited", f"At most {rate:g} requests a second, please.", details)
@@ -401,11 +447,22 @@ class Connection:
     @property
     def behind(self) -> bool:
         limits = self._site.limits
-        return self._waiting >= limits.requests or self._waiting_size >= limits.requests_size
+        is_full = self._waiting >= limits.requests or self._waiting_size >= limits.requests_size
+        return is_full or self._later is not None
 
     async def caught_up(self) -> None:
+        while self.behind and self.is_open:
+            await self._until_room()
+
+    async def _until_room(self) -> None:
         self._room = self._room or asyncio.Event()
         await self._room.wait()
+
+    def _make_room(self) -> None:
+        """There may be room for more messages."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def pull(self) -> Frame | None:
         frame = self._subscriber.pull()
@@ -416,8 +473,7 @@ class Connection:
 
     def closed(self, code: int, reason: str) -> None:
         self._site.connections.discard(self)
-        if self._room is not None:
-            self._room.set()  # nobody has to wait any more to send to a closed connection
+        self._make_room()  # a closed connection takes whatever comes
         if self._drained is not None:
             self._drained.set()
         for topic in self._queries:
@@ -499,6 +555,8 @@ class Connection:
     async def _end(self) -> None:
         """Run the close hooks, after everything that the client has sent is done."""
         await self._until_set_up()
+        while self._later is not None:
+            await self._until_room()
         if self._workers:
             await asyncio.wait(list(self._workers.values()))
         if not self._opened:
@@ -540,6 +598,7 @@ class Connection:
             if first is not None:
                 await first
             while queue:
+                await self._site.turn()
                 await self._handle(*queue.popleft())
         finally:
             discard(self._queues, name)
@@ -549,6 +608,7 @@ class Connection:
         """Handle a request whose handler does not ask for an order."""
         try:
             await self._until_set_up()
+            await self._site.turn()
             await self._handle(request, user, size)
         finally:
             self._worker_done(id(request))
@@ -556,12 +616,35 @@ class Connection:
     async def _until_drained(self) -> None:
         """Wait until the replies that wait for the client have been written: more would only fill the memory."""
         while self._subscriber.is_full and self.is_open:
-            self._drained = self._drained or asyncio.Event()
-            await self._drained.wait()
+            await self._until_pulled()
+
+    async def _until_pulled(self) -> None:
+        self._drained = self._drained or asyncio.Event()
+        await self._drained.wait()
+
+    async def _until_read(self) -> None:
+        """Wait until the client takes what is written: records that it does not read would only fill the memory.
+
+        One turn at reading is enough, since a client that polls does not read all the time.
+        """
+        if self._takes_at_once:
+            return
+        self._reading = self._reading or asyncio.Lock()
+        async with self._reading:
+            if self.is_open and not self._takes_at_once:
+                await self._until_pulled()
+
+    @property
+    def _takes_at_once(self) -> bool:
+        """Whether what is sent now is written at once, behind little else."""
+        receiver = self._session.receiver
+        return receiver is not None and receiver.writable and self._subscriber.outbox_size <= LITTLE
 
     async def _handle(self, request: Request, user: Any, size: int) -> None:
         if self._subscriber.is_full:
             await self._until_drained()
+        if request.method in READS:
+            await self._until_read()
         acting = Acting(self._subscriber, user)
         Acting.current.set(acting)
         try:
@@ -583,9 +666,7 @@ class Connection:
             acting.finish()
             self._waiting -= 1
             self._waiting_size -= size
-            if self._room is not None:
-                self._room.set()
-                self._room = None
+            self._make_room()
 
     async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
         """Carry out a request, or answer it again as before if it was sent before."""
@@ -992,6 +1073,7 @@ class Connection:
             self._snapshotting = self._snapshotting or asyncio.Lock()
             async with self._snapshotting:  # one after the other, as the client takes them
                 await self._until_drained()
+                await self._until_read()
                 if asked == (self._users, topic.channel):
                     await contain(self._replace(topic))
         except Exception as error:  # noqa: BLE001

@@ -29,6 +29,7 @@ logger = logging.getLogger("backsync")
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
 SHOW_TIME = 0.01  # seconds in one tick for audiences whose view is the application's code; then others have their turn
+MAX_IDLE = 10_000  # keyed topics to which nobody listens that are kept for clients that come back
 SWEEP_TOPICS = 128  # topics that must have been added before forgotten ones are looked for again
 
 Key = tuple[str, ...]  # the values of a keyed model's key fields, each as JSON text
@@ -138,7 +139,7 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         if self._dirty or self._wanting:
-            self._schedule()
+            self.schedule()
 
     def _let_go(self) -> None:
         """Offer nothing to those whom an event loop has left that has ended: their sockets' numbers are others' now."""
@@ -169,12 +170,19 @@ class Hub:
         return [topic for topic in self._topics.values() if topic.name == name]
 
     def _forget_topics(self) -> None:
-        """Forget keyed topics to which nobody listens and whose changes are all beyond the horizon."""
+        """Forget keyed topics to which nobody listens and whose changes are all beyond the horizon, and of the others
+        to which nobody listens all but the newest: clients that come back to those get a snapshot."""
         now = self.now()
+        idle: list[tuple[str, Key]] = []
         for place, topic in list(self._topics.items()):
             topic.channel.evict(now)
-            if topic.key and not topic.audiences and not topic.dirty and not len(topic.channel):
-                del self._topics[place]
+            if topic.key and not topic.audiences and not topic.dirty:
+                if len(topic.channel):
+                    idle.append(place)
+                else:
+                    del self._topics[place]
+        for place in idle[:-MAX_IDLE]:
+            del self._topics[place]
         self._sweep_at = 2 * len(self._topics) + SWEEP_TOPICS
 
     def mark_dirty(self, topic: Topic) -> None:
@@ -182,14 +190,15 @@ class Hub:
         if not topic.dirty:
             topic.dirty = True
             self._dirty.append(topic)
-            self._schedule()
+            self.schedule()
 
     def want(self, subscriber: Subscriber) -> None:
         """The subscriber has something to pull; it is woken at the end of the next flush."""
         self._wanting[subscriber] = None
-        self._schedule()
+        self.schedule()
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Have a flush in the next tick."""
         if not self._scheduled:
             self._scheduled = True
             if self._loop is None or self._loop.is_closed():
@@ -235,7 +244,7 @@ class Hub:
         """Offer audiences the changes that wait for their view, as many of them as there is time for."""
         while self.unseen:
             if not self.has_time_to_show():
-                self._schedule()
+                self.schedule()
                 return
             audience = self.unseen.popleft()
             for late in audience.show():
@@ -677,6 +686,7 @@ class Subscriber:
     """
 
     __slots__ = (
+        "_bounded_size",
         "_held",
         "_hub",
         "_limit",
@@ -703,6 +713,7 @@ class Subscriber:
         self.owner = owner
         self.outbox: list[Message] = []
         self.outbox_size = 0
+        self._bounded_size = 0  # of these
         self.audiences: dict[Topic, Audience] = {}
         self.behind: dict[Audience, int] = {}
         self._held: dict[Topic, int] = {}
@@ -714,13 +725,16 @@ class Subscriber:
     def send(self, text: str, *, bounded: bool = False) -> None:
         """Queue a reply or control message. It goes out with the next flush, before the changes that wait.
 
-        bounded: close the client instead where too much waits; for what nothing else keeps within bounds.
+        bounded: close the client instead where too many of these wait; for what nothing else keeps within bounds.
+            Other replies do not count: a request waits until there is room for its reply.
         """
-        if bounded and self.is_full:
-            self.outbox.clear()
-            self.outbox_size = 0
-            self._on_overflow()
-            return
+        if bounded:
+            if self._bounded_size > self._limit:
+                self.outbox.clear()
+                self.outbox_size = self._bounded_size = 0
+                self._on_overflow()
+                return
+            self._bounded_size += len(text)
         self._queue(self._hub.message(text))
         self._hub.want(self)
 
@@ -826,7 +840,7 @@ class Subscriber:
         tails: list[Frame] = []
         if self.outbox:
             waiting, self.outbox = self.outbox, []
-            self.outbox_size = 0
+            self.outbox_size = self._bounded_size = 0
         for audience in list(self.behind) if self.behind else ():
             topic = audience.topic
             if topic in self._held:

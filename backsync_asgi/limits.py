@@ -91,11 +91,14 @@ class Bucket:
         self._tokens = burst
         self._at = now
 
-    def take(self, now: float) -> float:
-        """Take one. Returns 0, or the seconds until there is one to take."""
+    def take(self, now: float, count: int = 1) -> float:
+        """Take tokens. Returns 0, or the seconds until there is one to take.
+
+        count: may be more than there are; what is missing must be refilled before the next one is given.
+        """
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens >= 1:
-            self._tokens -= 1
+            self._tokens -= count
             return 0.0
         return (1 - self._tokens) / self._rate

@@ -126,6 +126,10 @@ def check_unset(unset: Any) -> list[str]:
         return []
     if not isinstance(unset, list) or not all(isinstance(field, str) for field in unset):
         raise Reject("invalid", f"unset got {shorten(unset)}, expected a list of field names.")
+    if len(unset) > MAX_FIELDS:
+        raise Reject(
+            "too_large", f"unset got {len(unset)} fields, a record may have {MAX_FIELDS}.", {"limit": MAX_FIELDS}
+        )
     return unset
 
 

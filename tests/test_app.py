@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from backsync_asgi import Backsync, Context, Reject, testing
 from backsync_asgi import app as app_module
-from backsync_asgi.connection import SNAPSHOT_FAILED
+from backsync_asgi.connection import SNAPSHOT_FAILED, Connection
 from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.models import WRITES_AT_ONCE
 from backsync_asgi.sockjs import Settings
@@ -453,7 +453,10 @@ async def test_a_live_client_beyond_the_horizon_gets_a_new_snapshot() -> None:
         assert [push["seq"] for push in await client.pushes()] == [12]
 
 
-async def test_what_another_request_holds_back_comes_after_the_position_of_a_snapshot_meanwhile() -> None:
+async def test_what_another_request_holds_back_comes_after_the_position_of_a_snapshot_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Connection, "_takes_at_once", True)  # as it was when the client asked
     sync = Backsync()
     todo = sync.model("Todo", store=MemoryStore())
     reads, said, may_read, may_end = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -1320,3 +1323,134 @@ async def test_too_many_sessions_are_logged_once_in_a_while(caplog: pytest.LogCa
                 with pytest.raises(Closed):
                     await other.receive()
     assert len([record for record in caplog.records if "session_limit" in record.getMessage()]) == 1
+
+
+# What one client may cost
+
+
+async def test_each_record_of_an_array_counts_for_the_rate() -> None:
+    """Kind: a limit counts messages, where the work is in what they hold."""
+    sync = Backsync(limits=Limits(rate=0.001, burst=10))
+    sync.model("M", store=MemoryStore())
+    async with connect(sync) as client:
+        assert len(await client.call("M:upsert", [{"id": id} for id in range(12)])) == 12
+        error = await client.error("M:upsert", {"id": 1})
+        assert error["code"] == "rate_limited"
+        assert error["details"]["retry_after"] > 2_000
+
+
+async def test_a_patch_removes_so_many_fields_and_no_more(sync: Backsync) -> None:
+    async with connect(sync) as client:
+        await client.call("Todo:upsert", {"id": 1, "a": 1})
+        error = await client.error("Todo:patch", {"id": 1}, unset=[f"f{number}" for number in range(257)])
+        assert (error["code"], error["details"]) == ("too_large", {"limit": 256})
+        names = ["a", *(f"f{number}" for number in range(255))]
+        assert await client.call("Todo:patch", {"id": 1}, unset=names) == {"id": 1}
+
+
+async def test_a_client_that_does_not_read_gets_no_second_snapshot_made(sync: Backsync) -> None:
+    """Kind: memory is held for who has paid a few bytes."""
+    reads: list[int] = []
+    for number in range(8):
+
+        @sync.model(f"M{number}").on("read")
+        async def read(ctx: Context, query: dict[str, Any], number: int = number) -> list[dict[str, Any]]:
+            reads.append(number)
+            return [{"id": id, "text": "x" * 1_000} for id in range(100)]
+
+    async with connect(sync) as client:
+        await client.call("$:ping")
+        client.stall()
+        asked = [client.ask(f"M{number}:subscribe") for number in range(8)]
+        async with connect(sync) as control:
+            for _ in range(20):
+                await control.call("$:ping")
+        assert len(reads) <= 2, "one in the server's hands, one that waits"
+        client.read_again()
+        assert sorted([(await client.receive())["id"] for _ in asked]) == asked
+
+
+async def test_a_client_that_polls_gets_its_snapshots_while_its_channels_are_busy() -> None:
+    sync = Backsync()
+    model = sync.model("M", store=MemoryStore())
+    await model.upsert({"id": 0, "text": "x" * 50_000})
+    async with testing.connect(sync, transport="xhr") as client:
+        view = await client.subscribe("M")
+        for number in range(5):
+            for id in range(3):
+                await model.upsert({"id": id, "number": number})
+            assert len(await client.read("M")) >= 1
+        await client.until(lambda: len(view) == 3)
+
+
+async def test_a_flood_of_messages_lets_others_have_their_turn_and_loses_none(sync: Backsync) -> None:
+    """Kind: all that one client sends is handled in one turn of the event loop."""
+    turns: list[int] = []
+    async with connect(sync, "/000/abc/websocket") as client, connect(sync) as control:
+        await control.call("$:ping")
+        messages = [json.dumps({"id": id, "event": "$:ping"}) for id in range(1_000)]
+        messages[500] = "no JSON"
+        client.send_text(json.dumps(messages))
+        assert await client.text() == "o"
+        ids: list[int] = []
+        while len(ids) < 999:
+            some = json.loads((await client.text())[1:])
+            turns.append(len(some))
+            ids += [json.loads(it)["id"] for it in some]
+        assert ids == [id for id in range(1_000) if id != 500]
+        assert max(turns) <= 64
+
+
+async def test_what_was_sent_before_a_client_left_is_done_however_much_it_was(sync: Backsync) -> None:
+    todo = sync.model("Todo")
+    async with connect(sync, "/000/abc/websocket") as client:
+        assert await client.text() == "o"
+        client.send_text(
+            json.dumps([json.dumps({"event": "Todo:upsert", "data": {"id": id}}) for id in range(300)]),
+        )
+    async with connect(sync) as control:
+        while len(await control.call("Todo:read")) < 300:
+            pass
+    assert todo.store is not None
+
+
+async def test_requests_that_take_long_let_others_have_their_turn() -> None:
+    sync = Backsync()
+    time = 0.0
+    sync._hub.now = lambda: time
+
+    @sync.model("M").on("work", concurrent=True)
+    async def work(ctx: Context, data: Any) -> int:
+        nonlocal time
+        time += 1.0
+        return flushes()
+
+    @sync.model("N").on("work")
+    async def work_in_turn(ctx: Context, data: Any) -> int:
+        return await work(ctx, data)
+
+    def flushes() -> int:
+        return sync._hub.flushes
+
+    async with connect(sync) as client:
+        for event in ("M:work", "N:work"):
+            asked = [client.ask(event) for _ in range(10)]
+            ticks = {(await client.reply(id))["data"] for id in asked}
+            assert len(ticks) == 10, "one in each"
+
+
+@pytest.mark.parametrize("transport", ["websocket", "framed", "xhr", "xhr_streaming"])
+async def test_a_reply_of_any_size_comes_whatever_else_its_client_says(transport: testing.Transport) -> None:
+    """Kind: a limit for what waits counts what the client waits for."""
+    sync = Backsync(limits=Limits(replies=1_000))
+
+    @sync.model("M").on("much")
+    async def much(ctx: Context, data: Any) -> str:
+        return "x" * 300_000
+
+    async with testing.connect(sync, transport=transport) as client:
+        await client.call("$:ping")
+        asked = [asyncio.ensure_future(client.call("M:much")) for _ in range(2)]
+        asked += [asyncio.ensure_future(client.call("$:ping")) for _ in range(5)]
+        replies = await asyncio.gather(*asked)
+        assert [len(reply) for reply in replies] == [300_000] * 2 + [0] * 5

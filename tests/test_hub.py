@@ -627,8 +627,29 @@ async def test_what_nothing_else_bounds_is_dropped_at_the_limit_of_replies() -> 
     assert notes.overflows == 0, "who asks waits until it is not full any more"
     assert subscriber.is_full
     subscriber.send('"z"', bounded=True)
+    assert notes.overflows == 0, "a large reply ends no client that says something else meanwhile"
+    subscriber.send('"' + "z" * LIMIT + '"', bounded=True)
+    subscriber.send('"z"', bounded=True)
     assert notes.overflows == 1
     assert (subscriber.outbox, subscriber.outbox_size) == ([], 0)
+
+
+async def test_topics_to_which_nobody_listens_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: what a client makes by naming it lives for a time, however many it names."""
+    monkeypatch.setattr("backsync_asgi.hub.MAX_IDLE", 100)
+    monkeypatch.setattr("backsync_asgi.hub.SWEEP_TOPICS", 10)
+    hub = Hub(Horizon())
+    link, _ = subscribe(hub, hub.topic("M", ("first",)))
+    put(hub.topic("M", ("first",)), "a")
+    for number in range(5_000):
+        put(hub.topic("M", (str(number),)), "a")
+        await tick()
+        assert len(hub._topics) <= 2 * 101 + 10
+    assert hub.find("M", ("4999",)) is not None, "the newest are kept"
+    assert hub.find("M", ("0",)) is None
+    put(hub.topic("M", ("first",)), "b")
+    await tick()
+    assert link.ids == ["a", "b"]
 
 
 async def test_topics_of_one_name_are_one_topic_and_each_run_has_its_epoch() -> None:

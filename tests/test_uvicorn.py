@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 import backsync_asgi.uvicorn as ours
 from backsync_asgi import Backsync, Context
-from backsync_asgi.connection import HANDLED_AT_ONCE
+from backsync_asgi.connection import HEARD_AT_ONCE
 from backsync_asgi.sockjs.app import ASGIApp
 from backsync_asgi.sockjs.receivers import Direct, Receive, Scope, Send
 from backsync_asgi.stores import MemoryStore
@@ -404,15 +404,15 @@ async def test_who_writes_very_much_in_one_go_lets_others_have_their_turn() -> N
     sync, store = Backsync(), MemoryStore()
     sync.model("Note", store=store)
     flood = b"".join(
-        frame(b'{"id":%d,"event":"Note:upsert","data":{"id":%d}}' % (id, id)) for id in range(2 * HANDLED_AT_ONCE)
+        frame(b'{"id":%d,"event":"Note:upsert","data":{"id":%d}}' % (id, id)) for id in range(2 * HEARD_AT_ONCE)
     )
     async with connection(sync) as (protocol, transport):
         protocol.data_received(flood)
-        assert len(store) == HANDLED_AT_ONCE
+        assert len(store) == HEARD_AT_ONCE
         await settle()
-        assert len(store) == 2 * HANDLED_AT_ONCE
+        assert len(store) == 2 * HEARD_AT_ONCE
         replied = re.findall(rb'{"id":(\d+),"event"', transport.written)
-        assert [*map(int, replied)] == [*range(2 * HANDLED_AT_ONCE)]
+        assert [*map(int, replied)] == [*range(2 * HEARD_AT_ONCE)]
 
 
 async def test_a_message_that_has_to_wait_stops_the_reading() -> None:
