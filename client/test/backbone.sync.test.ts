@@ -636,6 +636,7 @@ describe("pages of another time", () => {
     assert.equal(saved.state(), "resolved");
     const refused = model.destroy();
     refused.done(() => lines.push("done")).fail((error: BacksyncError) => lines.push(["fail", error.code])).always((error: BacksyncError) => lines.push(["always", error.code]));
+    refused.fail(() => refused).always(() => refused); // as jQuery's own callbacks do
     await socket.refuse(socket.takeOne("Todo:delete"), "forbidden");
     assert.deepEqual(lines.splice(0), [["fail", "forbidden"], ["always", "forbidden"]]);
     assert.equal(refused.state(), "rejected");

@@ -166,6 +166,37 @@ async def test_ids_and_fields_that_every_object_has_are_only_ids_and_fields(tabs
         assert await page.evaluate("[todos.get('p').get('bad'), {}.bad, todos.bad]") == [None] * 3
 
 
+async def test_records_with_any_ids_are_the_same_in_every_tab(tabs: tuple[Page, Page]) -> None:
+    """Ids of the server's and cids of Backbone's are different things, whatever they look like."""
+    first, second = tabs
+    await first.evaluate("""() => {
+        for (let n = 1; n <= 12; n += 1) todos.create({ id: `c${n}`, title: `T${n}` });
+        todos.create({ id: "todo", title: "todo" });
+        todos.create({ id: "refused", title: "forbidden" });
+    }""")
+    rows = [[f"c{n}", f"T{n}"] for n in range(1, 13)] + [["todo", "todo"]]
+    for page in tabs:
+        await until_equal(page, "todos.map((todo) => [todo.id, todo.get('title')])", rows)
+    await second.evaluate("() => { todos.get('c3').save({ title: 'three' }); todos.get('c4').destroy(); }")
+    await first.evaluate("() => { const one = todos.get('c5'); one.save({ title: 'x' }); one.destroy(); }")
+    rows[2] = ["c3", "three"]
+    del rows[3:5]
+    for page in tabs:
+        await until_equal(page, "todos.map((todo) => [todo.id, todo.get('title')])", rows)
+    named = """async () => {
+        const Model = Backbone.Model.extend({ idAttribute: "_id" });
+        window.named = new (Backbone.Collection.extend({ url: "/api/v2/todos", model: Model }))();
+        await named.live({ name: "Todo" });
+        named.create({ title: "named" });
+    }"""
+    await first.evaluate(named)
+    await titles_are([*(title for _, title in rows), "named"], *tabs)
+    await until_equal(first, "named.pluck('title')", [*(title for _, title in rows), "named"])
+    await first.evaluate("named.last().save({ title: 'renamed' })")
+    await titles_are([*(title for _, title in rows), "renamed"], *tabs)
+    assert await first.evaluate("named.last().id === todos.last().id && !todos.last().has('_id')")
+
+
 async def test_the_module_works_with_the_backbone_of_npm(server: Server, visitors: Visitors) -> None:
     assert (ROOT / "client" / "node_modules" / "backbone").is_dir(), "`make setup` installs it"
     page, other = await visitors.new_page(server.url + "/module"), await visitors.new_page(server.url)

@@ -24,7 +24,7 @@ export function withDeferred<T extends Promise<unknown>>(promise: T): T & Deferr
     void Promise.prototype.then.call(promise, onDone, onFail ?? (() => {})); // not a use of the promise that looks at a refusal
   look(() => (state = "resolved"), () => (state = "rejected"));
   const each = (callbacks: Callbacks, add: (callback: Callback) => void): T & Deferred => {
-    for (const callback of callbacks.flat()) if (typeof callback === "function") add((value) => callback.call(promise, value));
+    for (const callback of callbacks.flat()) if (typeof callback === "function") add((value) => void callback.call(promise, value)); // its result is not awaited
     return deferred;
   };
   const deferred = Object.assign(promise, {
