@@ -328,7 +328,8 @@ def is_async(function: HandlerFunction) -> bool:
 
 def refusal_of(error: HTTPException) -> Reject:
     """The same refusal as a Reject: a text is the message, anything else the details."""
-    code, detail = CODES_OF_STATUS[error.status_code], error.detail
+    code = CODES_OF_STATUS[error.status_code]
+    detail: Any = error.detail  # FastAPI's may be any JSON
     if isinstance(detail, str):
         return Reject(code, "" if detail == HTTPStatus(error.status_code).phrase else detail)
     return Reject(code, details=detail)

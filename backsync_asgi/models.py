@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -45,6 +45,25 @@ logger = logging.getLogger("backsync")
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 Result = TypeVar("Result")
+if TYPE_CHECKING:  # Python 3.11 has no defaults for type variables
+
+    class Dataclass(Protocol):
+        """A dataclass."""
+
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    class Struct(Protocol):
+        """A msgspec.Struct."""
+
+        __struct_fields__: ClassVar[tuple[str, ...]]
+
+    class BaseModel(Protocol):
+        """A pydantic model."""
+
+        __pydantic_fields__: ClassVar[dict[str, Any]]
+
+    RecordLike = Mapping[str, Any] | Dataclass | Struct | BaseModel
+    Stored = TypeVar("Stored", bound=RecordLike, default=Record)
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
 ATTEMPTS = 3  # at a write that the rule allowed and another process overtook
@@ -97,6 +116,15 @@ class Connection(Protocol):
     def refresh(self) -> None: ...
 
 
+class HandlerStore(Store, Protocol):
+    """A store as handlers have it: it takes typed records too, and returns what is stored, a dict.
+
+    To a type checker that is what the handler is declared to return.
+    """
+
+    async def upsert(self, record: RecordLike) -> Stored: ...
+
+
 NOW: Any = object()  # who the client is at this moment
 
 
@@ -145,7 +173,7 @@ class Context:
         return self._model
 
     @property
-    def store(self) -> Store:
+    def store(self) -> HandlerStore:
         """The model's store. What is written here is broadcast as the handler returns or publishes it; all else, or if
         it fails, as it is stored, once the handler has ended.
 
@@ -588,7 +616,7 @@ class Model:
         else:
             self._soon.put(act, self._on_lost(method))
 
-    def upsert_soon(self, record: Mapping[str, Any]) -> None:
+    def upsert_soon(self, record: RecordLike) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
         kept = copy.copy(record)  # the caller may go on with its own
         self._soon.put(lambda: self.upsert(kept))

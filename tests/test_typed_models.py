@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -125,13 +125,43 @@ async def test_a_patch_passes_the_upsert_handler_as_a_whole_typed_record(sync: B
     @sync.model("Note", store=MemoryStore(), unknown="refuse").on("upsert")
     async def save(ctx: Context, note: Note) -> Any:
         seen.append(note)
-        return await ctx.store.upsert(note)  # type: ignore[arg-type]
+        return await ctx.store.upsert(note)
 
     async with connect(sync) as client:
         await client.call("Note:upsert", {"id": 1, "text": "a"})
         assert (await client.call("Note:patch", {"id": 1, "likes": 2})) == {"id": 1, "text": "a", "likes": 2}
         assert (await client.error("Note:patch", {"id": 1, "x": 2}))["details"][0]["field"] == "x"
     assert seen == [Note("a", 0, 1), Note("a", 2, 1)]
+
+
+async def test_typed_handlers_hand_their_record_to_the_store(sync: Backsync) -> None:
+    """To mypy, too, which reads this file: a handler may be declared to return its type, or a dict."""
+
+    class Page(pydantic.BaseModel):
+        text: str
+
+    async def save_note(ctx: Context, note: Note) -> Note:
+        return await ctx.store.upsert(note)
+
+    async def save_line(ctx: Context, line: Line) -> Line:
+        return await ctx.store.upsert(line)
+
+    async def save_page(ctx: Context, page: Page) -> Page:
+        return await ctx.store.upsert(page)
+
+    async def save_dict(ctx: Context, note: Note) -> dict[str, Any]:
+        stored = await ctx.store.upsert(note)
+        assert stored["text"] == "a"
+        return stored
+
+    saves: list[Callable[..., Any]] = [save_note, save_line, save_page, save_dict]
+    for number, save in enumerate(saves):
+        sync.model(f"M{number}", store=MemoryStore()).on("upsert")(save)
+    sync.model("M0").upsert_soon(Note("b", 0, 2))
+    async with connect(sync) as client:
+        for number in range(4):
+            assert (await client.call(f"M{number}:upsert", {"id": 1, "text": "a"}))["text"] == "a"
+        assert [note["text"] for note in await client.call("M0:read")] in (["a", "b"], ["b", "a"])
 
 
 async def test_an_untyped_handler_of_a_model_with_a_schema_gets_a_checked_dict(sync: Backsync) -> None:
