@@ -11,6 +11,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
@@ -127,8 +128,10 @@ class Caller:
         known = self._is_async.get(function)
         if known is None:
             known = self._is_async[function] = is_async(function)
-        called: Awaitable[Any] = function(ctx, *args) if known else self._call_plain(function, ctx, *args)
-        return called
+        if not known:
+            return self._call_plain(function, ctx, *args)
+        called: Awaitable[Any] = function(ctx, *args)
+        return called if _close_old_connections() is None else _reconnecting(called)
 
     async def _call_plain(self, function: HandlerFunction, ctx: Any, *args: Any) -> Any:
         late = getattr(ctx, "returned_late", None)
@@ -227,7 +230,7 @@ class Threads:
                 return
             settle: Callable[[], None]
             try:
-                result = context.run(work)
+                result = context.run(_with_fresh_connections, work)
             except BaseException as error:  # noqa: BLE001 - it is raised where the future is awaited
                 # What is no Exception would end the event loop there, and no future can carry StopIteration.
                 is_plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
@@ -285,6 +288,40 @@ def _check_escape(error: BaseException, task: asyncio.Task[Any] | None) -> None:
     if isinstance(error, GeneratorExit) and asyncio.current_task(task.get_loop()) is not task:
         return
     raise Contained(error) from error
+
+
+def _close_old_connections() -> Callable[[], None] | None:
+    """Django's function that closes a thread's database connections that are broken or old; None without Django.
+
+    It closes them around its own requests, and knows nothing of our handlers.
+    """
+    database, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    if database is None or conf is None or not getattr(getattr(conf, "settings", None), "configured", False):
+        return None
+    return getattr(database, "close_old_connections", None)
+
+
+def _with_fresh_connections(work: Callable[[], Result]) -> Result:
+    close = _close_old_connections()
+    if close is None:
+        return work()
+    close()
+    try:
+        return work()
+    finally:
+        close()
+
+
+async def _reconnecting(called: Awaitable[Any]) -> Any:
+    """What an async handler returns; after an error of Django's database its thread for async code connects anew."""
+    try:
+        return await called
+    except Exception as error:
+        if isinstance(error, sys.modules["django.db"].Error):
+            close = _close_old_connections()
+            assert close is not None
+            await sys.modules["asgiref.sync"].sync_to_async(close)()
+        raise
 
 
 def _give_up(task: asyncio.Task[Any], given_up: Callable[[], None]) -> None:

@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from functools import partial
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
@@ -27,9 +28,9 @@ from django.db import (
     DataError,
     InterfaceError,
     OperationalError,
-    close_old_connections,
     connections,
     models,
+    router,
     transaction,
 )
 from django.db.backends.signals import connection_created
@@ -68,6 +69,7 @@ sparing = Sparing(logger, time.monotonic)
 Objects = Iterable[Any]  # a queryset, objects or primary keys
 
 AT_ONCE = 500  # rows read by one statement
+MAX_LOGGED = 100  # databases and schemas that are not the model's
 NONE = Q(pk__in=[])  # no row
 BAD_VALUE = (ValidationError, ValueError, TypeError, OverflowError)
 
@@ -125,6 +127,9 @@ class LiveModel:
         self._batches: WeakKeyDictionary[Any, ref[Batch]] = WeakKeyDictionary()  # by connection
         self._allowed: ContextVar[bool] = ContextVar("allowed", default=False)
         self._shown = {"id": mapped._meta.pk} | {name: mapped._meta.get_field(name) for name in self._fields}
+        self._homes = homes_of(mapped)
+        self._schema: str | None = None  # in which the database finds the table, where its name does not say
+        self._elsewhere: set[Any] = set()  # what was logged
         if not model.readable:
             model.read_from(TableReader(self._rows, self._skipped))
         # For these only: a model whose deletions are listened to is deleted row by row.
@@ -154,17 +159,28 @@ class LiveModel:
         connection_created.disconnect(self._connected)
         self._bulk = "ignore"  # connections of other threads still ask
 
-    def changed(self, objects: Objects, using: str = "default") -> None:
-        """Say that these rows have changed in a way that cannot be seen; broadcast after the commit."""
+    def changed(self, objects: Objects, using: str | None = None) -> None:
+        """Say that these rows have changed in a way that cannot be seen; broadcast after the commit.
+
+        using: the database's alias; by default where the model is written.
+        """
         keys = list(keys_of(objects))
-        self._note(lambda: keys, using)
+        self._note(lambda: keys, self._alias_of(using))
+
+    def _alias_of(self, using: str | None) -> str:
+        if using is not None and compare(using, self._homes) is None:
+            raise ValueError(
+                f"The live model {self._model.name} got using={using!r}, but has its records in {self._homes[0]!r}."
+            )
+        return self._homes[0] if using is None else using
 
     @contextmanager
-    def bulk(self, objects: Objects = (), using: str = "default") -> Iterator[Callable[[Objects], None]]:
+    def bulk(self, objects: Objects = (), using: str | None = None) -> Iterator[Callable[[Objects], None]]:
         """Let the block write the table by SQL of its own, in a transaction, and broadcast these rows after its commit.
 
         Gives a function that takes more rows, for those that are known only later.
         """
+        alias = self._alias_of(using)
         keys = list(keys_of(objects))  # now: an update may take them out of the queryset
 
         def changed(more: Objects) -> None:
@@ -172,9 +188,9 @@ class LiveModel:
 
         token = self._allowed.set(True)
         try:
-            with transaction.atomic(using):
+            with transaction.atomic(alias):
                 yield changed
-                self.changed(keys, using)
+                self.changed(keys, alias)
         finally:
             self._allowed.reset(token)
 
@@ -188,13 +204,22 @@ class LiveModel:
         if not action.startswith("post_"):
             return
         if isinstance(instance, self._mapped):
-            self.changed([instance], using)
+            self._note(lambda: [instance.pk], using)
         if issubclass(model, self._mapped):
-            self.changed(pk_set or (), using)
+            keys = list(pk_set or ())
+            self._note(lambda: keys, using)
 
     def _note(self, keys: Callable[[], Iterable[Any]], using: str) -> None:
-        """These rows change in the transaction that runs; `keys` is asked after its commit."""
+        """These rows change in the transaction that runs; `keys` is called after its commit."""
+        if compare(using, self._homes) is None:
+            self._log_elsewhere(using, f"the database {using!r}")
+            return
         connection = connections[using]
+        if not connection.in_atomic_block and not connection.get_autocommit():
+            raise UnseenWrite(
+                f"{self._mapped.__name__} is live, and its model {self._model.name} would not hear of a commit() while "
+                "autocommit is off. Use transaction.atomic()."
+            )
         last = self._batches.get(connection)
         batch = None if last is None else last()
         if batch is None:
@@ -202,13 +227,30 @@ class LiveModel:
             self._batches[connection] = ref(batch)
             finalize(batch, self._dropped, batch.noted, connection, using).atexit = False
         batch.noted.append(keys)
-        transaction.on_commit(lambda: self._committed(batch, keys(), using), using, robust=True)
+        hook = partial(self._committed, batch, keys, using)
+        transaction.on_commit(hook, using, robust=True)
+        if connection.in_atomic_block:  # before those of others: one that fails ends them all
+            hooks = connection.run_on_commit
+            ours = sum(getattr(each[1], "func", None) == self._committed for each in hooks[:-1])
+            hooks.insert(ours, hooks.pop())
 
-    def _committed(self, batch: Batch, keys: Iterable[Any], using: str) -> None:
+    def _log_elsewhere(self, using: str, where: str) -> None:
+        """Rows of another database, or of another schema, are no records of this model; each is logged once."""
+        if (using, where) not in self._elsewhere and len(self._elsewhere) < MAX_LOGGED:
+            self._elsewhere.add((using, where))
+            logger.warning(
+                "%s is written in %s, which is not where the model %s has its records, %r: not broadcast.",
+                self._mapped.__name__,
+                where,
+                self._model.name,
+                self._homes[0],
+            )
+
+    def _committed(self, batch: Batch, keys: Callable[[], Iterable[Any]], using: str) -> None:
         """Read rows and broadcast them. A commit after this reads them later, and takes a later ticket."""
         self._batches.pop(connections[using], None)  # what is written from now on is another transaction's
         batch.noted.clear()
-        wanted = [key for key in dict.fromkeys(keys) if key not in batch.done]
+        wanted = [key for key in dict.fromkeys(keys()) if key not in batch.done]
         batch.done.update(wanted)
         for start in range(0, len(wanted), AT_ONCE):
             self._broadcast(wanted[start : start + AT_ONCE], using)
@@ -217,31 +259,47 @@ class LiveModel:
         """The hooks of a transaction are gone without having been called. It was rolled back, unless the connection was
         lost: then, if it was in the very COMMIT, nobody knows whether that has happened, but the rows tell."""
         if noted and connection.errors_occurred:
-            keys = [key for keys in noted for key in keys() if key is not None]
+            keys = list(dict.fromkeys(key for keys in noted for key in keys() if key is not None))
             logger.warning(
                 "A connection was lost in a transaction that has perhaps changed these of %s: %s. They are read again.",
                 self._model.name,
                 ", ".join(map(repr, keys[:20])),
             )
-            self._read_again(keys, using)
+            self._read_again(keys)
 
-    def _read_again(self, keys: list[Any], using: str) -> None:
+    def _read_again(self, keys: list[Any]) -> None:
+        """Read rows and broadcast them, as and where clients read them."""
+
         def work() -> None:
-            close_old_connections()
-            try:
-                for start in range(0, len(keys), AT_ONCE):
-                    self._publish(keys[start : start + AT_ONCE], using)
-            finally:
-                close_old_connections()
+            self._learn_schema(connections[self._homes[0]])
+            for start in range(0, len(keys), AT_ONCE):
+                self._publish(keys[start : start + AT_ONCE], self._homes[0])
 
         self._again.read(lambda: self._model.in_thread(work))
 
     def _broadcast(self, keys: list[Any], using: str) -> None:
         try:
-            self._publish(keys, using)
+            schema = schema_of(connections[using], self._mapped)
+            if not compare(using, self._homes) or (schema is not None and self._schema is None):
+                self._read_again(keys)
+            elif schema is None or schema == self._schema:
+                self._publish(keys, using)
+            else:
+                self._log_elsewhere(using, f"the schema {schema!r}")
         except Exception:
             logger.exception("Changes of %s are committed but cannot be read yet: %r", self._model.name, keys[:20])
-            self._read_again(keys, using)
+            self._read_again(keys)
+
+    def _learn_schema(self, connection: Any) -> None:
+        found = schema_of(connection, self._mapped)
+        if self._schema not in (None, found):
+            logger.error(
+                "The live model %s found its table in the schema %s, and now in %s: what it has is of both.",
+                self._model.name,
+                self._schema,
+                found,
+            )
+        self._schema = found
 
     def _publish(self, keys: list[Any], using: str) -> None:
         ticket = self._feed.begin()
@@ -277,6 +335,8 @@ class LiveModel:
     def _check(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
         if self._bulk == "ignore" or not writes(self._writes, sql) or self._allowed.get():
             return execute(sql, params, many, context)
+        if compare(context["connection"].alias, self._homes) is None:
+            return execute(sql, params, many, context)
         keys = keys_of_statement(self._mapped, sql)
         if keys is None:
             name = self._mapped.__name__
@@ -295,8 +355,6 @@ class LiveModel:
         yield await self._model.in_thread(lambda: self._made(query, make))
 
     def _made(self, query: Query, make: Callable[[Record], Made]) -> list[Made]:
-        """In a worker thread, whose connection is no request's: nobody else would close it."""
-        close_old_connections()
         try:
             return [*self._records(query, make)]
         except DataError as error:
@@ -307,11 +365,10 @@ class LiveModel:
             what = "The database of %s is not available: %s"
             sparing.log(logging.ERROR, ("down", self._model), what, self._model.name, error)
             raise Reject("unavailable", "The database is not available; try again.") from None
-        finally:
-            close_old_connections()
 
     def _records(self, query: Query, make: Callable[[Record], Made]) -> Iterator[Made]:
         selection = selection_of(self._model, query, self._shown)
+        self._learn_schema(connections[self._mapped._default_manager.all().db])
         objects, rest = self._mapped._default_manager.all(), {}
         for name, value in selection.where.items():
             condition = equals(self._shown[name], name, value)
@@ -372,6 +429,46 @@ def check_fields(model: Model, mapped: type[Any], fields: Sequence[str] | None, 
     return list(concrete)
 
 
+def homes_of(mapped: type[Any]) -> list[str]:
+    """The aliases of the database that a model is written to and, where that is another, read from, as a replica.
+
+    A router that chooses by context, such as by tenant, is asked without any.
+    """
+
+    def ask() -> list[str]:
+        objects = mapped._default_manager.all()
+        written = objects._db or router.db_for_write(mapped)
+        return list(dict.fromkeys((written, objects.db)))
+
+    return Context().run(ask)
+
+
+def compare(using: str, homes: Sequence[str]) -> bool | None:
+    """Whether an alias leads to one of these databases; False: perhaps; None: no."""
+    if using in homes:
+        return True
+    found: bool | None = None
+    for home in homes:
+        one, other = (connections.settings[alias] for alias in (using, home))
+        if all(str(one.get(name) or "") == str(other.get(name) or "") for name in ("ENGINE", "NAME", "HOST", "PORT")):
+            found = found or all(one.get(name) == other.get(name) for name in ("USER", "OPTIONS"))
+    return found
+
+
+def schema_of(connection: Any, mapped: type[Any]) -> str | None:
+    """The schema in which a connection of PostgreSQL finds the model's table; None where it finds none, or for others.
+
+    Connections of one alias may differ in that, by their search path.
+    """
+    if connection.vendor != "postgresql":
+        return None
+    with connection.cursor() as cursor:
+        name = connection.ops.quote_name(mapped._meta.db_table)
+        cursor.execute("SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass(%s)", [name])
+        found = cursor.fetchone()
+    return None if found is None else str(found[0])
+
+
 def value_of(found: Any, name: str) -> Any:
     """An attribute as JSON carries it; of a file its name."""
     value = getattr(found, name)
@@ -402,6 +499,12 @@ def keys_of_statement(mapped: type[Any], sql: str) -> Callable[[], Iterable[Any]
             return lambda: deleted
         if frame.f_code is UPDATE:
             updated = list(known["self"].values_list("pk", flat=True))
+            pk = mapped._meta.pk
+            for name in {pk.name, pk.attname} & known["kwargs"].keys():
+                value = known["kwargs"][name]
+                if hasattr(value, "resolve_expression"):  # which only the database knows
+                    return None
+                updated.append(pk.to_python(getattr(value, "pk", value)))
             return lambda: updated
         if frame.f_code is BULK_CREATE:
             made, ignores = list(known["objs"]), known["ignore_conflicts"]

@@ -19,7 +19,13 @@ settings.configure(
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": str(Path(_folder.name) / "db.sqlite3"),
             "OPTIONS": {"timeout": 10},
-        }
+        },
+        "again": {  # the same one by another alias
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": Path(_folder.name) / "db.sqlite3",
+            "OPTIONS": {"timeout": 10},
+        },
+        "other": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(Path(_folder.name) / "other.sqlite3")},
     },
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     INSTALLED_APPS=["tests.live.django_project"],
