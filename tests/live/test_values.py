@@ -163,12 +163,6 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return maker(request, tmp_path)
 
 
-@pytest.fixture(params=["django", "postgres"])
-def big(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
-    """The same, for large numbers."""
-    return maker(request, tmp_path)
-
-
 def record(id: Any, **fields: Any) -> dict[str, Any]:
     return {"id": id, "room": None, "size": None, "tags": None, **fields}
 
@@ -255,9 +249,9 @@ async def test_one_row_that_json_cannot_carry_shuts_nobody_out(table: Make, capl
 # ── Numbers that browsers cannot hold ────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_integers_of_64_bits_are_text_wherever_they_stand(big: Make) -> None:
+async def test_integers_of_64_bits_are_text_wherever_they_stand(table: Make) -> None:
     """Snapshots, changes, reads and browsers agree on a value: what a number of 64 bits does not hold is text."""
-    async with big() as live_table, connect(live_table.sync) as client:
+    async with table() as live_table, connect(live_table.sync) as client:
         for id in (HUGE, HUGE + 1, SAFE, -HUGE):
             await live_table.add(id=id, room=id, tags={"n": [id, {"m": id}]})
         seen = await client.subscribe("Big")
@@ -283,8 +277,8 @@ async def test_integers_of_64_bits_are_text_wherever_they_stand(big: Make) -> No
         await client.until(lambda: str(HUGE + 1) not in seen)
 
 
-async def test_integers_of_64_bits_name_channels_as_text(big: Make) -> None:
-    async with big(key="room") as live_table, connect(live_table.sync) as client:
+async def test_integers_of_64_bits_name_channels_as_text(table: Make) -> None:
+    async with table(key="room") as live_table, connect(live_table.sync) as client:
         await live_table.add(id=1, room=HUGE)
         await live_table.add(id=2, room=7)
         seen, small = await client.subscribe("Big", {"room": str(HUGE)}), await client.subscribe("Big", {"room": 7})
@@ -296,8 +290,8 @@ async def test_integers_of_64_bits_name_channels_as_text(big: Make) -> None:
             await client.subscribe("Big", {"room": HUGE})
 
 
-async def test_a_handler_may_return_a_record_whose_id_has_64_bits(big: Make) -> None:
-    async with big() as live_table, connect(live_table.sync) as client:
+async def test_a_handler_may_return_a_record_whose_id_has_64_bits(table: Make) -> None:
+    async with table() as live_table, connect(live_table.sync) as client:
         seen = await client.subscribe("Big")
 
         @live_table.sync.model("Big").on("upsert")
