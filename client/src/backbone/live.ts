@@ -273,10 +273,8 @@ export class Binding implements Sink {
     if (model !== undefined && models.length === 1) {
       attributes = this.#records.withId(model, safeRecord(model.parse(row, options)), id);
     } else {
-      const made = this.#collection._prepareModel(this.#records.withIdOfClass(this.#collection, row), { ...options, parse: true });
+      const made = this.#records.make(this.#collection, row, id, options);
       if (made === false) return;
-      const whole = this.#records.withId(made, made.attributes, id);
-      if (whole !== made.attributes) made.set({ [made.idAttribute]: id }, { silent: true });
       const own = idIn(this.#collection, made.attributes, made.idAttribute);
       model = modelById(this.#collection, own);
       if (model === undefined) {

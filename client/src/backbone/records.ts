@@ -215,7 +215,7 @@ export class Records {
       const record = isObject(parsed) ? this.withId(model, safeRecord(parsed), wire) : null;
       shadow.succeed(write, record);
       if (record === null) return parsed;
-      return shadow.withoutPending(write.kind === "create" ? this.#absorbTwin(model, record) : record);
+      return shadow.withoutPending(write.kind === "create" && model.isNew() ? this.#absorbTwin(model, record) : record);
     };
     try {
       if (write.kind === "delete") done(response);
@@ -300,8 +300,9 @@ export class Records {
         }
         rows.push(record);
         const model = this.find(collection, record);
-        if (model === undefined) return [this.withIdOfClass(collection, record)];
-        return [aimed({ ...this.shadow(model).withoutPending(this.withId(model, record, record.id)) }, model)];
+        if (model !== undefined) return [aimed({ ...this.shadow(model).withoutPending(record) }, model)];
+        const made = isOfPlainIds(collection) ? record : this.make(collection, record, record.id, options);
+        return made === false ? [] : [made];
       });
     };
     if (options.parse === false) done(take(response));
@@ -321,11 +322,12 @@ export class Records {
     return models.length === 1 ? models[0] : modelById(collection, idIn(collection, record));
   }
 
-  /** A record that a model will be made of, with the id attribute of the collection's class. */
-  withIdOfClass(collection: BackboneCollection, record: Attributes): Attributes {
-    const idAttribute = (collection.model as { prototype?: { idAttribute?: string } } | undefined)?.prototype?.idAttribute ?? "id";
-    if (idAttribute === "id" || (record[idAttribute] ?? null) !== null || idName(record.id) === undefined) return record;
-    return { ...record, [idAttribute]: record.id };
+  /** A new model of a record, as `set` would make it, with an id; false: it is not valid. */
+  make(collection: BackboneCollection, record: Attributes, wire: unknown, options: Options): BackboneModel | false {
+    const model = collection._prepareModel(record, { ...options, parse: options.parse !== false });
+    if (model === false) return false;
+    if (this.withId(model, model.attributes, wire) !== model.attributes) model.set({ [model.idAttribute]: wire }, { silent: true });
+    return model;
   }
 
   #settled(model: BackboneModel): void {
@@ -422,6 +424,11 @@ export function dropUndefined(model: BackboneModel, view: Attributes): void {
 
 function hasOrder(collection: BackboneCollection): boolean {
   return collection.comparator !== undefined && collection.comparator !== null && collection.comparator !== false;
+}
+
+/** Whether all models of a collection have their id where the wire has it. */
+function isOfPlainIds(collection: BackboneCollection): boolean {
+  return (collection.model as { prototype?: { idAttribute?: string } } | undefined)?.prototype?.idAttribute === "id";
 }
 
 /** Sorts a collection that is out of order. */
