@@ -435,11 +435,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         """The transport's buffer is low again."""
-        pong, self._pong = self._pong, None
-        if pong is not None and not self._stopped:
-            self.transport.write(pong)
         super().resume_writing()
-        self._set_writable(not self._stopped)
+        # Not now: asyncio's transport, which is in the middle of its own work, would close twice, with a traceback, if
+        # something is written here and the peer has reset the connection.
+        self.loop.call_soon(self._write_on)
+
+    def _write_on(self) -> None:
+        if self._stopped or not self.writable.is_set() or self.transport.is_closing():
+            return
+        pong, self._pong = self._pong, None
+        if pong is not None:
+            self.transport.write(pong)
+        self._set_writable(self.writable.is_set())
 
     def _stop_writing(self) -> None:
         """Nothing may follow a close frame, and a peer that does not read what stands before it is not waited for."""

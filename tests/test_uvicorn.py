@@ -569,6 +569,7 @@ async def test_answers_to_pings_do_not_pile_up_for_a_peer_that_does_not_read(mon
             protocol.data_received(frame(b"%03d" % number, PING))
         assert transport.written == b""
         protocol.resume_writing()
+        await settle()
         assert transport.written == bytes([0x80 | PONG, 3]) + b"999", "the last one answers all"
 
 
@@ -633,8 +634,74 @@ async def test_it_tells_whether_the_peer_keeps_up() -> None:
         assert transport.written == b"\x81\x01x"
         protocol.pause_writing()
         protocol.resume_writing()
+        assert said == [False], "asyncio's transport must not be written to while it calls this: it would close twice"
+        await settle()
         protocol.connection_lost(None)
         assert said == [False, True, False], "a transport that is closed must not be written to"
+
+
+@pytest.mark.parametrize("then", ["pause_writing", "shutdown"])
+async def test_a_peer_may_stop_to_keep_up_at_once(then: str) -> None:
+    app = App(lambda message: True)
+    async with connection(app) as (protocol, _):
+        protocol.pause_writing()
+        protocol.resume_writing()
+        getattr(protocol, then)()
+        await settle()
+        assert not app.direct.frames_writable
+
+
+async def test_a_peer_that_resets_the_connection_as_it_is_written_to_leaves_no_traceback() -> None:
+    """On asyncio's own transport, as it tells that its buffer is low: what was written then closed it twice."""
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: errors.append(context))
+    app = App(lambda message: True)
+    config = Config(app, ws_ping_interval=None, log_level="critical", proxy_headers=False)
+    config.load()
+    protocol = WebSocketProtocol(config, ServerState(), {})
+    here, there = socket.socketpair()
+    transport: Any
+    transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, here)
+    protocol.connection_made(transport)
+    transport.set_protocol(protocol)
+    protocol.data_received(HANDSHAKE)
+    await settle()
+    lost = asyncio.Event()
+
+    def write_or_end() -> None:
+        if app.direct.frames_writable:
+            app.direct.write_frame(b"next")
+        elif transport.is_closing():
+            lost.set()
+
+    app.direct.on_writability(write_or_end)
+    real = transport._sock
+
+    class Reset:
+        """A socket that takes all, then says that its peer has reset the connection."""
+
+        sent = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def send(self, data: bytes) -> int:
+            if self.sent:
+                raise ConnectionResetError
+            self.sent = True
+            return len(data)
+
+    transport.write(bytes(8 * 2**20))
+    assert not protocol.frames_writable
+    transport._sock = Reset()
+    there.recv(2**20)
+    async with asyncio.timeout(5.0):
+        await lost.wait()
+    await settle()
+    loop.set_exception_handler(None)
+    there.close()
+    assert errors == []
 
 
 async def test_what_was_not_read_of_an_earlier_answer_goes_first() -> None:
