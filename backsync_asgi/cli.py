@@ -78,7 +78,7 @@ def checked_application() -> Hosts:
         app: Any = import_from_string(os.environ[APP])
     except ImportFromStringError as error:
         _say(f"Error loading ASGI app. {error}")
-        sys.exit(1)
+        sys.exit(3)  # as uvicorn does
     with contextlib.suppress(TypeError):  # as uvicorn finds a factory out
         app = app()
     return Hosts(app, [name for name in os.environ[HOSTS].split(",") if name])

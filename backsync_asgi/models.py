@@ -1146,7 +1146,7 @@ class Model:
 
     async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
         unset = check_unset(request.message.get("unset")) if request.method == "patch" else ()
-        if self.rights.asks:
+        if self.rights.asks and (request.method in self._handlers or self.options.store is not None):
             return await self._write_permitted(ctx, request, data, unset)
         if self.lives is not None:
             self.lives.check(ctx.connection, data.get("id"))

@@ -121,3 +121,19 @@ def test_it_says_in_one_line_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["run", "app:app"]) == 1
     assert capsys.readouterr().err == f'backsync run needs {missing}: pip install "backsync-asgi[server]"\n'
+
+
+@pytest.mark.parametrize("app", ["nowhere:app", "examples.sockjs_echo:nothing"])
+def test_an_application_that_is_not_there_ends_it_as_uvicorn_does(app: str) -> None:
+    command = "import sys; from backsync_asgi.cli import main; sys.exit(main())"
+    ended = subprocess.run(
+        [sys.executable, "-c", command, "run", app, "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert "Error loading ASGI app." in ended.stderr
+    assert "Traceback" not in ended.stderr

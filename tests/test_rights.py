@@ -421,6 +421,18 @@ async def test_live_records_are_shown_to_the_rule() -> None:
     assert await rows.get("n1") == BLUE
 
 
+async def test_what_no_client_can_do_is_refused_as_that_whatever_is_stored() -> None:
+    sync, rows = Backsync(), MemoryStore()
+    notes = sync.model("Note")
+    notes.read_from(rows)
+    notes.allow(lambda ctx, method, old, new: old is not None)
+    await rows.upsert({"id": 1})
+    async with testing.connect(sync) as client:
+        for method in ("upsert", "patch", "delete"):
+            for id in (1, 2):
+                assert await code_of(client.call(f"Note:{method}", {"id": id})) == "unknown_method"
+
+
 async def test_an_ephemeral_record_needs_its_owner_and_the_rule() -> None:
     sync = Backsync()
     cursors = sync.model("Cursor", ephemeral=True)
