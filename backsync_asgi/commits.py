@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from .handlers import start_contained
-from .messages import record_of
 from .stores.base import Id, Record, Store
 
 logger = logging.getLogger("backsync")
@@ -23,6 +22,7 @@ logger = logging.getLogger("backsync")
 Result = TypeVar("Result")
 
 MAX_TOLD = 10_000  # records of a model of which it is known when they were told of last
+MAX_GIVEN = 1_000  # typed objects of one handler of which the stored record is known
 MAX_DOUBTS = 1_000  # records of a model that are looked at one by one; more are read anew as a whole
 FIRST_DELAY, LAST_DELAY = 0.1, 15.0  # seconds until a store that did not answer is asked again, doubled each time
 
@@ -43,6 +43,46 @@ class Permitting(Protocol):
         self, method: str, id: Id | None, fields: Mapping[str, Any], unset: Sequence[str] = ()
     ) -> AbstractAsyncContextManager[Mapping[str, Any]]:
         """Gives the version that the write must name, as `{field: version}`, where it is known. Raises Reject."""
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _Struct(Protocol):
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+
+class _Model(Protocol):
+    __pydantic_complete__: ClassVar[bool]
+
+
+class _TypedDict(Protocol):
+    __total__: ClassVar[bool]
+
+
+Given = TypeVar("Given", bound=_Dataclass | _Struct | _Model | _TypedDict)
+
+
+class TypedStore(Store, Protocol):
+    """A store as handlers have it, which also takes typed objects: what is written as one comes back as one."""
+
+    @overload
+    async def upsert(self, record: Given) -> Given: ...
+    @overload
+    async def upsert(self, record: Mapping[str, Any]) -> Record: ...
+
+
+class Types(Protocol):
+    """Turns the typed objects of a handler into records, and back."""
+
+    completes: bool  # whether records, too, lack what the handler's type leaves out
+
+    def record_of(self, value: Any) -> Mapping[str, Any]:
+        """The record that is to be stored."""
+
+    def typed(self, value: Any, stored: Record) -> Any:
+        """What has been stored, as an object of the same type as the value."""
 
 
 class Told:
@@ -90,10 +130,22 @@ class Handed:
     is_instant: the store never waits once it has begun to write. place_of: in which channel a record is, None where
     it is gone or the model has one only: whoever reads a channel while a record passes it is to be told that it is
     gone, of which its last state says nothing.
+    types: converts typed objects.
     permitting: of a model with a rule of who may write, in a handler of a client's write.
     """
 
-    __slots__ = ("_all_told", "_commit", "_is_instant", "_permitting", "_place_of", "_store", "_tell", "_writes")
+    __slots__ = (
+        "_all_told",
+        "_commit",
+        "_given",
+        "_is_instant",
+        "_permitting",
+        "_place_of",
+        "_store",
+        "_tell",
+        "_types",
+        "_writes",
+    )
 
     def __init__(
         self,
@@ -103,8 +155,11 @@ class Handed:
         all_told: Told,
         is_instant: bool,
         place_of: Callable[[Mapping[str, Any]], Hashable],
+        types: Types,
         permitting: Permitting | None = None,
     ) -> None:
+        self._types = types
+        self._given: deque[tuple[Any, Record]] | None = None
         self._store = store
         self._permitting = permitting
         self._is_instant = is_instant
@@ -117,11 +172,24 @@ class Handed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def upsert(self, record: Mapping[str, Any]) -> Record:
-        """As the store's."""
+    async def upsert(self, record: Any) -> Any:
+        """As the store's; what is written as a typed object comes back as one."""
+        if isinstance(record, (dict, Mapping)):
+            return await self._upsert_permitted(self._types.record_of(record) if self._types.completes else record)
+        stored = await self._upsert_permitted(self._types.record_of(record))
+        typed = self._types.typed(record, stored)
+        if self._given is None:
+            self._given = deque(maxlen=MAX_GIVEN)
+        self._given.append((typed, stored))
+        return typed
+
+    def stored_as(self, result: object) -> Record | None:
+        """The record of a typed object that `upsert` has returned."""
+        return next((stored for typed, stored in self._given or () if typed is result), None)
+
+    async def _upsert_permitted(self, record: Mapping[str, Any]) -> Record:
         if self._permitting is None:
             return await self._upsert(record)
-        record = record_of(record)
         async with self._permitting("upsert", record.get("id"), record) as version:
             return await self._upsert({**version, **record})
 
@@ -131,7 +199,6 @@ class Handed:
             stored = await self._store.upsert(record)
             self._note(stored, begun)
             return stored
-        record = record_of(record)
         return await self._commit(
             record.get("id"), lambda: self._store.upsert(record), lambda stored: self._note(stored, begun)
         )

@@ -18,12 +18,12 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
 from . import messages
-from .commits import Doubts, Handed, Told
+from .commits import Doubts, Handed, Told, TypedStore
 from .ephemeral import Lives
 from .errors import EncodeError, Reject
 from .gone import Gone
@@ -45,25 +45,6 @@ logger = logging.getLogger("backsync")
 
 Decorated = TypeVar("Decorated", bound=HandlerFunction)
 Result = TypeVar("Result")
-if TYPE_CHECKING:  # Python 3.11 has no defaults for type variables
-
-    class Dataclass(Protocol):
-        """A dataclass."""
-
-        __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    class Struct(Protocol):
-        """A msgspec.Struct."""
-
-        __struct_fields__: ClassVar[tuple[str, ...]]
-
-    class BaseModel(Protocol):
-        """A pydantic model."""
-
-        __pydantic_fields__: ClassVar[dict[str, Any]]
-
-    RecordLike = Mapping[str, Any] | Dataclass | Struct | BaseModel
-    Stored = TypeVar("Stored", bound=RecordLike, default=Record)
 
 WRITES_AT_ONCE = 20  # of an array, then others have their turn
 ATTEMPTS = 3  # at a write that the rule allowed and another process overtook
@@ -116,15 +97,6 @@ class Connection(Protocol):
     def refresh(self) -> None: ...
 
 
-class HandlerStore(Store, Protocol):
-    """A store as handlers have it: it takes typed records too, and returns what is stored, a dict.
-
-    To a type checker that is what the handler is declared to return.
-    """
-
-    async def upsert(self, record: RecordLike) -> Stored: ...
-
-
 NOW: Any = object()  # who the client is at this moment
 
 
@@ -140,7 +112,7 @@ class Context:
         now.
     """
 
-    __slots__ = ("_handed", "_is_over", "_model", "_permit", "connection", "id", "method", "unset", "user")
+    __slots__ = ("_handed", "_is_over", "_model", "_permit", "_sent", "connection", "id", "method", "unset", "user")
 
     def __init__(
         self, connection: Connection, model: Model | None = None, method: str | None = None, user: Any = NOW
@@ -154,6 +126,7 @@ class Context:
         self._handed: Handed | None = None
         self._is_over = False  # the handler has ended
         self._permit: Permit | None = None  # what the model's rule has allowed
+        self._sent: Mapping[str, Any] | None = None  # the record of which the handler gets what its type has
 
     @property
     def state(self) -> Any:
@@ -173,11 +146,12 @@ class Context:
         return self._model
 
     @property
-    def store(self) -> HandlerStore:
-        """The model's store. What is written here is broadcast as the handler returns or publishes it; all else, or if
-        it fails, as it is stored, once the handler has ended.
+    def store(self) -> TypedStore:
+        """The model's store. It takes typed objects, too, and returns what is stored as one.
 
-        A write that has begun is brought to its end, also where the handler's time limit is over.
+        What is written here is broadcast as the handler returns or publishes it; all else, or if it fails, as it is
+        stored, once the handler has ended. A write that has begun is brought to its end, also where the handler's time
+        limit is over.
         """
         if self._handed is None:
             self._handed = self.model.handed(self)
@@ -186,6 +160,10 @@ class Context:
             _writing.set(self)
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
+
+    def stored_as(self, result: object) -> Record | None:
+        """The record of a typed object that the handler has written and returned."""
+        return None if self._handed is None else self._handed.stored_as(result)
 
     def _told(self, model: Model, id: Id, place: Hashable) -> None:
         """A record is broadcast, in what the handler does or by what it returns. place: of a keyed model."""
@@ -233,6 +211,7 @@ class Model:
         self._annotations: dict[str, Any] = {}  # by method: what its handler says of the data
         self._schemas: dict[str, Schema] = {}  # by method, where that says anything
         self._schema: Schema | None = None  # of all records
+        self._schemas_of_types: dict[type, Schema | None] = {}  # by the type of what handlers have stored
         self._configured = False
         self.visibility = Visibility(name, lambda connection: Context(connection, self, "visible"))
         self.rights = Rights(name, caller)
@@ -616,7 +595,7 @@ class Model:
         else:
             self._soon.put(act, self._on_lost(method))
 
-    def upsert_soon(self, record: RecordLike) -> None:
+    def upsert_soon(self, record: Any) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
         kept = copy.copy(record)  # the caller may go on with its own
         self._soon.put(lambda: self.upsert(kept))
@@ -646,7 +625,8 @@ class Model:
         if store is None:
             raise AttributeError(f"The model {self.name!r} has no store. Give it one, such as store=MemoryStore().")
         permitting = partial(self._permitting, ctx) if self.rights.asks and ctx.method in _WRITES else None
-        return Handed(store, self._commit, self._doubt, self._told, self._is_instant, self._place_of, permitting)
+        types = _Types(self, ctx)
+        return Handed(store, self._commit, self._doubt, self._told, self._is_instant, self._place_of, types, permitting)
 
     def _place_of(self, record: Mapping[str, Any]) -> Hashable:
         return self.places.find(record) if self.options.key else None
@@ -910,7 +890,8 @@ class Model:
                 handler = self._handlers.get(method)
                 if handler is None or method == "subscribe":
                     raise Reject("unknown_method", f"{self.name} has no method {method!r}.")
-                text = messages.encode(await self._ask(handler, ctx, self.loaded(method, request.data)))
+                result = await self._ask(handler, ctx, self.loaded(method, request.data))
+                text = messages.encode(self._with_owned(ctx, result))
             return text
         except Reject as error:
             raise self.visibility.hide_current(ctx, error) from None
@@ -1339,7 +1320,52 @@ class Model:
         if handler is None:
             own = store if store is not None and self._is_instant else ctx.store
             return await self._limited(own.upsert(value))
-        return self._completed("upsert", await self._ask(handler, ctx, value), data)
+        ctx._sent = data if stored is None else _merged(stored, data, unset)
+        return self._completed("upsert", self._with_owned(ctx, await self._ask(handler, ctx, value)), data)
+
+    @property
+    def owned(self) -> tuple[str, ...]:
+        """The fields that the framework sets, which a type may leave out."""
+        version = self.options.version
+        return ("id", *self.options.key, *(() if version is None else (version,)))
+
+    def _with_owned(self, ctx: Context, result: Any) -> Any:
+        """A handler's result. A typed object that it has stored gets the id, key and version that its type lacks."""
+        if isinstance(result, (dict, list)):  # nearly always
+            return result
+        stored = ctx.stored_as(result)
+        if stored is None:
+            return result
+        record = dict(messages.record_of(result))
+        return record | {name: stored[name] for name in self.owned if name in stored and record.get(name) is None}
+
+    def schema_for(self, value: object) -> Schema | None:
+        """The schema of a typed object: the one of handlers or records if that is its type, else its own."""
+        kind = type(value)
+        for schema in (self._schemas.get("upsert"), self._schema):
+            if schema is not None and schema.type is kind:
+                return schema
+        if kind not in self._schemas_of_types:
+            try:
+                self._schemas_of_types[kind] = self._schema_of(kind)
+            except TypeError:  # a type that no library checks: it can be written all the same
+                self._schemas_of_types[kind] = None
+        return self._schemas_of_types[kind]
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the upsert handler's type leaves out fields that the framework sets."""
+        schema = self._schemas.get("upsert")
+        return schema is not None and schema.leaves_out
+
+    def completed(self, ctx: Context, value: Any) -> Mapping[str, Any]:
+        """The record that a handler stores. What its type leaves out of the request's own record is as it was sent."""
+        record = messages.record_of(value)
+        sent, schema = ctx._sent, self._schemas.get("upsert")
+        if sent is None or schema is None or not schema.leaves_out or not schema.is_like(value):
+            return record
+        ctx._sent = None  # what else the handler writes are other records
+        return {**record, **{it: sent[it] for it in self.owned if it in sent and record.get(it) is None}}
 
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
@@ -1357,7 +1383,8 @@ class Model:
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset
-            return self._completed("patch", await self._ask(handler, ctx, self.loaded("patch", data)), data)
+            result = await self._ask(handler, ctx, self.loaded("patch", data))
+            return self._completed("patch", self._with_owned(ctx, result), data)
         if self.reader is None or (self.store is None and "upsert" not in self._handlers):
             raise Reject("unknown_method", f"{self.name} has neither a patch handler nor a store.")
         if "upsert" not in self._handlers and self._schema is None:
@@ -1388,6 +1415,28 @@ class Model:
             raise Reject("unknown_method", f"{self.name} has neither a delete handler nor a store.")
         if deleted:
             self._announce("delete", {"id": id})
+
+
+class _Types:
+    """The types of one handler's records."""
+
+    __slots__ = ("_ctx", "_model", "completes")
+
+    def __init__(self, model: Model, ctx: Context) -> None:
+        self._model = model
+        self._ctx = ctx
+        self.completes = model.leaves_out
+
+    def record_of(self, value: Any) -> Mapping[str, Any]:
+        return self._model.completed(self._ctx, value)
+
+    def typed(self, value: Any, stored: Record) -> Any:
+        """The value itself where what is stored cannot be read as its type."""
+        schema = self._model.schema_for(value)
+        try:
+            return value if schema is None else schema.load(dict(stored))
+        except Reject:
+            return value
 
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:

@@ -106,6 +106,18 @@ class Schema:
             raise refusal(faults + found)
         return value
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the type lacks fields that the framework sets, such as the id."""
+        return not self._owned.isdisjoint(self._hidden)
+
+    def is_like(self, value: object) -> bool:
+        """Whether that is an object of the type; a mapping, where the type is a TypedDict."""
+        kind = typing.get_origin(self.type) or self.type
+        if hasattr(kind, "__total__"):  # a TypedDict, of whichever module
+            return isinstance(value, Mapping)
+        return isinstance(kind, type) and isinstance(value, kind)
+
     def record(self, value: Any, sent: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The record to be stored or sent: what `value` says, and what was sent of the framework's own fields (id,
         version, key) where `value` says nothing of them.

@@ -992,7 +992,7 @@ async def test_publishing_soon_never_raises_and_one_bad_change_stops_no_other(
         model.publish_soon("a b", None)
         model.publish_soon("upsert", {"id": 1, "x": {1}})
         model.upsert_soon({"id": True})
-        model.upsert_soon("no record")  # type: ignore[arg-type]
+        model.upsert_soon("no record")
         model.upsert_soon({"id": 2})
         assert (await client.receive())["data"] == {"id": 2}
     assert caplog.text.count("M.publish_soon was given what cannot be published") == 3

@@ -150,16 +150,21 @@ async def test_typed_handlers_hand_their_record_to_the_store(sync: Backsync) -> 
         return await ctx.store.upsert(page)
 
     async def save_dict(ctx: Context, note: Note) -> dict[str, Any]:
-        stored = await ctx.store.upsert(note)
+        stored = await ctx.store.upsert(dataclasses.asdict(note))
         assert stored["text"] == "a"
         return stored
 
-    saves: list[Callable[..., Any]] = [save_note, save_line, save_page, save_dict]
+    async def save_other(ctx: Context, note: Note) -> Line:
+        stored = await ctx.store.upsert(note)
+        assert stored.text == "a"
+        return Line(stored.text)
+
+    saves: list[Callable[..., Any]] = [save_note, save_line, save_page, save_dict, save_other]
     for number, save in enumerate(saves):
         sync.model(f"M{number}", store=MemoryStore()).on("upsert")(save)
     sync.model("M0").upsert_soon(Note("b", 0, 2))
     async with connect(sync) as client:
-        for number in range(4):
+        for number in range(len(saves)):
             assert (await client.call(f"M{number}:upsert", {"id": 1, "text": "a"}))["text"] == "a"
         assert [note["text"] for note in await client.call("M0:read")] in (["a", "b"], ["b", "a"])
 
