@@ -18,12 +18,13 @@ from . import messages
 from .connection import Site
 from .errors import Reject
 from .limits import Bucket
-from .messages import MAX_DEPTH, is_id
+from .messages import MAX_DEPTH, MAX_KEY, is_id
 from .sockjs.frames import HEARTBEAT, Close, Frame, loads
 from .sockjs.origins import Origins, preflight
 from .sockjs.receivers import Event, Headers, Receive, Scope, Send, Writer
 from .sockjs.server import Server, complete, route_path
 from .sockjs.session import Session
+from .stores.base import invalid
 
 STATUS: Mapping[str, int] = {
     "bad_message": 400,
@@ -48,8 +49,10 @@ UNHEEDED = (
     "If-None-Match",
     "If-Unmodified-Since",
 )  # conditions of a write: to pass one over could lose somebody's data
+SINGLE = (b"authorization", b"content-type", b"if-match", b"origin")  # of which a second one could be overlooked
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 RETRY = 1.0  # seconds, where an error that passes does not say how long it takes
+PARSED_DEPTH = 1_000  # brackets of a parameter beyond which no JSON is read
 MAX_BUCKETS = 10_000  # hosts whose rates are known
 
 _INTEGER = re.compile(r"-?[0-9]{1,16}")
@@ -188,6 +191,7 @@ class Call:
         headers, scheme = self._scope["headers"], self._scope.get("scheme", "http")
         self._extra = origins.cors(headers, scheme)
         try:
+            self._check_headers()
             if not origins.allows(headers, scheme):
                 self._server.log_refusal(headers)
                 raise Reject("forbidden", "The page's origin is not allowed. Name it in allowed_origins.")
@@ -202,18 +206,29 @@ class Call:
         except Reject as error:
             await self._refuse(error)
 
+    def _check_headers(self) -> None:
+        """Raises Refusal where the headers are too large, name no host, or twice what there is once."""
+        fault = self._server.fault_of(self._scope)
+        if fault is not None:
+            status, _, text = fault
+            raise Refusal(status, "too_large" if status == 431 else "bad_message", text)
+        names = [name for name, _ in self._scope["headers"]]
+        for name in SINGLE:
+            if names.count(name) > 1:
+                raise Refusal(400, "bad_message", f"Got several headers {name.decode().title()}, expected one.")
+
     async def _route(self) -> None:
         segments = segments_of(self._scope)
         model = segments[0]
         if model not in self._site.models:
-            raise Reject("unknown_model", f"There is no model {model!r}.")
+            raise Reject("unknown_model", f"There is no model {messages.shorten(model)}.")
         if len(segments) > 2:
             raise Reject("not_found", f"Got {len(segments)} parts of a path, expected /{model} or /{model}/ID.")
         id = segments[1] if len(segments) == 2 and segments[1] else None
         allowed = COLLECTION if id is None else RECORD
         if self._method not in allowed:
             raise Refusal(405, "unknown_method", f"Got {self._method}, expected {', '.join(allowed)}.", list(allowed))
-        query = {name: parsed(value) for name, value in self._parameters()}
+        query = self._query()
         if self._method in WRITES:
             await self._write(model, id, query)
         elif id is not None:
@@ -225,7 +240,17 @@ class Call:
             await self._respond(200, text if text.startswith("[") else f"[{text}]")
 
     def _parameters(self) -> list[tuple[str, str]]:
-        return parse_qsl(self._scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        """The parameters but `_`, by which jQuery's `cache: false` makes each URL another one."""
+        text = self._scope.get("query_string", b"").decode("latin-1")
+        return [(name, value) for name, value in parse_qsl(text, keep_blank_values=True) if name != "_"]
+
+    def _query(self) -> dict[str, Any]:
+        query: dict[str, Any] = {}
+        for name, value in self._parameters():
+            if name in query:
+                raise invalid(_shown(name), "is given twice")
+            query[name] = parsed(name, value)
+        return query
 
     # Reads
 
@@ -334,9 +359,8 @@ class Call:
     async def _record(self) -> dict[str, Any]:
         kind = self._headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
-            raise Refusal(
-                415, "invalid", f"Got the content type {kind.decode('latin-1')!r}, expected application/json."
-            )
+            got = messages.shorten(kind.decode("latin-1"))
+            raise Refusal(415, "invalid", f"Got the content type {got}, expected application/json.")
         body = await self._body()
         try:
             record = loads(body)
@@ -454,12 +478,21 @@ def segments_of(scope: Scope) -> list[str]:
     return [unquote(segment) for segment in raw.split("/")[mount.count("/") + 1 :]] or [""]
 
 
-def parsed(value: str) -> Any:
-    """A query parameter: JSON where it is JSON, else text."""
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) <= MAX_KEY else messages.shorten(name)
+
+
+def parsed(name: str, value: str) -> Any:
+    """A query parameter: JSON where it is JSON, else text. Raises Reject("invalid") for JSON that is too deep."""
     try:
-        return loads(value)
-    except ValueError:
+        found = loads(value)
+    except ValueError:  # which may be said of JSON that is deeper still
+        if value[:1] in "[{" and value.count("[") + value.count("{") > PARSED_DEPTH:
+            raise invalid(_shown(name), f"is nested deeper than {MAX_DEPTH - 2}") from None
         return value
+    if messages.too_deep(f"[[{value}", [[found]]):  # as it stands in the request
+        raise invalid(_shown(name), f"is nested deeper than {MAX_DEPTH - 2}")
+    return found
 
 
 def position(text: str) -> dict[str, Any] | None:

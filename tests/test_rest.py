@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -476,3 +477,104 @@ async def test_a_tail_on_a_socket_has_heartbeats_and_ends_with_the_server(server
             await asyncio.to_thread(server.stop)
             said = [json.loads(line)["event"] async for line in lines if line]
     assert said == ["$:bye"]
+
+
+# What no client of good will sends
+
+
+@pytest.mark.parametrize("depth", [29, 31, 32, 33, 200, 300, 1_100])
+@pytest.mark.parametrize("name", ["$after", "text", "$order", "since=&room"])
+@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")], ids=["arrays", "objects"])
+async def test_a_parameter_that_is_nested_too_deep_is_invalid(depth: int, name: str, brackets: Any) -> None:
+    """A query that cannot be carried out is the client's fault, however it is shaped: 422, and nothing in the log."""
+    opening, closing = brackets
+    value = opening * depth + ("1" if closing == "}" else "") + closing * depth
+    if depth == 29 and name == "since=&room":
+        return  # a subscription, which would go on
+    async with client_of(todos()) as http:
+        answer = await http.get(f"/api/Todo?{name}={quote(value)}")
+    if depth == 29 and name == "text":
+        assert answer.json() == []
+    else:
+        error(answer, 422, "invalid")
+
+
+async def test_a_query_has_so_many_fields() -> None:
+    """The cost of a query is bounded, over the wire and over REST, and the refusal says so."""
+    sync = todos()
+    store = store_of(sync)
+    await store.upsert({"id": 1})
+    many = {f"f{number}": number for number in range(65)}
+    async with client_of(sync) as http, connect(sync) as client:
+        assert (
+            "65 fields, expected at most 64"
+            in error(await http.get("/api/Todo", params=many), 422, "invalid")["message"]
+        )
+        for event in ("Todo:read", "Todo:subscribe", "Todo:unsubscribe"):
+            assert (await client.error(event, many))["code"] == "invalid"
+        del many["f0"]
+        assert (await http.get("/api/Todo", params=many)).json() == []
+        assert await client.call("Todo:read", many) == []
+
+
+async def test_a_cache_buster_is_no_filter() -> None:
+    """jQuery's `cache: false` adds `_`, with which no record would match."""
+    sync = todos()
+    await store_of(sync).upsert({"id": 1, "done": True})
+    async with client_of(sync) as http:
+        assert (await http.get("/api/Todo?_=1699999999999")).json() == [{"id": 1, "done": True}]
+        assert (await http.get("/api/Todo?done=true&_=1")).json() == [{"id": 1, "done": True}]
+        assert (await http.get("/api/Todo/1?_=1")).json() == {"id": 1, "done": True}
+        assert (await http.patch("/api/Todo/1?_=1", json={"done": False})).json() == {"id": 1, "done": False}
+    tail = Tail(sync, "since=&_=1")
+    assert (await tail.line())["mode"] == "snapshot"
+    await tail.leave()
+
+
+async def test_a_parameter_that_is_given_twice_is_invalid() -> None:
+    async with client_of(todos()) as http:
+        told = error(await http.get("/api/Todo?done=true&done=false"), 422, "invalid")
+    assert told["details"] == [{"field": "done", "message": "is given twice"}]
+
+
+@pytest.mark.parametrize("name", ["If-Match", "Content-Type", "Authorization", "Origin"])
+async def test_a_header_that_counts_once_is_not_taken_from_several(name: str) -> None:
+    """Of two conditions, types or tokens none may be passed over."""
+    sync = todos(version="rev")
+    await store_of(sync).upsert({"id": 1})
+    values = {"If-Match": ('"9"', '"1"'), "Content-Type": ("text/plain", "application/json")}.get(name, ("a", "b"))
+    headers = [(name, value) for value in values]
+    if name != "Content-Type":
+        headers.append(("Content-Type", "application/json"))
+    async with client_of(sync) as http:
+        told = error(await http.put("/api/Todo/1", content=b'{"x": 1}', headers=headers), 400, "bad_message")
+        assert "expected one" in told["message"]
+    assert await store_of(sync).read({}) == [{"id": 1, "rev": 1}]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([(b"host", b"testserver"), *((b"x%d" % number, b"y") for number in range(10_000))], 431),
+        ([(b"host", b"testserver"), (b"x", b"y" * 70_000)], 431),
+        ([], 400),
+        ([(b"host", b"a"), (b"host", b"b")], 400),
+        ([(b"host", b"a b")], 400),
+    ],
+    ids=["many", "large", "no host", "two hosts", "no name"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+async def test_headers_have_the_limits_of_sessions(headers: Any, status: int, method: str) -> None:
+    """What a session's transports refuse, REST refuses: it is the same server."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": "/Todo", "headers": headers}
+    await todos().rest()(scope, receive, send)
+    assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"])["error"]["code"] == ("too_large" if status == 431 else "bad_message")

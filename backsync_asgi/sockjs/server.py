@@ -216,18 +216,24 @@ class Server:
 
     # HTTP
 
+    def fault_of(self, scope: Scope) -> tuple[int, str, str] | None:
+        """What is wrong with the headers of an HTTP request: the status, a code and a text; None: nothing."""
+        headers = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > self.settings.header_limit or len(headers) > self.settings.header_count:
+            return 431, "headers_too_large", "Request header fields too large."
+        hosts = [value for name, value in headers if name == b"host"]
+        if not hosts and scope.get("http_version") not in ("1.0", "2", "3"):
+            return 400, "host_missing", "A request needs a Host header."
+        if len(hosts) > 1 or (hosts and _HOST.fullmatch(hosts[0]) is None):
+            return 400, "bad_host", "The Host header is not a host."
+        return None
+
     async def _admit(self, request: Request) -> Awaitable[Any] | None:
         """What is to handle the request, to be awaited. None: it is answered already."""
-        size = sum(len(name) + len(value) for name, value in request.headers)
-        if size > self.settings.header_limit or len(request.headers) > self.settings.header_count:
-            await request.refuse(431, "headers_too_large", "Request header fields too large.")
-            return None
-        hosts = [value for name, value in request.headers if name == b"host"]
-        if not hosts and request.scope.get("http_version") not in ("1.0", "2", "3"):
-            await request.refuse(400, "host_missing", "A request needs a Host header.")
-            return None
-        if len(hosts) > 1 or (hosts and _HOST.fullmatch(hosts[0]) is None):
-            await request.refuse(400, "bad_host", "The Host header is not a host.")
+        fault = self.fault_of(request.scope)
+        if fault is not None:
+            await request.refuse(*fault)
             return None
         route = self._route(split_path(route_path(request.scope)))
         if route is None:
