@@ -51,7 +51,11 @@ export function coalesce(first: Message, second: Message): Message | "nothing" |
   const after = writeMethod(second);
   if (before === null || after === null) return null;
   const old = first.data as Record<string, unknown>;
-  if (after === "delete") return before === "upsert" && (old.id ?? null) === null ? "nothing" : second;
+  if (after === "delete") {
+    const { id } = old;
+    if ((id ?? null) === null) return before === "upsert" ? "nothing" : second;
+    return { ...second, data: { id, ...(second.data as Record<string, unknown>) } }; // the page may name it by its creation
+  }
   if (after === "upsert") return second;
   if (before === "delete") return null;
   const fields = { ...old, ...(second.data as Record<string, unknown>) };

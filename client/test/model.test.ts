@@ -16,6 +16,12 @@ import { settle, VirtualHost } from "./fakes.js";
 import { Disk, ReferenceServer, Wire } from "./reference.js";
 
 const Todos = Backbone.Collection.extend({ url: "/Todo" });
+/** Pages name ids as they like. */
+const CLASSES = [
+  Todos,
+  Todos.extend({ model: Backbone.Model.extend({ idAttribute: "_id" }) }),
+  Todos.extend({ modelId: ({ id, n }: any) => (id === undefined ? undefined : `${n}/${id}`), comparator: "n" }),
+];
 install(Backbone, () => assert.fail("no default connection"));
 
 /** Mulberry's kind of generator: the same numbers for the same seed, everywhere. */
@@ -78,21 +84,22 @@ function plainPage(server: ReferenceServer, disk: Disk | null, births: Set<unkno
   };
 }
 
-function backbonePage(server: ReferenceServer, disk: Disk | null, births: Set<unknown>): Page {
+function backbonePage(server: ReferenceServer, disk: Disk | null, births: Set<unknown>, Class: any): Page {
   const made = makePage(server, disk, births);
-  const todos = new Todos() as any;
+  const todos = new Class() as any;
   todos.live({ connection: made.connection });
   return {
     ...made,
     edit(chance, fields) {
       const model = chance.pick(todos.models as any[]);
-      const kind = chance.below(10);
+      const kind = chance.below(11);
       if (kind < 2 || model === undefined) todos.create({ ...fields, born: fields.mark });
+      else if (kind === 10) todos.create({ id: 1000 + chance.below(3), _id: undefined, ...fields });
       else if (kind < 5 && !model.isNew()) model.save(fields, { patch: true });
       else if (kind < 9) model.save(fields);
       else model.destroy();
     },
-    records: () => new Map(todos.models.filter((model: any) => !model.isNew()).map((model: any) => [model.id, model.toJSON()])),
+    records: () => new Map(todos.models.filter((model: any) => !model.isNew()).map((model: any) => [model.get("id"), model.omit("_id")])),
   };
 }
 
@@ -110,7 +117,7 @@ async function play(seed: number): Promise<void> {
   const pages: Page[] = [];
   const load = (index: number): void => {
     const disk = disks[index] ?? null;
-    pages[index] = index === 2 ? backbonePage(server, disk, births) : plainPage(server, disk, births);
+    pages[index] = index === 2 ? backbonePage(server, disk, births, CLASSES[seed % CLASSES.length]) : plainPage(server, disk, births);
   };
   disks.forEach((_, index) => load(index));
   let mark = 0;

@@ -127,6 +127,7 @@ class Installation {
       create(this: BackboneCollection, attributes: unknown, createOptions?: Options): unknown {
         const model = this._prepareModel(attributes, { ...createOptions });
         if (model === false) return false;
+        installation.#records.identify(model, model.attributes.id); // the page may give it its id by the wire's name
         return installation.#records.creating(model, () => create.call(this, model, createOptions));
       },
       live(this: BackboneCollection, liveOptions?: LiveCallOptions): LivePromise {

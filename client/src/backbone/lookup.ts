@@ -39,7 +39,9 @@ export function idIn(collection: BackboneCollection, attributes: Attributes, idA
 /** The id by which the server knows the model. */
 export function wireId(model: BackboneModel): unknown {
   const known = wireIds.get(model);
-  return known === undefined || known.isAttribute ? model.attributes[model.idAttribute] : known.id;
+  if (known !== undefined && !known.isAttribute) return known.id;
+  const own = model.attributes[model.idAttribute];
+  return own === undefined || own === null ? model.attributes.id : own; // a new record may be given its id by the wire's name
 }
 
 /** Remembers by which id the server knows a model of the collection. */

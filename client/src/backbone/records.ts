@@ -76,7 +76,7 @@ export class Records {
 
   /** What the outbox calls the record: by its id, or by a name of our own as long as it has none. */
   name(model: BackboneModel): string {
-    const own = model.isNew() ? null : recordName(wireId(model));
+    const own = recordName(wireId(model));
     if (own !== null) return own;
     let name = this.#names.get(model);
     if (name === undefined) this.#names.set(model, (name = localName()));
@@ -215,7 +215,7 @@ export class Records {
       const record = isObject(parsed) ? this.withId(model, safeRecord(parsed), wire) : null;
       shadow.succeed(write, record);
       if (record === null) return parsed;
-      return shadow.withoutPending(write.kind === "create" && model.isNew() ? this.#absorbTwin(model, record) : record);
+      return shadow.withoutPending(write.kind === "create" ? this.#absorbTwin(model, record, wire) : record);
     };
     try {
       if (write.kind === "delete") done(response);
@@ -326,8 +326,13 @@ export class Records {
   make(collection: BackboneCollection, record: Attributes, wire: unknown, options: Options): BackboneModel | false {
     const model = collection._prepareModel(record, { ...options, parse: options.parse !== false });
     if (model === false) return false;
-    if (this.withId(model, model.attributes, wire) !== model.attributes) model.set({ [model.idAttribute]: wire }, { silent: true });
+    this.identify(model, wire);
     return model;
+  }
+
+  /** Gives a model that is in no collection yet the id of its record. */
+  identify(model: BackboneModel, wire: unknown): void {
+    if (this.withId(model, model.attributes, wire) !== model.attributes) model.set({ [model.idAttribute]: wire }, { silent: true });
   }
 
   #settled(model: BackboneModel): void {
@@ -384,13 +389,20 @@ export class Records {
    * A push has made a model of the record that this model is creating: one of them has to go, and the page holds this
    * one. What the push said is at least as new as the answer.
    */
-  #absorbTwin(model: BackboneModel, record: Attributes): Attributes {
+  #absorbTwin(model: BackboneModel, record: Attributes, wire: unknown): Attributes {
+    const isNew = model.isNew();
+    const name = idName(wire);
     let merged = record;
     for (const collection of this.#places(model)) {
+      if (!isNew && !holds(collection, model)) continue; // the page's model of the record is the one that is there
+      const twins = new Set(name === undefined ? [] : modelsOfRecord(collection, name));
       const twin = modelById(collection, idIn(collection, record, model.idAttribute));
-      if (twin === undefined || twin === model) continue;
-      merged = this.shadow(model).absorb(this.shadow(twin), merged);
-      collection.remove(twin, { fromServer: true });
+      if (twin !== undefined) twins.add(twin);
+      twins.delete(model);
+      for (const other of twins) {
+        if (isNew) merged = this.shadow(model).absorb(this.shadow(other), merged);
+        collection.remove(other, { fromServer: true });
+      }
     }
     return merged;
   }

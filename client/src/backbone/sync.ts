@@ -150,6 +150,7 @@ function watchDestroy(connection: Connection, records: Records, model: BackboneM
       write = records.begin("delete", model, {}, places);
       return identity(records, model);
     };
+    if (wireId(model) !== undefined) message.data = identified(); // only Backbone does not know its id
     connection.request(message, { ...timeoutOf(options), record: records.name(model), identity: identified }, (error) => {
       if (write === null) return; // there never was such a record
       if (error === null) records.succeed(write, model, null, {}, () => {});
