@@ -1206,7 +1206,11 @@ class Model:
         """The record that is there, as far as it can be read."""
         if id is None or self.reader is None:
             return None
-        return await self._limited(self.reader.get(id))
+        stored = await self._limited(self.reader.get(id))
+        if stored is None and self.store is None and (number := _number_in(id)) is not None:
+            # The handler of a live table may hand "05" to its database, which takes it for 5.
+            stored = await self._limited(self.reader.get(number))
+        return stored
 
     def _as_stored(
         self, method: str, data: Record, old: Record | None, unset: Sequence[str]
@@ -1441,6 +1445,15 @@ class _Types:
 
 def _merged(stored: Mapping[str, Any], data: Mapping[str, Any], unset: Sequence[str]) -> Record:
     return {field: value for field, value in {**stored, **data}.items() if field == "id" or field not in unset}
+
+
+def _number_in(id: Id) -> int | None:
+    """The integer for which a database may take an id that is written in another way."""
+    with contextlib.suppress(ValueError, OverflowError):
+        is_plain = isinstance(id, int) or not {".", "e", "E"} & set(id)
+        number = int(id) if is_plain else int(float(id))
+        return None if str(number) == str(id) or float(id) != number else number
+    return None
 
 
 def _other_kind(value: object) -> str | int | None:

@@ -373,6 +373,21 @@ async def test_another_process_does_not_come_between_the_rule_and_the_write(
     await elsewhere.close()
 
 
+async def test_a_conflict_is_answered_to_those_who_may_write(store: Store) -> None:
+    """The refusal comes first: the current record, which a conflict holds, is for who may change it."""
+    sync, notes = rooms(store, version="rev")
+    await notes.upsert(BLUE)
+    await notes.upsert(BLUE)
+    async with testing.connect(sync, user="bob") as bob, testing.connect(sync, user="ann") as ann:
+        for client, code in ((bob, "forbidden"), (ann, "conflict")):
+            for method, more in (("upsert", {}), ("patch", {}), ("delete", {"version": 1})):
+                with pytest.raises(Reject) as refusal:
+                    await client.call(f"Note:{method}", {**BLUE, "rev": 1}, **more)
+                assert refusal.value.code == code
+                assert (refusal.value.details is None) == (code == "forbidden")
+    assert await store.get("n1") == {**BLUE, "rev": 2}
+
+
 async def test_without_a_store_there_is_no_old_record() -> None:
     sync = Backsync()
     notes = sync.model("Note")
@@ -419,6 +434,28 @@ async def test_live_records_are_shown_to_the_rule() -> None:
         assert await code_of(bob.delete("Note", "n1")) == "forbidden"
         assert await bob.upsert("Note", {"id": "n2", "room": "red"}) == {"id": "n2", "room": "red"}
     assert await rows.get("n1") == BLUE
+
+
+@pytest.mark.parametrize("spelt", ["05", " 5", "+5", "5.0", "5e0", "\u0665", "0_5"])
+async def test_an_id_that_a_database_reads_in_another_way_does_not_hide_the_record(spelt: str) -> None:
+    sync, rows = Backsync(), MemoryStore()
+    notes = sync.model("Note")
+    notes.read_from(rows)
+    notes.allow(lambda ctx, method, old, new: old is None or old["owner"] == ctx.user)
+
+    @notes.on("upsert")
+    async def save(ctx: Context, note: Record) -> Record:
+        return await rows.upsert({**note, "id": int(float(note["id"]))})
+
+    @notes.on("delete")
+    async def remove(ctx: Context, data: Record) -> bool:
+        return await rows.delete(int(float(data["id"])))
+
+    await rows.upsert({"id": 5, "owner": "ann"})
+    async with testing.connect(sync, user="bob") as bob:
+        assert await code_of(bob.upsert("Note", {"id": spelt, "owner": "bob"})) == "forbidden"
+        assert await code_of(bob.delete("Note", spelt)) == "forbidden"
+    assert await rows.get(5) == {"id": 5, "owner": "ann"}
 
 
 async def test_what_no_client_can_do_is_refused_as_that_whatever_is_stored() -> None:
