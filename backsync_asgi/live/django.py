@@ -58,6 +58,7 @@ from .feed import (
     check_live,
     check_secrets,
     plain,
+    record_made,
     write_pattern,
     writes,
 )
@@ -320,10 +321,7 @@ class LiveModel:
     def _record(self, found: Any) -> Record:
         id = plain(found.pk)
         if self._to_record is not None:
-            record = {"id": id, **self._to_record(found)}
-            if record["id"] != id:
-                raise ValueError(f"to_record gave the id {record['id']!r}, expected the primary key, {id!r}.")
-            return record
+            return record_made(id, self._to_record(found))
         return {"id": id, **{name: value_of(found, name) for name in self._fields}}
 
     # What signals do not tell of

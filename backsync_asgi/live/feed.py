@@ -157,6 +157,8 @@ def plain(value: Any) -> Any:
         return [plain(it) for it in value]
     if isinstance(value, enum.Enum):
         return plain(value.value)
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC).isoformat()  # so that times sort as text
     if isinstance(value, (datetime.date, datetime.time)):  # a datetime is a date
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal)):
@@ -164,6 +166,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     return value
+
+
+def record_made(id: Id, made: Mapping[str, Any]) -> Record:
+    """The record that `to_record` has made of the row with that id. Raises ValueError for another id in it."""
+    if "id" in made and plain(made["id"]) != id:
+        raise ValueError(f"to_record gave the id {made['id']!r}, expected the primary key, {id!r}.")
+    return {"id": id, **{name: exact(value) for name, value in made.items() if name != "id"}}
+
+
+def exact(value: Any) -> Any:
+    """A value with its integers as `plain` has them, and nothing else changed."""
+    kind = type(value)
+    if kind is int:
+        return plain(value)
+    if kind is dict:
+        return {name: exact(it) for name, it in value.items()}
+    return [exact(it) for it in value] if kind in (list, tuple) else value
 
 
 def check_secrets(model: Model, name: str, fields: Iterable[str]) -> None:

@@ -32,7 +32,7 @@ from backsync_asgi.messages import MAX_SAFE_INTEGER, is_id, shorten
 from backsync_asgi.models import Model
 from backsync_asgi.stores.base import CHUNK, MAX_PAGE, Query, Selection, Skipped, invalid
 
-from .feed import UNSENDABLE, Feed, Id, Record, check_secrets, plain
+from .feed import UNSENDABLE, Feed, Id, Record, check_secrets, plain, record_made
 from .reading import Made, TableReader, is_for_one, selection_of, sendable
 
 try:
@@ -439,7 +439,9 @@ class Listener:
 
     def _record(self, table: Table, row: Any) -> Record:
         fields: Record = orjson.loads(exact(row["row"]))
-        return fields if self._to_record is None else {**self._to_record(fields), "id": table.id_of(row["key"])}
+        if self._to_record is None:
+            return fields
+        return record_made(table.id_of(row["key"]), {**self._to_record(fields), "id": table.id_of(row["key"])})
 
     # Reading
 

@@ -8,6 +8,7 @@ After the COMMIT it goes out. A key that was noted in vain, as by a statement th
 from __future__ import annotations
 
 import contextlib
+import datetime
 import inspect as inspect_
 import logging
 import re
@@ -56,6 +57,7 @@ from .feed import (
     check_live,
     check_secrets,
     plain,
+    record_made,
     write_pattern,
     writes,
 )
@@ -179,6 +181,9 @@ class LiveMapping:
         self._fields = check_fields(model, mapper, fields, self._id, to_record is not None)
         shown = ("id", *(name for name in self._fields if name in mapper.column_attrs))
         self._filters = tuple(dict.fromkeys(shown))  # what a query may name
+        self._zoned = {
+            attribute.key for attribute in mapper.column_attrs if getattr(attribute.columns[0].type, "timezone", False)
+        }
         self._to_record = to_record
         self._bulk = bulk
         self._feed = Feed(model)
@@ -597,16 +602,19 @@ class LiveMapping:
     def _record(self, table: Source, found: Any) -> Record:
         id = table.id_of(found)
         if table.columns is not None:
-            return {"id": id, **dict(zip(table.columns, map(plain, found[1:]), strict=True))}
+            return {"id": id, **dict(zip(table.columns, map(self._value, table.columns, found[1:]), strict=True))}
         if self._to_record is not None:
-            record = {"id": id, **self._to_record(found)}
-            if record["id"] != id:
-                raise ValueError(f"to_record gave the id {record['id']!r}, expected the primary key, {id!r}.")
-            return record
+            return record_made(id, self._to_record(found))
         names: Iterable[str] = self._fields
         if self._is_default and type(found) is not self._mapped:
             names = default_fields(object_mapper(found))
-        return {"id": id, **{name: plain(getattr(found, name)) for name in names}}
+        return {"id": id, **{name: self._value(name, getattr(found, name)) for name in names}}
+
+    def _value(self, name: str, value: Any) -> Any:
+        """A field's value as JSON carries it. SQLite keeps no zone: what it gives back is UTC, as in stores."""
+        if name in self._zoned and isinstance(value, datetime.datetime) and value.tzinfo is None:
+            value = value.replace(tzinfo=datetime.UTC)
+        return plain(value)
 
     # Statements that go past the unit of work
 
@@ -617,6 +625,8 @@ class LiveMapping:
             if isinstance(statement, (Update, Delete)):
                 for given in many or [one]:
                     self._note(conn, self._keys_of(conn, statement, given, options))
+                    if isinstance(statement, Update):
+                        self._note(conn, self._new_keys_of(statement, given))
             elif not len(statement.exported_columns):  # no RETURNING of its own
                 return statement.return_defaults(supplemental_cols=[pk_of(statement.table)]), many, one
         return statement, many, one
@@ -655,6 +665,18 @@ class LiveMapping:
         if options.get(SCHEMAS):
             query = query.execution_options(**{SCHEMAS: options[SCHEMAS]})
         return list(conn.execute(query, dict(given)).scalars())
+
+    def _new_keys_of(self, statement: Update, given: Mapping[str, Any]) -> Iterable[Any]:
+        """The primary keys that it gives to rows, if it changes any."""
+        key = pk_of(statement.table)
+        for column, value in (getattr(statement, "_values", None) or {}).items():
+            if getattr(column, "key", column) == key.key:
+                if not isinstance(value, BindParameter):
+                    raise self._refusal("an UPDATE that computes primary keys", "Change them one by one, as objects")
+                yield given.get(value.key, value.effective_value)
+                return
+        if key.key in given:  # or it is what chooses the row, which does no harm
+            yield given[key.key]
 
     def _after_execute(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -387,6 +387,53 @@ def test_a_connection_is_heard_at_its_commit_and_not_when_it_is_given_back(
         connection.execute(insert(Letter).values(id=2))
         connection.commit()
         assert heard.ids() == [("upsert", 2)]
+
+
+def test_primary_keys_that_a_statement_changes_are_a_delete_and_an_upsert(
+    sync: Backsync, heard: Heard, a: Engine
+) -> None:
+    table: Any = Letter.__table__
+    moving = update(table).where(table.c.id == bindparam("old"))
+    with made_live(sync, "Letter", session=a), Session(a) as session:
+        session.add(Letter(id=1))
+        session.commit()
+        ways: list[Callable[[], Any]] = [
+            lambda: session.execute(update(Letter).where(Letter.id == 1).values(id=2)),
+            lambda: session.execute(moving, {"old": 2, "id": 3}),
+            lambda: session.connection().execute(moving.values(id=bindparam("new")), [{"old": 3, "new": 4}]),
+            lambda: session.query(Letter).update({"id": 5}),
+        ]
+        for number, way in enumerate(ways, 2):
+            heard.take()
+            way()
+            session.commit()
+            assert sorted(heard.ids()) == [("delete", number - 1), ("upsert", number)]
+        with pytest.raises(UnseenWrite, match="an UPDATE that computes primary keys"):
+            session.execute(update(Letter).values(id=Letter.id + 1))
+
+
+async def test_autocommit_of_postgresql_is_heard_at_once(postgresql: PostgreSQL, sync: Backsync, heard: Heard) -> None:
+    engine = create_async_engine(
+        postgresql.url.replace("postgresql:", "postgresql+asyncpg:"), isolation_level="AUTOCOMMIT"
+    )
+    async with engine.connect() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+        with made_live(sync, "Letter"):
+            await connection.execute(insert(Letter).values(id=1, text="a"))
+            assert heard.take() == [("upsert", {"id": 1, "text": "a"})]
+            async with AsyncSession(connection) as session:
+                session.add(Letter(id=2, text="b"))
+                await session.flush()
+                assert heard.ids() == [("upsert", 2)]
+                session.add(Letter(id=1, text="again"))
+                with pytest.raises(IntegrityError):
+                    await session.flush()
+            await connection.execute(update(Letter).values(text="c"))
+            await connection.rollback()
+            assert heard.ids()[-2:] == [("upsert", 1), ("upsert", 2)]
+        await connection.run_sync(Base.metadata.drop_all)
+    await engine.dispose()
 
 
 def test_a_commit_as_text_is_refused(sync: Backsync, heard: Heard, a: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import JSON, BigInteger, create_engine, delete, insert, update
+from sqlalchemy import JSON, BigInteger, DateTime, create_engine, delete, insert, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 import tests.live.django_project.settings  # noqa: F401 - sets Django up, which the imports below need
@@ -47,6 +48,13 @@ class Big(Base):
     room: Mapped[int | None] = mapped_column(BigInteger)
     size: Mapped[float | None]
     tags: Mapped[Any] = mapped_column(JSON, nullable=True)
+
+
+class Timed(Base):
+    __tablename__ = "timed"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True))
+    local: Mapped[datetime.datetime]
 
 
 @dataclass
@@ -290,6 +298,17 @@ async def test_integers_of_64_bits_name_channels_as_text(table: Make) -> None:
             await client.subscribe("Big", {"room": HUGE})
 
 
+async def test_what_to_record_makes_has_no_number_that_a_browser_would_change(table: Make) -> None:
+    def to_record(row: Any) -> dict[str, Any]:
+        return {"room": int(value_of(row, "room")), "all": [int(value_of(row, "id"))], "id": value_of(row, "id")}
+
+    async with table(to_record=to_record, key="room") as live_table, connect(live_table.sync) as client:
+        seen = await client.subscribe("Big", {"room": str(HUGE)})
+        await live_table.add(id=HUGE, room=HUGE)
+        await client.until(lambda: seen == {str(HUGE): {"id": str(HUGE), "room": str(HUGE), "all": [str(HUGE)]}})
+        assert await client.read("Big", {"room": str(HUGE)}) == [seen[str(HUGE)]]
+
+
 async def test_a_handler_may_return_a_record_whose_id_has_64_bits(table: Make) -> None:
     async with table() as live_table, connect(live_table.sync) as client:
         seen = await client.subscribe("Big")
@@ -328,6 +347,29 @@ def test_what_is_plain_holds_no_number_that_a_browser_would_change(value: Any) -
 )
 def test_numbers_of_postgresql_that_browsers_cannot_hold_are_text(text: str, expected: str | None) -> None:
     assert json.loads(exact(text)) == json.loads(expected or text)
+
+
+async def test_times_of_columns_with_a_zone_are_in_utc_whatever_the_database_keeps(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/timed.sqlite")
+    Base.metadata.create_all(engine)
+    sync = Backsync()
+    feed = live(sync.model("Timed"), Timed, session=sessionmaker(engine))
+    with sessionmaker(engine).begin() as session:
+        session.add(
+            Timed(
+                id=1,
+                at=datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC),
+                local=datetime.datetime.fromisoformat("2024-01-02"),
+            )
+        )
+    async with connect(sync) as client:
+        seen = await client.subscribe("Timed")
+        assert seen[1] == {"id": 1, "at": "2024-01-02T03:00:00+00:00", "local": "2024-01-02T00:00:00"}
+        assert await client.read("Timed", {"at": seen[1]["at"]}) == [seen[1]]
+    feed.close()
+    engine.dispose()
+    summer = datetime.timezone(datetime.timedelta(hours=2))
+    assert plain(datetime.datetime(2024, 10, 27, 2, 30, tzinfo=summer)) == "2024-10-27T00:30:00+00:00"
 
 
 async def test_numerics_keep_their_digits(postgresql: PostgreSQL) -> None:
