@@ -1452,7 +1452,7 @@ def _number_in(id: Id) -> int | None:
     with contextlib.suppress(ValueError, OverflowError):
         is_plain = isinstance(id, int) or not {".", "e", "E"} & set(id)
         number = int(id) if is_plain else int(float(id))
-        return None if str(number) == str(id) or float(id) != number else number
+        return None if str(number) == str(id) or (not is_plain and float(id) != number) else number
     return None
 
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from backsync_asgi import Backsync, Context, Reject, testing
+from backsync_asgi.models import _number_in
 from backsync_asgi.stores import MemoryStore, SQLStore, Store
 from tests.inprocess import connect
 
@@ -456,6 +457,17 @@ async def test_an_id_that_a_database_reads_in_another_way_does_not_hide_the_reco
         assert await code_of(bob.upsert("Note", {"id": spelt, "owner": "bob"})) == "forbidden"
         assert await code_of(bob.delete("Note", spelt)) == "forbidden"
     assert await rows.get(5) == {"id": 5, "owner": "ann"}
+
+
+@pytest.mark.parametrize(
+    ("id", "number"),
+    [
+        ("01234567890123456789", 1234567890123456789),
+        *((id, None) for id in ("5.5", "1e400", "nan", "five", "5", 5, "")),
+    ],
+)
+def test_which_number_an_id_may_be_taken_for(id: str | int, number: int | None) -> None:
+    assert _number_in(id) == number
 
 
 async def test_what_no_client_can_do_is_refused_as_that_whatever_is_stored() -> None:
