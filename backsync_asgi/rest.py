@@ -22,7 +22,7 @@ from .messages import MAX_DEPTH, MAX_KEY, is_id
 from .sockjs.frames import HEARTBEAT, Close, Frame, loads
 from .sockjs.origins import Origins, preflight
 from .sockjs.receivers import Event, Headers, Receive, Scope, Send, Writer
-from .sockjs.server import Server, complete, route_path
+from .sockjs.server import Server, complete, respond, route_path
 from .sockjs.session import Session
 from .stores.base import invalid
 
@@ -432,8 +432,8 @@ class Call:
         body = b"" if text is None else text.encode()
         about: Headers = [] if text is None else [JSON, (b"content-length", b"%d" % len(body))]
         all_headers = [*about, *(headers or []), *SAFE, *self._extra]
-        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
-        await self._send({"type": "http.response.body", "body": b"" if self._method == "HEAD" else body})
+        body = b"" if self._method == "HEAD" else body
+        await respond(self._send, self._receive, status, all_headers, body)
 
 
 JSON = (b"content-type", b"application/json")

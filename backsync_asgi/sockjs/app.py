@@ -82,17 +82,21 @@ class ApplicationEndpoint:
 
     async def run(self, app: ASGIApp, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application for this session, to its end. `tasks` holds this one's, and is to let go of it then."""
+        task = asyncio.current_task()
         try:
             await app(scope, self._receive, self._send)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: an application ends its own session only
+            is_ending = isinstance(error, asyncio.CancelledError) and bool(task is not None and task.cancelling())
             # After the end, a failing send or receive is no news.
-            if not self._ended or not isinstance(error, OSError | WebSocketDisconnect):
+            if not is_ending and not (self._ended and isinstance(error, OSError | WebSocketDisconnect)):
                 logger.exception("The application behind SockJS failed.")
             self._session.close(1011, "Internal error")
+            if is_ending:
+                raise
         else:
             self._session.close(1000)
         finally:
-            tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            tasks.discard(cast("asyncio.Task[None]", task))
 
     # As the session sees it
 

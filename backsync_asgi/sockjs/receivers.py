@@ -120,7 +120,7 @@ class Writer:
         is_closed = isinstance(error, RuntimeError) and (
             "after sending 'websocket.close'" in text or ("TaskGroup" in text and "finished" in text)
         )
-        if not is_closed and not (isinstance(error, OSError) and self._is_cut()):
+        if not is_closed and not is_protocol_error(error) and not (isinstance(error, OSError) and self._is_cut()):
             logger.warning("A frame could not be written and its connection is given up: %r", error)
             self._cut()  # where it is middleware that has failed, the peer would wait for ever for what comes no more
 
@@ -175,6 +175,11 @@ class Writer:
         with contextlib.suppress(AttributeError):  # asyncio's has no loop any more once it is closed
             transport.abort()
         return True
+
+
+def is_protocol_error(error: BaseException) -> bool:
+    """Whether a `send` failed since the client has broken HTTP, as uvicorn's with h11 does."""
+    return type(error).__name__ == "LocalProtocolError"
 
 
 def begin(send: Send, event: Event) -> tuple[Generator[Any, None, None], Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import functools
 import hashlib
 import logging
+import os
 import re
 import secrets
 import signal
@@ -29,12 +31,14 @@ import orjson
 
 from .frames import FrameError, parse_form, parse_upload, parse_websocket
 from .origins import YEAR, Headers, Origins, preflight
-from .receivers import Direct, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer
+from .receivers import Direct, HttpReceiver, Receive, Scope, Send, SocketReceiver, Writer, is_protocol_error
 from .session import Endpoint, Receiver, Session, Timing
 from .transports import TRANSPORTS, Transport, check_callback, iframe_page
 
 logger = logging.getLogger("backsync.sockjs")
 
+GONE_WITHIN = 10.0  # seconds in which a server says that a client is gone whose connection it has closed
+MAX_KINDS = 1_000  # of log lines, counted one by one
 SWEEP = 1.0  # seconds between two looks at all sessions
 LOG_EVERY = 10.0  # seconds between two lines about too many sessions
 _SEGMENT = re.compile(r"[^./;%\x00-\x1f\x7f\ufffd]{1,255}")
@@ -418,6 +422,7 @@ class Server:
         if self._sweeping is None:
             self._clock.restart(asyncio.get_running_loop().time())
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+        logger.debug("Session %x begins, of %s.", id(session), address_of(scope))
         session.endpoint = self._connect(session, scope)
 
     async def _upload(self, request: Request, session_id: str) -> None:
@@ -531,6 +536,7 @@ class Server:
 
     def _forget_socket(self, session: Session, writer: Writer) -> None:
         self._sockets.discard(session)
+        log_end(session)
         if self.draining:
             # A server that ends waits until its peers have taken everything. One that does not read never does.
             asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.abort)
@@ -594,11 +600,30 @@ class Server:
         for session_id, session in list(self._sessions.items()):
             if not ticked(session, now):
                 del self._sessions[session_id]
+                log_end(session)
         for session in list(self._sockets):
             ticked(session, now)
         for writer in list(self._answers):
             writer.notice_end()
+        check_files()
         self._sweeping = loop.call_later(SWEEP, self._sweep) if self.sessions or self._answers else None
+
+
+class Seldom:
+    """Whether a line may be logged: one of a kind in `every` seconds. Clients choose how often there would be one."""
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._next: dict[Hashable, float] = {}
+
+    def allows(self, kind: Hashable) -> bool:
+        now = time.monotonic()
+        if now < self._next.get(kind, 0.0):
+            return False
+        if len(self._next) >= MAX_KINDS:
+            self._next.clear()
+        self._next[kind] = now + self._every
+        return True
 
 
 class StallProofClock:
@@ -637,6 +662,9 @@ class Route:
         return f"OPTIONS, {self.method}".encode() if self.preflight else self.method.encode()
 
 
+refusals, full = Seldom(LOG_EVERY), Seldom(1.0)
+
+
 class Request:
     """One HTTP request and the ways to answer it."""
 
@@ -663,12 +691,15 @@ class Request:
         headers = [*headers, *self.extra]
         if status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(body)))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await respond(self.send, self.receive, status, headers, body)
 
     async def refuse(self, status: int, code: str, text: str) -> Literal[False]:
         """Answer with an error: the text in the body, the code in X-Backsync-Error."""
         headers = [_TEXT, _NOT_CACHED, (b"x-backsync-error", code.encode())]
+        if logger.isEnabledFor(logging.INFO):
+            host = (self.scope.get("client") or ("",))[0]
+            if refusals.allows((code, host)):
+                logger.info("Refused %s: %d %s.", address_of(self.scope), status, code)
         if status in (408, 413, 415, 431):
             headers.append((b"connection", b"close"))  # the rest of the request is not going to be read
         await self.respond(status, headers, text.encode())
@@ -677,7 +708,8 @@ class Request:
     async def body(self, limit: int, deadline: float) -> bytes | None:
         """The whole body. None: refused as too large or too slow, or the client has gone; nothing is to be applied."""
         length = self.header(b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > limit):
+        digits = (length or b"0").lstrip(b"0")
+        if length is not None and (not length.isdigit() or len(digits) > 18 or int(digits or b"0") > limit):
             await self._too_large(limit)
             return None
         body = bytearray()
@@ -702,6 +734,21 @@ class Request:
         await self.refuse(413, "body_too_large", f"A body may have {limit} bytes.")
 
 
+async def respond(send: Send, receive: Receive, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole HTTP response, unless the client has broken HTTP meanwhile and the server has answered that."""
+    try:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+    except Exception as error:
+        if not is_protocol_error(error):
+            raise
+        # uvicorn logs an error for an application that returns before it says that the client is gone.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE_WITHIN):
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+
 async def deny(scope: Scope, receive: Receive, send: Send, status: int, text: bytes) -> None:
     """Refuse a WebSocket handshake; with the status where the server can send it, else with its 403."""
     if "websocket.http.response" in scope.get("extensions", {}):
@@ -720,6 +767,31 @@ async def deny(scope: Scope, receive: Receive, send: Send, status: int, text: by
 def in_a_year() -> bytes:
     """The HTTP date a year ahead; the wall clock's, since it is for the other side."""
     return formatdate(time.time() + YEAR, usegmt=True).encode()
+
+
+def address_of(scope: Scope) -> str:
+    """The client's address as the log shows it."""
+    client = scope.get("client")
+    return f"{client[0]}:{client[1]}" if client else "a client without an address"
+
+
+def log_end(session: Session) -> None:
+    """Log at DEBUG how a session has ended."""
+    if logger.isEnabledFor(logging.DEBUG):
+        frame = session.close_frame
+        code, reason = (1006, "") if frame is None else (frame.code, frame.reason)
+        logger.debug("Session %x has ended: %d %.200r.", id(session), code, reason)
+
+
+def check_files() -> None:
+    """Log that the process can open no more files, so that no client gets in: event loops do not say so readably."""
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            text = "No more files can be opened, so no client can connect: raise the limit (ulimit -n, LimitNOFILE). %s"
+            if full.allows("files"):
+                logger.error(text, error)
 
 
 def ticked(session: Session, now: float) -> bool:
