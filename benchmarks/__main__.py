@@ -23,7 +23,7 @@ BUSY = 3.0  # load average over 5 minutes; a server and its load make two
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a run; unset ones depend on --quick."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Backsync and its peers, side by side.")
-    parser.add_argument("scenarios", nargs="*", metavar="A…I", help="scenarios of README.md (default: all)")
+    parser.add_argument("scenarios", nargs="*", metavar="A…J", help="scenarios of README.md (default: all)")
     parser.add_argument("--only", default="", help=f"competitors, by commas: {', '.join(peers.COMPETITORS)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and peers, for a first look")
     parser.add_argument("--clients", type=int, help="clients of a fan-out (1000)")

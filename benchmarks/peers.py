@@ -49,6 +49,8 @@ def _table() -> dict[str, Competitor]:
     rows = [
         Competitor("ours", "asgi", "ours", "backsync", protocol=OURS, replies=2),
         Competitor("ours-handler", "asgi", "ours_handler", "backsync", protocol=OURS, replies=2),
+        Competitor("ours-rule", "asgi", "ours_rule", "backsync", protocol=OURS, replies=2),
+        Competitor("ours-roles", "asgi", "ours_roles", "backsync", protocol=OURS, replies=2),
         Competitor("ours-sockjs", "asgi", "ours", "backsync-sockjs", protocol=OURS, replies=2),
         Competitor("ours-plain", "asgi", "ours", "backsync", replies=2),
         Competitor("ours-xhr", "asgi", "ours", "backsync-xhr-streaming", protocol=OURS),
@@ -91,7 +93,8 @@ def missing(competitor: Competitor) -> str | None:
     """What has to be installed before it can take part."""
     if competitor.kind == "node" and not (HERE / "node_modules").exists():
         return "node_modules"
-    if competitor.kind == "c" or competitor.module in ("ours", "ours_handler", "bare", "prebuilt", "starlette_loop"):
+    own = ("ours", "ours_handler", "ours_rule", "ours_roles", "bare", "prebuilt", "starlette_loop")
+    if competitor.kind == "c" or competitor.module in own:
         return None
     if competitor.kind in ("asgi", "python") and not ENVIRONMENT.exists():
         return ".venv"

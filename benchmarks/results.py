@@ -30,6 +30,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "H.publish.": ("H  publishing to {} channels", "µs CPU/change"),
     "H.resume.": ("H  resume in a channel of {} records", "µs CPU"),
     "I": ("I  p99 to the last client at 20 % load", "ms"),
+    "J": ("J  fan-out by a visibility rule", "µs CPU/delivery"),
 }
 
 

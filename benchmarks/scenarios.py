@@ -280,6 +280,10 @@ def latency(plan: Plan, results: Results) -> None:
     on_each("I", plan.field(names), plan, trial, results)
 
 
+def rules(plan: Plan, results: Results) -> None:
+    spread_out("J", ("ours", "ours-roles", "ours-rule"), 1, plan, results)
+
+
 SCENARIOS: dict[str, Callable[[Plan, Results], None]] = {
     "A": one_change,
     "B": bursts,
@@ -290,6 +294,7 @@ SCENARIOS: dict[str, Callable[[Plan, Results], None]] = {
     "G": reconnects,
     "H": sizes,
     "I": latency,
+    "J": rules,
 }
 
 

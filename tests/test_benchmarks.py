@@ -97,7 +97,7 @@ def test_results_come_back_from_json_as_they_were() -> None:
 def test_options_that_are_not_given_depend_on_the_length_of_the_run() -> None:
     full, quick = command.parse([]), command.parse(["--quick"])
     assert (full.rounds, quick.rounds) == (5, 2)
-    assert full.scenarios == list("ABCDEFGHI")
+    assert full.scenarios == list("ABCDEFGHIJ")
     assert full.only == frozenset()
     assert "ours" in quick.only
     assert "python-socketio" not in quick.only

@@ -31,7 +31,7 @@ static inline void die(const char *what, const char *detail) {
 
 /* A record of RECORD_SIZE bytes; `room` is empty or a further field with its comma. Returns its length. */
 static inline size_t write_record(char *out, const char *id, const char *room, unsigned number, uint64_t at) {
-    int length = sprintf(out, "{\"id\":\"%s\",%s\"mark\":\"%c%06u%019llu\",\"pad\":\"", id, room, MARK, number % 1000000,
+    int length = sprintf(out, "{\"id\":\"%s\",%s\"mark\":\"%c%06u%019llu\",\"note\":null,\"pad\":\"", id, room, MARK, number % 1000000,
                          (unsigned long long)at);
     int pad = RECORD_SIZE - length - 2;
     if (pad < 0) die("record", "is larger than it should be");

@@ -9,10 +9,10 @@ function mark(number) {
   return "@" + String(number % 1000000).padStart(6, "0") + String(process.hrtime.bigint()).padStart(19, "0");
 }
 
-const PAD = "x".repeat(RECORD_SIZE - '{"id":"r00000","mark":"","pad":""}'.length - mark(0).length);
+const PAD = "x".repeat(RECORD_SIZE - '{"id":"r00000","mark":"","note":null,"pad":""}'.length - mark(0).length);
 
 function record(number) {
-  return { id: "r" + String(number % RECORDS).padStart(5, "0"), mark: mark(number), pad: PAD };
+  return { id: "r" + String(number % RECORDS).padStart(5, "0"), mark: mark(number), note: null, pad: PAD };
 }
 
 function publishPaced(publish, count, burst, interval) {

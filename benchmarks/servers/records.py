@@ -23,12 +23,12 @@ def mark(number: int) -> str:
     return f"@{number % 1_000_000:06d}{time.monotonic_ns():019d}"
 
 
-_PAD = "x" * (RECORD_SIZE - len('{"id":"r00000","mark":"","pad":""}') - len(mark(0)))
+_PAD = "x" * (RECORD_SIZE - len('{"id":"r00000","mark":"","note":null,"pad":""}') - len(mark(0)))
 
 
 def record(number: int) -> Record:
     """A record of RECORD_SIZE bytes, published now."""
-    return {"id": f"r{number % RECORDS:05d}", "mark": mark(number), "pad": _PAD}
+    return {"id": f"r{number % RECORDS:05d}", "mark": mark(number), "note": None, "pad": _PAD}
 
 
 async def publish_paced(publish: Publish, count: int, burst: int, interval: float) -> None:
