@@ -114,21 +114,19 @@ class Site:
 
     def has_time(self) -> bool:
         """Whether a request may be handled as it comes; after so many in one tick others have their turn."""
-        self._now += 1
-        return self._is_in_time() and self._now <= HANDLED_AT_ONCE
-
-    def _is_in_time(self) -> bool:
-        """Whether a request may begin in this tick."""
-        now = self.hub.now()
         if self._flushes != self.hub.flushes:
-            self._flushes, self._now, self._until = self.hub.flushes, 0, now + TURN
-        return now < self._until
+            self._flushes, self._now, self._until = self.hub.flushes, 1, self.hub.now() + TURN
+            return True
+        self._now += 1
+        return self._now <= HANDLED_AT_ONCE and self.hub.now() < self._until
 
     async def turn(self) -> None:
         """Wait until a request may begin: a client that asks for much must not keep the event loop."""
-        while not self._is_in_time():
+        while self._flushes == self.hub.flushes and self.hub.now() >= self._until:
             self.hub.schedule()
             await asyncio.sleep(0)
+        if self._flushes != self.hub.flushes:
+            self._flushes, self._now, self._until = self.hub.flushes, 0, self.hub.now() + TURN
 
     def text_of(self, error: BaseException) -> str:
         """What clients get to know of a failure of the application's: its text only if `debug` is set."""
@@ -352,24 +350,11 @@ class Connection:
         if self._later is not None:
             self._later.append(message)
             return
-        self._hear(message)
-        if self._heard >= HEARD_AT_ONCE:
+        size = len(message)
+        self._heard += 1 + (size >> 10)
+        if self._heard >= HEARD_AT_ONCE:  # this one is taken still
             self._later = deque()
             self._site.loop.call_soon(self._hear_later)
-
-    def _hear_later(self) -> None:
-        """Go on with what has come, after others had their turn."""
-        later, self._heard = self._later, 0
-        while later and self._heard < HEARD_AT_ONCE:
-            self._hear(later.popleft())
-        if later or self._heard >= HEARD_AT_ONCE:
-            self._site.loop.call_soon(self._hear_later)
-            return
-        self._later = None
-        self._make_room()
-
-    def _hear(self, message: str | bytes) -> None:
-        self._heard += 1 + (len(message) >> 10)
         try:
             request = messages.decode(message)
         except BadMessage as error:
@@ -387,7 +372,6 @@ class Connection:
         if request.model == CONTROL:
             self._control(request)
             return
-        size = len(message)
         self._waiting += 1
         self._waiting_size += size
         model = self._site.models.get(request.model)
@@ -402,6 +386,16 @@ class Connection:
         else:
             queue = self._queues[request.model] = deque([(request, self._user_now, size)])
             self._add_worker(request.model, self._work(request.model, queue))
+
+    def _hear_later(self) -> None:
+        """Go on with what has come, after others had their turn."""
+        later, self._later, self._heard = self._later, None, 0
+        while later:
+            self.received(later.popleft())
+            if self._heard >= HEARD_AT_ONCE:
+                self._later = later
+                return
+        self._make_room()
 
     @property
     def _user_now(self) -> Any:
@@ -666,7 +660,8 @@ class Connection:
             acting.finish()
             self._waiting -= 1
             self._waiting_size -= size
-            self._make_room()
+            if self._room is not None:
+                self._make_room()
 
     async def _run_once(self, request: Request, id: str | int, acting: Acting) -> str | None:
         """Carry out a request, or answer it again as before if it was sent before."""

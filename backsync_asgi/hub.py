@@ -28,6 +28,7 @@ logger = logging.getLogger("backsync")
 
 MAX_TAILS = 64  # frames remembered for subscribers at different positions
 MAX_KEPT = 65_536  # bytes of transient events kept for a subscriber whose own request holds a topic back
+UNWRITTEN = "What waits for a client could not be written."
 SHOW_TIME = 0.01  # seconds in one tick for audiences whose view is the application's code; then others have their turn
 MAX_IDLE = 10_000  # keyed topics to which nobody listens that are kept for clients that come back
 SWEEP_TOPICS = 128  # topics that must have been added before forgotten ones are looked for again
@@ -125,7 +126,7 @@ class Hub:
         self._dirty: list[Topic] = []
         self._wanting: dict[Subscriber, None] = {}
         self.unseen: deque[Audience] = deque()  # audiences with changes that wait for their view
-        self._show_until = 0.0
+        self.show_until: float | None = 0.0  # None: from the first view on
         self._interrupt: KeyboardInterrupt | None = None
         # Kept, since Python 3.11 makes a system call each time that it is asked for the running one.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -212,7 +213,7 @@ class Hub:
         self.flushes += 1
         dirty, self._dirty = self._dirty, []
         self.is_delivering = True
-        self.give_time()
+        self.show_until = None
         try:
             if self.unseen:  # from the tick before
                 self.show()
@@ -222,23 +223,26 @@ class Hub:
                         self._wanting[late] = None
                     if self.unseen:
                         self.show()
-            self.give_time()
+            self.show_until = None
             wanting, self._wanting = self._wanting, {}
             for subscriber in wanting:
-                self.wake(subscriber)
+                try:
+                    subscriber.link.wake()
+                except BaseException as error:  # noqa: BLE001 - whatever it is, the others' turn comes
+                    self.failed(UNWRITTEN, error)
         finally:
             self.is_delivering = False
         for topic in dirty:
             topic.forget_events()
-        self.raise_interrupt()
-
-    def give_time(self) -> None:
-        """From now on there is time for views again."""
-        self._show_until = self.now() + SHOW_TIME
+        if self._interrupt is not None:
+            self.raise_interrupt()
 
     def has_time_to_show(self) -> bool:
         """Whether another view may be built in this tick."""
-        return self.now() < self._show_until
+        now = self.now()
+        if self.show_until is None:
+            self.show_until = now + SHOW_TIME
+        return now < self.show_until
 
     def show(self) -> None:
         """Offer audiences the changes that wait for their view, as many of them as there is time for."""
@@ -256,7 +260,7 @@ class Hub:
         try:
             subscriber.link.wake()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others' turn comes
-            self.failed("What waits for a client could not be written.", error)
+            self.failed(UNWRITTEN, error)
 
     def failed(self, what: str, error: BaseException) -> None:
         """Note a failure that must not stop the delivery to others. Ctrl-C is raised after it."""
@@ -394,7 +398,7 @@ class Topic:
             for late in self.flush():
                 hub.wake(late)  # now, while the tail reaches back to it and has the transient events in it
             if hub.unseen:
-                hub.give_time()
+                hub.show_until = None
                 hub.show()
         finally:
             hub.is_delivering = False
@@ -434,7 +438,8 @@ class Topic:
     def keep_events(self, subscriber: Subscriber, audience: Audience) -> None:
         """Keep transient events, from those not offered yet on, for one who kept up and must wait for its reply."""
         kept = Kept()
-        if all(kept.add(seq, message) for seq, message in [*audience.waiting, *self._events]):
+        events = audience.waiting + self._events if audience.waiting else self._events
+        if not events or all(kept.add(seq, message) for seq, message in events):
             self.kept[subscriber] = kept
 
     def forget_events(self) -> None:
