@@ -120,6 +120,31 @@ def check_record(record: Mapping[Any, Any]) -> None:
         )
 
 
+def check_integers(record: Mapping[str, Any]) -> None:
+    """Raises Reject("invalid") for an integer of a client's that browsers would read as another one.
+
+    A browser that sends one has rounded it already: what it has read would be stored in place of what is there.
+    """
+    try:
+        orjson.dumps(record, option=orjson.OPT_STRICT_INTEGER)
+    except TypeError:
+        faults = [
+            {"field": field, "message": "is an integer beyond 2^53, which browsers round; expected it as text"}
+            for field, value in record.items()
+            if not _is_exact(value)
+        ]
+        if faults:
+            raise Reject("invalid", f"{faults[0]['field']} {faults[0]['message']}.", faults[:100]) from None
+
+
+def _is_exact(value: Any) -> bool:
+    try:
+        orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER)
+    except TypeError as error:
+        return "53-bit" not in str(error)
+    return True
+
+
 def check_unset(unset: Any) -> list[str]:
     """The fields that a patch removes. Raises Reject("invalid")."""
     if unset is None:

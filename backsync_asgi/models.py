@@ -29,7 +29,7 @@ from .errors import EncodeError, Reject
 from .gone import Gone
 from .handlers import Caller, HandlerFunction, HandlerTimeout, check_signature
 from .hub import Hub, Topic
-from .messages import ALIASES, Request, check_query, check_record, check_unset, is_id
+from .messages import ALIASES, Request, check_integers, check_query, check_record, check_unset, is_id
 from .places import Place, Places
 from .rights import Permit, Rights
 from .schemas import Schema, Unknown, data_annotation, schema_of
@@ -1111,6 +1111,7 @@ class Model:
         if not isinstance(data, dict):
             raise Reject("invalid", f"{request.event} got {messages.shorten(data)}, expected a record.")
         check_record(data)
+        check_integers(data)
         if method != "upsert" and not is_id(data.get("id")):
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
         if method == "upsert":

@@ -2286,3 +2286,17 @@ async def test_a_client_gets_its_public_name_with_the_greeting(sync: Backsync) -
         welcome = await client.call("$:hello", {"client": "a name of its own"})
         assert welcome["id"] == await client.call("Me:name")
         assert len(welcome["id"]) == 16
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), 2**63, [1, {"deep": 2**60}]], ids=repr)
+async def test_an_integer_that_browsers_round_is_not_stored(sync: Backsync, value: Any) -> None:
+    """A page that saves a record whole must not put a rounded number in place of the one that it could not read."""
+    store = MemoryStore()
+    sync.model("M", store=store)
+    async with connect(sync) as client:
+        await client.call("M:upsert", {"id": 1, "n": 2**53 - 1})
+        for event in ("M:upsert", "M:patch"):
+            error = await client.error(event, {"id": 1, "ok": 1.5, "n": value})
+            assert (error["code"], [it["field"] for it in error["details"]]) == ("invalid", ["n"])
+            assert "as text" in error["message"]
+        assert await client.call("M:upsert", {"id": 1, "n": str(value)}) == {"id": 1, "n": str(value)}
