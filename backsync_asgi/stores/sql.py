@@ -80,6 +80,8 @@ DRIVERS: Mapping[str, str] = {
     "postgres": "postgresql+asyncpg",
 }
 EXTRAS: Mapping[str, str] = {"aiosqlite": "sqlite", "asyncpg": "postgres"}
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError)  # what a column's type raises for a row
+SALVAGED = 500  # rows that are read at a time where some cannot be
 TRIES = 3  # of a write that meets a connection which has ended, or somebody who adds the same record
 
 
@@ -207,28 +209,54 @@ class SQLStore:
     async def _read(self, query: Query) -> list[Found]:
         statement, rest, limit = self._select(query)
 
-        async def work(connection: AsyncConnection) -> Sequence[sa.Row[Any]]:
-            rows: Sequence[sa.Row[Any]] = (await connection.execute(statement)).all()
+        async def work(connection: AsyncConnection) -> Sequence[sa.Row[Any]] | None:
+            try:
+                rows: Sequence[sa.Row[Any]] = (await connection.execute(statement)).all()
+            except UNREADABLE:
+                return None
             return rows
 
         rows = await self._run(work)
-        found = await self._found(rows, rest)
-        if limit is not None and not rest and len(found) < len(rows) == limit:
+        found = [] if rows is None else await self._found(rows, rest)
+        if rows is None or (limit is not None and not rest and len(found) < len(rows) == limit):
             # Some cannot be sent: a page that is short for that would look like the last.
             found = []
             async with aclosing(self._streamed(statement.limit(None), rest)) as chunks:
                 async for some in chunks:
                     found += some
-                    if len(found) >= limit:
+                    if limit is not None and len(found) >= limit:
                         break
         return found[:limit]
 
     async def _streamed(self, statement: sa.Select[Any], rest: Mapping[str, Any]) -> AsyncGenerator[list[Found], None]:
         with explained(self.table.name, at=self._at):
             async with (await self._whole(self._home())).moment() as connection:
-                async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
-                    async for rows in result.partitions(CHUNK):
-                        yield await self._found(rows, rest)
+                done = 0
+                try:
+                    async with connection.stream(statement.execution_options(yield_per=CHUNK)) as result:
+                        async for rows in result.partitions(CHUNK):
+                            done += len(rows)
+                            yield await self._found(rows, rest)
+                    return
+                except UNREADABLE:  # by a column's type: another program has written what is none of it
+                    keys = statement.with_only_columns(self.layout.id, maintain_column_froms=True)
+                ids = (await connection.execute(keys)).scalars().all()
+                for start in range(done, len(ids), SALVAGED):
+                    rows = await self._salvaged(connection, ids[start : start + SALVAGED])
+                    yield await self._found(rows, rest)
+
+    async def _salvaged(self, connection: AsyncConnection, ids: Sequence[Any]) -> list[sa.Row[Any]]:
+        """The rows of these ids, but those that cannot be read, which are logged."""
+        statement = sa.select(*self.layout.columns()).where(self.layout.id.in_(ids))
+        try:
+            rows = {row[0]: row for row in (await connection.execute(statement)).all()}
+        except UNREADABLE as error:
+            if len(ids) == 1:
+                self._skip(ids[0], error)
+                return []
+            half = len(ids) // 2
+            return [*await self._salvaged(connection, ids[:half]), *await self._salvaged(connection, ids[half:])]
+        return [rows[id] for id in ids if id in rows]
 
     async def _found(self, rows: Iterable[sa.Row[Any]], rest: Mapping[str, Any]) -> list[Found]:
         """The records in rows, as far as they match, and their JSON texts. What cannot be sent is logged."""
@@ -237,12 +265,15 @@ class SQLStore:
             try:
                 record, text = sendable(self.layout, row)
             except (EncodeError, ValueError) as error:
-                self._skipped = self._skipped or Skipped(self.table.name)
-                self._skipped.note(row[0], error)  # its id, or the text of a free-form record
+                self._skip(row[0], error)  # its id, or the text of a free-form record
             else:
                 if matches(record, rest):
                     found.append((record, text))
         return found
+
+    def _skip(self, id: Any, error: Exception) -> None:
+        self._skipped = self._skipped or Skipped(self.table.name)
+        self._skipped.note(id, error)
 
     async def get(self, id: Id) -> Record | None:
         """The record of that id, or None."""

@@ -686,3 +686,27 @@ async def test_a_value_is_compared_as_it_is_whatever_the_collation(make: Make) -
     await store.upsert({"id": "1", "text": "Ann", "plain": "p"})
     assert await store.read({"text": "ann"}) == []
     assert len(await store.read({"text": "Ann", "plain": "p"})) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "bad"),
+    [("at", "soon"), ("grade", "NONE"), ("key", "not-a-key"), ("price", "much"), ("day", "2026-13-45")],
+)
+async def test_a_row_that_its_column_cannot_read_is_left_out(
+    tmp_path: Path, column: str, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite keeps anything in any column: what another program has put there fails its own row alone."""
+    store = SQLStore(f"sqlite:///{tmp_path}/any.db", table=Sorted)
+    rows = [{"id": f"r{number:04}", "plain": "p", "number": number} for number in range(1_200)]
+    await store.open()
+    await execute(store, sa.insert(store.table), rows)
+    unreadable = {"r0000", "r0003", "r0700", "r1199"}
+    await execute(store, sa.text(f"UPDATE sorted SET {column} = :bad WHERE id IN {tuple(unreadable)}"), {"bad": bad})
+    expected = [row["id"] for row in rows if row["id"] not in unreadable]
+    for query in ({}, {"$order": "number"}):
+        assert [row["id"] for row in await store.read(query)] == expected
+        assert await texts_of(store, query) == expected
+    assert [row["id"] for row in await store.read({"$order": "number", "$limit": 5})] == expected[:5]
+    assert await texts_of(store, {"$limit": 5, "$after": {"id": "r0002"}}) == expected[2:7]
+    assert len([record for record in caplog.records if "cannot be sent" in record.message]) == len(unreadable)
+    await store.close()
