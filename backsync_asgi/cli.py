@@ -22,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="run an ASGI application with Backsync's WebSocket protocol")
     run.add_argument("app", help="where the application is: module:attribute, such as app:app")
     run.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    run.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    run.add_argument(
+        "--port",
+        type=_port,
+        default=os.environ.get("PORT") or "8000",
+        help="port to listen on, 0 for a free one (default: $PORT, else 8000)",
+    )
     run.add_argument("--reload", action="store_true", help="start again when a Python file changes")
     run.add_argument(
         "--allow-host",
@@ -54,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Listening on {options.host}: every machine that reaches it may connect, by any host name. "
             "To allow only some names: --allow-host NAME."
         )
+    if os.environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
+        _say(
+            f"WEB_CONCURRENCY={os.environ['WEB_CONCURRENCY']} is ignored: the application runs in one process, since "
+            "several would not know of each other's records."
+        )
     protocol = "CompressingWebSocketProtocol" if options.compress else "WebSocketProtocol"
     uvicorn.run(
         app,
@@ -82,6 +92,14 @@ def checked_application() -> Hosts:
     with contextlib.suppress(TypeError):  # as uvicorn finds a factory out
         app = app()
     return Hosts(app, [name for name in os.environ[HOSTS].split(",") if name])
+
+
+def _port(text: str) -> int:
+    """For argparse, which names the option and the value where this raises ValueError."""
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {port}, expected 0 to 65535")
+    return port
 
 
 def _is_installed(module: str) -> bool:

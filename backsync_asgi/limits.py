@@ -78,6 +78,8 @@ def check_positive(limits: Any, *optional: str) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ValueError(f"{type(limits).__name__} got {field.name}={value!r}, expected a positive number.")
+        if field.type == "int" and not isinstance(value, int):
+            raise ValueError(f"{type(limits).__name__} got {field.name}={value!r}, expected a whole number.")
 
 
 class Bucket:

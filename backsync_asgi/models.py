@@ -423,6 +423,12 @@ class Model:
             raise TypeError(
                 f"sync.model({self.name!r}) got {cls!r}, expected a class; decorate functions with .on(method)."
             )
+        try:
+            inspect.signature(cls).bind()
+        except TypeError as error:
+            raise TypeError(
+                f"{cls.__name__} does not fit: one instance, made without arguments, serves all ({error})."
+            ) from None
         instance = cls()
         for name, member in vars(cls).items():
             if name.startswith("_") or not inspect.isfunction(member):

@@ -90,11 +90,12 @@ class Visibility:
             check_signature(audience, 1, "an audience function takes (ctx)")
             if is_async(audience):
                 raise TypeError(f"{audience!r} is async: an audience function is a plain one, and quick.")
-        if isinstance(redacts, str):
+        names: tuple[Any, ...] = () if redacts is None or isinstance(redacts, str) else tuple(redacts)
+        if isinstance(redacts, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"{self._model}.visible got redacts={redacts!r}, expected a list of fields.")
         self._rule = rule
         self._audience = audience
-        self._redacts = None if redacts is None else frozenset(redacts)
+        self._redacts = None if redacts is None else frozenset(names)
 
     def show(self, ctx: Viewer, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The record as this client may see it, or None."""

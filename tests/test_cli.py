@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,29 @@ def test_run_is_one_process_whatever_the_environment_says() -> None:
     with running(WEB_CONCURRENCY="3") as (url, said):
         assert status_of(url + "/echo") == 200
     assert "parent process" not in "".join(said)
+    assert "WEB_CONCURRENCY=3 is ignored" in "".join(said)
+
+
+def test_run_takes_the_port_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Platforms set it; the command line comes first. HOST is ignored: some shells set it to the machine's name."""
+    started: list[Any] = []
+    monkeypatch.setattr("uvicorn.run", lambda *_, **options: started.append((options["host"], options["port"])))
+    monkeypatch.setenv("HOST", "machine.example")
+    for value, options in (("5001", []), ("", []), ("5001", ["--port", "0"])):
+        monkeypatch.setenv("PORT", value)
+        assert main(["run", "app:app", *options]) == 0
+    assert started == [("127.0.0.1", 5001), ("127.0.0.1", 8000), ("127.0.0.1", 0)]
+
+
+@pytest.mark.parametrize("port", ["http", "70000", "-1"])
+def test_a_port_that_is_none_is_wrong_use(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", port)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "app:app"])
+    assert ended.value.code == 2
+    assert "argument --port" in capsys.readouterr().err
 
 
 def test_a_name_that_is_none_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

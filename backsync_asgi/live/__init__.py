@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from backsync_asgi.handlers import check_signature, is_async
+from backsync_asgi.messages import shorten
 
 from .feed import UnseenWrite
 
@@ -40,6 +44,7 @@ def live(
     for an async engine with one connection for all sessions: a client that reads would roll back others.
     """
     _check_model(model, "live")
+    _check_options(f"live({model.name})", fields, to_record)
     is_class = isinstance(mapped, type)
     if is_class and hasattr(mapped, "__mapper__"):
         from .sqlalchemy import LiveMapping
@@ -80,6 +85,8 @@ def listen(
     The model reads from the table, as stores are read, unless it has a `read` handler.
     """
     _check_model(model, "listen")
+    _check_database(f"listen({model.name})", dsn, table, install)
+    _check_options(f"listen({model.name})", fields, to_record)
     from .postgres import Listener
 
     return Listener(model, dsn, table=table, fields=fields, to_record=to_record, install=install)
@@ -88,3 +95,30 @@ def listen(
 def _check_model(model: object, function: str) -> None:
     if not hasattr(model, "read_from"):
         raise TypeError(f'{function} got {model!r} as its model, expected one such as sync.model("Message").')
+
+
+def _check_database(start: str, dsn: Any, table: Any, install: Any) -> None:
+    """Raises TypeError for what is no URL of PostgreSQL, no table's name, no flag."""
+    if not isinstance(dsn, str) or not dsn.startswith(("postgresql:", "postgres:", "postgresql+", "postgres+")):
+        got = shorten(dsn.partition(":")[0]) + " before the first colon" if isinstance(dsn, str) else shorten(dsn)
+        expected = "the URL of a PostgreSQL database, such as 'postgresql://user@host/database'"
+        raise TypeError(f"{start} got a dsn with {got}, expected {expected}.")
+    if not isinstance(table, str) or not table:
+        raise TypeError(f"{start} got table={shorten(table)}, expected the table's name as in SQL, such as 'message'.")
+    if not isinstance(install, bool):
+        raise TypeError(f"{start} got install={shorten(install)}, expected True or False.")
+
+
+def _check_options(start: str, fields: Any, to_record: Any) -> None:
+    """Raises TypeError for options of the wrong kind."""
+    if fields is not None and (
+        isinstance(fields, str) or not isinstance(fields, Iterable) or not all(isinstance(it, str) for it in fields)
+    ):
+        raise TypeError(f"{start} got fields={shorten(fields)}, expected a list of names, such as ['title', 'done'].")
+    if to_record is None:
+        return
+    expected = "a plain function that takes the row and returns a record"
+    if not callable(to_record) or is_async(to_record):
+        raise TypeError(f"{start} got to_record={shorten(to_record)}, expected {expected}.")
+    with suppress(ValueError):  # a class or function of C tells no signature
+        check_signature(to_record, 1, f"{start} expects {expected}")

@@ -101,7 +101,15 @@ class Settings:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise ValueError(f"{name} got {value!r}, expected a positive number.")
-        if isinstance(self.body_deadline, bool) or not self.body_deadline > 0:
+        for name in ("websocket", "jsonp", "htmlfile", "iframe", "cookies", "any_origin_with_cookies"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} got {getattr(self, name)!r}, expected True or False.")
+        if not isinstance(self.timing, Timing):
+            raise TypeError(f"timing got {self.timing!r}, expected Timing(…).")
+        if self.principal is not None and not callable(self.principal):
+            raise TypeError(f"principal got {self.principal!r}, expected a function that takes a scope.")
+        deadline: Any = self.body_deadline
+        if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not deadline > 0:
             raise ValueError(f"body_deadline got {self.body_deadline!r}, expected a positive number of seconds.")
         if Origins(self.allowed_origins).any and self.cookies and not self.any_origin_with_cookies:
             raise ValueError(

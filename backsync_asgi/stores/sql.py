@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import Sparing
-from backsync_asgi.messages import record_of
+from backsync_asgi.messages import record_of, shorten
 
 try:
     import sqlalchemy as sa
@@ -119,9 +119,17 @@ class SQLStore:
         self._url: sa.URL | None = None
         self._arguments: dict[str, Any] = {}  # that asyncpg is called with
         if engine is not None:
+            if not hasattr(engine, "sync_engine"):
+                raise TypeError(f"SQLStore got engine={shorten(engine)}, expected an AsyncEngine.")
             self._dialect = engine.dialect.name
             self._at = engine.url.set(password=None, query={}).render_as_string()
         elif url is not None:
+            given: Any = url
+            if not isinstance(given, str):
+                raise TypeError(
+                    f"SQLStore got {shorten(given)} as its url, expected a text such as 'sqlite:///todo.db', or an "
+                    "AsyncEngine by its name: engine=engine."
+                )
             self._url, self._arguments, self._at = read_url(url, timeout)
             self._dialect = self._url.get_backend_name()
         else:
