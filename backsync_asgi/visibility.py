@@ -11,6 +11,8 @@ from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
+import orjson
+
 from . import messages
 from .errors import EncodeError, Reject
 from .handlers import check_signature, is_async
@@ -30,13 +32,18 @@ _FIXED = frozenset({str, int, float, bool, type(None), bytes, date, datetime, ti
 
 
 def copied(value: Any) -> Any:
-    """A copy of JSON's objects and arrays, at a tenth of the cost of `copy.deepcopy`, which copies all else."""
-    kind = type(value)
-    if kind is dict:
-        return {name: it if type(it) in _FIXED else copied(it) for name, it in value.items()}
-    if kind is list:
-        return [it if type(it) in _FIXED else copied(it) for it in value]
-    return value if kind in _FIXED else copy.deepcopy(value)
+    """A copy of a value of a record. What is the same in JSON is written and read, at a tenth of the cost of
+    `copy.deepcopy`, which copies all else."""
+    if type(value) in _FIXED:
+        return value
+    if type(value) in (dict, list):
+        try:
+            twin = orjson.loads(orjson.dumps(value))
+        except (TypeError, ValueError):
+            return copy.deepcopy(value)
+        if twin == value:
+            return twin
+    return copy.deepcopy(value)
 
 
 class Identified(Protocol):
@@ -102,7 +109,7 @@ class Visibility:
         if self._rule is None:
             return record
         try:
-            seen = self._rule(ctx, {name: copied(value) for name, value in record.items()})
+            seen = self._rule(ctx, {name: it if type(it) in _FIXED else copied(it) for name, it in record.items()})
             if seen is True:
                 return record
             if isinstance(seen, Mapping):
