@@ -79,17 +79,22 @@ export class Shadow {
     return copied(confirmed);
   }
 
-  /** The server has accepted the write and answered with `record` (null: with nothing that is a record). */
-  succeed(write: PendingWrite, record: Attributes | null): void {
+  /**
+   * The server has accepted the write and answered with `record` (null: with nothing that is a record). Returns the names
+   * of fields that the record had before it was deleted meanwhile, and has no more.
+   */
+  succeed(write: PendingWrite, record: Attributes | null): string[] {
     this.#settle(write);
     if (write.kind === "delete") {
       this.confirmed = null;
       this.#before = {};
-      return;
+      return [];
     }
+    const before = this.confirmed === null ? this.#before : {};
     const confirmed: Attributes = { ...this.confirmed, ...write.fields, ...record };
     for (const name of Object.keys(confirmed)) if (confirmed[name] === undefined) delete confirmed[name];
     this.confirmed = confirmed;
+    return Object.keys(before).filter((name) => !Object.hasOwn(confirmed, name) && !this.#shown.has(name));
   }
 
   /**

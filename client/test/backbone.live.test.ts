@@ -590,6 +590,16 @@ describe("pending writes under pushes", () => {
     assert.deepEqual(todos.pluck("id"), [1]);
   });
 
+  it("a record that was deleted under a pending write comes back without what it had before", async () => {
+    const todos = await live([{ id: 1, n: 1, old: true }]);
+    todos.get(1).save({ n: 2 }, { patch: true });
+    const sent = socket.takeOne("Todo:patch");
+    await socket.frame(remove(1));
+    await socket.reply(sent, { id: 1, n: 2 });
+    await socket.frame(upsert({ id: 1, n: 2 }));
+    assert.deepEqual(todos.toJSON(), [{ id: 1, n: 2 }]);
+  });
+
   it("a destroyed model is not brought back by pushes before the answer, but by those after it", async () => {
     const todos = await live([{ id: 1, n: 1 }]);
     todos.get(1).destroy();

@@ -94,7 +94,11 @@ function backbonePage(server: ReferenceServer, disk: Disk | null, births: Set<un
       const model = chance.pick(todos.models as any[]);
       const kind = chance.below(11);
       if (kind < 2 || model === undefined) todos.create({ ...fields, born: fields.mark });
-      else if (kind === 10) todos.create({ id: 1000 + chance.below(3), _id: undefined, ...fields });
+      else if (kind === 10) {
+        const id = 1000 + chance.below(3);
+        // By its own ids the collection may take it for another record: two models of one would contradict each other.
+        if (Class !== CLASSES[2] || !todos.some((other: any) => other.get("id") === id)) todos.create({ id, ...fields });
+      }
       else if (kind < 5 && !model.isNew()) model.save(fields, { patch: true });
       else if (kind < 9) model.save(fields);
       else model.destroy();

@@ -213,8 +213,9 @@ export class Records {
     const take = (parsed: unknown): unknown => {
       settled = true;
       const record = isObject(parsed) ? this.withId(model, safeRecord(parsed), wire) : null;
-      shadow.succeed(write, record);
+      const gone = shadow.succeed(write, record);
       if (record === null) return parsed;
+      for (const name of gone) if (name !== model.idAttribute) model.unset(name, { fromServer: true });
       return shadow.withoutPending(write.kind === "create" ? this.#absorbTwin(model, record, wire) : record);
     };
     try {

@@ -29,6 +29,7 @@ export interface BackboneModel extends BackboneEvents, Synced {
   collection?: BackboneCollection;
   parse(response: unknown, options?: Options): Attributes;
   set(attributes: Attributes, options?: Options): unknown;
+  unset(name: string, options?: Options): unknown;
   toJSON(options?: Options): Attributes;
   isNew(): boolean;
   hasChanged(): boolean;
