@@ -13,6 +13,8 @@ interface Table {
   wires: Map<string, Set<BackboneModel>>;
   /** The id under which each model is kept; null: it has none. */
   keys: Map<BackboneModel, string | null>;
+  /** The names under which models are in `wires`. */
+  wired: Map<BackboneModel, string>;
   /** A model that `_removeModels` is about to look up, though it is out of the tables already. */
   leaving: BackboneModel | null;
 }
@@ -48,24 +50,21 @@ export function wireId(model: BackboneModel): unknown {
 export function knowWireId(collection: BackboneCollection, model: BackboneModel, id: unknown): void {
   const table = tableOf(collection);
   const isAttribute = idName(model.attributes[model.idAttribute]) === idName(id);
-  const isOwn = isAttribute && table.keys.get(model) === idName(id);
   const known = wireIds.get(model);
-  if (isOwn && known === undefined) return;
-  if (known === undefined || isOwn || known.id !== id || known.isAttribute !== isAttribute) {
-    removeWire(table, model);
-    if (isOwn) wireIds.delete(model);
-    else wireIds.set(model, { id, isAttribute });
+  if (isAttribute && table.keys.get(model) === idName(id)) {
+    if (known === undefined) return;
+    wireIds.delete(model);
+  } else if (known === undefined || known.id !== id || known.isAttribute !== isAttribute) {
+    wireIds.set(model, { id, isAttribute });
   }
-  addWire(table, model);
+  wire(table, model);
 }
 
 /** The models of the record with this id on the wire: one, unless the collection's ids tell apart what the server's do not. */
 export function modelsOfRecord(collection: BackboneCollection, id: string): BackboneModel[] {
   const table = tableOf(collection);
-  const known = [...(table.wires.get(id) ?? [])].filter((model) => idName(wireIds.get(model)?.id) === id);
-  if (known.length > 0) return known;
-  const model = table.ids.get(id);
-  return model === undefined || wireIds.has(model) ? [] : [model];
+  const own = table.ids.get(id);
+  return [...(table.wires.get(id) ?? (own === undefined ? [] : [own]))].filter((model) => idName(wireId(model)) === id);
 }
 
 /** The model with this id in the collection; never one with such a cid. */
@@ -150,7 +149,7 @@ export function installLookup(Backbone: BackboneLike): () => void {
 }
 
 function emptyTable(): Table {
-  return { ids: new Map(), cids: new Map(), wires: new Map(), keys: new Map(), leaving: null };
+  return { ids: new Map(), cids: new Map(), wires: new Map(), keys: new Map(), wired: new Map(), leaving: null };
 }
 
 /** A collection that was filled before the lookup was installed gets its table when it is first needed. */
@@ -169,7 +168,7 @@ function add(collection: BackboneCollection, table: Table, model: BackboneModel)
   const key = id === undefined || id === null ? null : String(id);
   table.keys.set(model, key);
   if (key !== null) table.ids.set(key, model);
-  addWire(table, model);
+  wire(table, model);
 }
 
 function forget(table: Table, model: BackboneModel): void {
@@ -177,7 +176,7 @@ function forget(table: Table, model: BackboneModel): void {
   table.keys.delete(model);
   if (typeof key === "string" && table.ids.get(key) === model) table.ids.delete(key);
   if (table.cids.get(model.cid) === model) table.cids.delete(model.cid);
-  removeWire(table, model);
+  unwire(table, model);
 }
 
 /** The model's attributes have changed, and with them perhaps the id: it may be made of any of them. */
@@ -187,21 +186,28 @@ function rekey(collection: BackboneCollection, model: BackboneModel): void {
   if (old === undefined) return;
   const id = idIn(collection, model.attributes, model.idAttribute);
   const key = id === undefined || id === null ? null : String(id);
-  if (key === old) return;
-  if (old !== null && table.ids.get(old) === model) table.ids.delete(old);
-  table.keys.set(model, key);
-  if (key !== null) table.ids.set(key, model);
+  if (key !== old) {
+    if (old !== null && table.ids.get(old) === model) table.ids.delete(old);
+    table.keys.set(model, key);
+    if (key !== null) table.ids.set(key, model);
+  }
+  wire(table, model);
 }
 
-function addWire(table: Table, model: BackboneModel): void {
-  const id = idName(wireIds.get(model)?.id);
-  if (id === undefined) return;
-  const models = table.wires.get(id) ?? new Set();
-  table.wires.set(id, models.add(model));
+/** Keeps a model by its id on the wire, too, if the collection has another one for it. */
+function wire(table: Table, model: BackboneModel): void {
+  const id = idName(wireId(model));
+  const name = id === table.keys.get(model) ? undefined : id;
+  if (table.wired.get(model) === name) return;
+  unwire(table, model);
+  if (name === undefined) return;
+  table.wired.set(model, name);
+  table.wires.set(name, (table.wires.get(name) ?? new Set()).add(model));
 }
 
-function removeWire(table: Table, model: BackboneModel): void {
-  const id = idName(wireIds.get(model)?.id);
-  const models = id === undefined ? undefined : table.wires.get(id);
-  if (models?.delete(model) && models.size === 0) table.wires.delete(id as string);
+function unwire(table: Table, model: BackboneModel): void {
+  const name = table.wired.get(model);
+  const models = name === undefined ? undefined : table.wires.get(name);
+  table.wired.delete(model);
+  if (models?.delete(model) && models.size === 0) table.wires.delete(name as string);
 }
