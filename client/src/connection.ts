@@ -30,30 +30,30 @@ export interface ConnectionOptions extends SocketOptions {
    * Milliseconds until what has no reply is rejected with `timeout`. Default 30 000. For writes of a record only the time
    * counts in which they are unanswered on a connection that stands; for all else waiting for a connection counts, too.
    */
-  timeout?: number;
+  timeout?: number | undefined;
   /** The name under which unsent and unanswered writes are kept over page reloads. Default: they end with the page. */
-  persist?: string;
+  persist?: string | undefined;
   /** Sent with every greeting; a function is asked before each, so that it can renew an expired one. */
-  token?: Token;
+  token?: Token | undefined;
 }
 
 export interface CallOptions {
   /** Milliseconds from now on, instead of the connection's; waiting for a connection counts, for writes, too. */
-  timeout?: number;
+  timeout?: number | undefined;
 }
 
 /** What `onOpen` gets: the new socket, before anything else that waits may use it. */
 export interface Opening {
   /** Calls at once, on this socket only; rejects with `unavailable` when that is lost. */
-  call(event: string, data?: unknown, options?: CallOptions): Promise<unknown>;
+  call<Result = unknown>(event: string, data?: unknown, options?: CallOptions): Promise<Result>;
 }
 
 export type OpenHook = (opening: Opening) => unknown;
 
 export interface SubscribeOptions {
-  query?: Query;
+  query?: Query | undefined;
   /** False: no records, only what happens from now on. */
-  snapshot?: false;
+  snapshot?: false | undefined;
   /** Records of a page, 1 to 1 000: only the first page comes, `more()` of the subscription opens the next one. */
   page?: number | undefined;
   /** The order of the pages: a field, `-field` for descending, or several. Default: by id. */
@@ -115,6 +115,7 @@ export class Connection {
   #restoring: Promise<void> | null = null;
   #storage: Storage | null = null;
   #clientId: string;
+  #publicId: string | null = null;
   #pendingTold = 0;
   #pendingTelling = false;
 
@@ -170,6 +171,14 @@ export class Connection {
   /** Random, kept over reconnects, with `persist` over reloads: with it the server recognises a write that is sent twice. */
   get clientId(): string {
     return this.#clientId;
+  }
+
+  /**
+   * The name under which the server shows this client to others (`ctx.connection.client_id`), for ids of what is its own,
+   * such as a cursor. Null until the server has first answered the greeting.
+   */
+  get publicId(): string | null {
+    return this.#publicId;
   }
 
   get status(): Status {
@@ -244,10 +253,10 @@ export class Connection {
    * Calls `MODEL:METHOD` and resolves with the reply's data. Without a connection it waits for one; over a lost one it
    * is sent again with the same id, so that a write is applied once. Rejects with a `BacksyncError`.
    */
-  call(event: string, data?: unknown, options: CallOptions = {}): Promise<unknown> {
+  call<Result = unknown>(event: string, data?: unknown, options: CallOptions = {}): Promise<Result> {
     return new Promise((resolve, reject) => {
       this.request({ event, ...(data === undefined ? {} : { data }) }, options, (error, result) => {
-        if (error === null) resolve(result);
+        if (error === null) resolve(result as Result);
         else reject(error);
       });
     });
@@ -298,6 +307,7 @@ export class Connection {
     await new Promise<void>((resolve, reject) => {
       this.request({ event: "$:auth", data: { token } }, {}, (error) => {
         if (isOther) this.#subscriptions.userChanged(); // what has come before the answer was for the user before
+        if (isOther && error === null) this.#askForId();
         if (error === null) resolve();
         else reject(error);
       });
@@ -384,6 +394,15 @@ export class Connection {
     });
   }
 
+  /** The public name belongs to client and user. */
+  #askForId(): void {
+    if (this.#publicId === null || this.#phase !== "ready") return;
+    this.#publicId = null;
+    this.#callNow({ event: "$:hello", data: { version: 1, client: this.#clientId } }, CALL_TIMEOUT_MS, (error, reply) => {
+      if (error === null && isObject(reply) && typeof reply.id === "string") this.#publicId = reply.id;
+    });
+  }
+
   #greeted(error: BacksyncError | null, reply: unknown): void {
     if (error !== null) {
       if (error.code === "unauthorized" || error.code === "forbidden") this.#end({ code: POLICY, reason: error.message });
@@ -394,7 +413,8 @@ export class Connection {
       return;
     }
     this.#warned = "";
-    const { heartbeat, limits } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown; limits?: unknown };
+    const { heartbeat, limits, id } = (isObject(reply) ? reply : {}) as { heartbeat?: unknown; limits?: unknown; id?: unknown };
+    this.#publicId = typeof id === "string" ? id : null;
     const { message: limit } = (isObject(limits) ? limits : {}) as { message?: unknown };
     this.#calls.limit(typeof limit === "number" && limit > 0 ? limit : null);
     this.#heartbeatMs = 1000 * (typeof heartbeat === "number" && heartbeat > 0 ? heartbeat : HEARTBEAT_S);
@@ -439,7 +459,7 @@ export class Connection {
           this.#openings.add(lost);
           this.#callNow({ event, ...(data === undefined ? {} : { data }) }, timeout ?? this.#options.timeout ?? CALL_TIMEOUT_MS, (error, reply) => {
             this.#openings.delete(lost);
-            if (error === null) resolve(reply);
+            if (error === null) resolve(reply as never);
             else reject(error);
           });
         }),

@@ -5,7 +5,7 @@ import { Connection, type ConnectionOptions } from "./connection.js";
 export { Connection } from "./connection.js";
 export type { CallOptions, CloseInfo, ConnectionOptions, Opening, OpenHook, Status, SubscribeOptions, Token } from "./connection.js";
 export { LiveCollection } from "./live.js";
-export type { LiveCollectionOptions } from "./live.js";
+export type { ChangesOf, IdOf, LiveCollectionOptions, SomeOf } from "./live.js";
 export { BacksyncError } from "./errors.js";
 export type { ClientErrorCode } from "./errors.js";
 export { debug } from "./debug.js";

@@ -7,7 +7,7 @@ import type { StartOptions } from "./calls.js";
 import { localName, recordName } from "./coalesce.js";
 import type { Connection, Status } from "./connection.js";
 import { BacksyncError, warnOfEnd } from "./errors.js";
-import { guarded } from "./host.js";
+import { guarded, type Timer } from "./host.js";
 import { inOrder, type Order } from "./pages.js";
 import { type Change, isObject, matches, type Message, type Query, safeRecord, type ServerRecord } from "./protocol.js";
 import { warnOfRefusal, WritePromise } from "./refusals.js";
@@ -16,37 +16,72 @@ import type { Sink, Subscription } from "./subscriptions.js";
 
 export interface LiveCollectionOptions<Item> {
   /** For a keyed model its key fields; else what the server's read handler gets. */
-  query?: Query;
+  query?: Query | undefined;
   /** Default: the server's order, what is new at the end; with `page` that of `order`. */
-  sort?: (one: Item, other: Item) => number;
+  sort?: ((one: Item, other: Item) => number) | undefined;
   /** Records of a page, 1 to 1 000: only the first page comes, `more()` opens the next one. */
-  page?: number;
+  page?: number | undefined;
   /** The order of the pages: a field, `-field` for descending, or several. Default: by id. */
-  order?: Order;
+  order?: Order | undefined;
+  /**
+   * True: it follows the server while somebody subscribes to it: from the first `subscribe` on, until shortly after the
+   * last subscriber has gone. Default: from now on, until `close()`.
+   */
+  lazy?: boolean | undefined;
 }
 
-const OPTIONS = ["query", "sort", "page", "order"];
+const OPTIONS = ["query", "sort", "page", "order", "lazy"];
+
+/** A lazy collection that somebody subscribes to again within this time stays open. */
+const LINGER_MS = 1000;
+
+/** The type of a record's id. */
+export type IdOf<Item> = Item extends { id: infer Id } ? Id : unknown;
+
+/** Some fields of a record, one at least. */
+export type SomeOf<Item> = string extends keyof Item ? Partial<Item> : { [Name in keyof Item]-?: Partial<Item> & Required<Pick<Item, Name>> }[keyof Item];
+
+/** Changes of a record's fields; undefined ones are removed. */
+export type ChangesOf<Item> = { [Name in keyof Item]?: Item[Name] | undefined };
 
 interface Entry<Item> {
   /** Its place in the collection's table: the name of its id, or a local name until there is one. */
   name: string;
+  /** The same for as long as the record is here, before it has an id and after. */
+  key: string;
   shadow: Shadow;
   /** What is shown; null: nothing. The same object as long as nothing in it has changed. */
   view: Item | null;
 }
 
-export class LiveCollection<Item extends ServerRecord = ServerRecord> {
-  /** Resolves when it first equals the server's; rejects if that is refused, or it is closed before. */
-  readonly ready: Promise<this>;
+/** What `useSyncExternalStore` compares: an array of its own for each change of what can be seen here. */
+interface View<Item> {
+  records: readonly Item[];
+  state: string;
+  error: BacksyncError | null;
+  snapshot: readonly Item[];
+}
+
+/** `Draft` is what `upsert` takes: by default any fields, one at least; a stricter type says which ones the page must give. */
+export class LiveCollection<Item extends object = ServerRecord, Draft extends object = SomeOf<Item>> {
   readonly #connection: Connection;
   readonly #model: string;
+  readonly #options: LiveCollectionOptions<Item>;
   readonly #sort: ((one: Item, other: Item) => number) | undefined;
   readonly #query: Query | undefined;
-  readonly #subscription: Subscription;
   readonly #listeners = new Set<() => void>();
-  readonly #unbind: () => void;
+  readonly #keys = new WeakMap<object, string>();
+  /** Entries with writes that have no answer. */
+  readonly #unanswered = new Set<Entry<Item>>();
+  #subscription: Subscription | null = null;
+  /** The key fields of its room, also while it is not open. */
+  #room: Query | null = null;
+  #unbind: () => void = () => {};
+  #linger: Timer | null = null;
+  #ready: Promise<this>;
   #entries = new Map<string, Entry<Item>>(); // in the server's order
   #records: readonly Item[] = Object.freeze([]);
+  #shown: View<Item> | null = null;
   #stale = false;
   #telling = false;
   #filled = false;
@@ -66,14 +101,24 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     const { query, page, order } = options;
     this.#connection = connection;
     this.#model = model;
-    this.#sort = options.sort ?? (page === undefined ? undefined : inOrder(order ?? []));
+    this.#options = options;
+    this.#sort = options.sort ?? (page === undefined ? undefined : (inOrder(order ?? []) as (one: object, other: object) => number));
     this.#query = query;
-    this.ready = new Promise<this>((resolve, reject) => {
+    this.#ready = this.#promise();
+    if (options.lazy !== true) this.#open();
+  }
+
+  #promise(): Promise<this> {
+    const ready = new Promise<this>((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    this.ready.catch(() => {}); // told by `error` and `status`, too
-    this.#unbind = connection.on("status", () => this.#changed());
+    ready.catch(() => {}); // told by `error` and `status`, too
+    return ready;
+  }
+
+  #open(): void {
+    const { query, page, order } = this.#options;
     const sink: Sink = {
       snapshot: (records) => this.#fill(records),
       changes: (changes) => this.#apply(changes),
@@ -86,7 +131,13 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
         this.#changed();
       },
     };
-    this.#subscription = connection.subscribe(model, { ...(query === undefined ? {} : { query }), page, order }, sink);
+    this.#unbind = this.#connection.on("status", () => this.#changed());
+    this.#subscription = this.#connection.subscribe(this.#model, { ...(query === undefined ? {} : { query }), page, order }, sink);
+  }
+
+  /** Resolves when it first equals the server's; rejects if that is refused, or it is closed before. */
+  get ready(): Promise<this> {
+    return this.#ready;
   }
 
   /** All records, frozen; the same array as long as nothing in it has changed. */
@@ -109,19 +160,17 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   /** Whether the server has records after those of the pages that are open. */
   get hasMore(): boolean {
-    return this.#subscription.hasMore;
+    return this.#subscription?.hasMore ?? false;
   }
 
   /** Opens one more page; resolves when it is there, at once where there is none. Rejects if it is refused. */
   more(): Promise<void> {
-    return this.#subscription.more();
+    return this.#subscription?.more() ?? Promise.resolve();
   }
 
   /** Number of records with writes that have no answer yet. */
   get pending(): number {
-    let count = 0;
-    for (const entry of this.#entries.values()) if (entry.shadow.pending) count += 1;
-    return count;
+    return this.#unanswered.size;
   }
 
   get(id: unknown): Item | undefined {
@@ -131,29 +180,51 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
     return this.#view(entry) ?? undefined;
   }
 
-  /** Calls back once after each frame, and after local writes, that change anything here; returns what ends that. */
+  /**
+   * Calls back once after each frame, and after local writes, that change anything here; returns what ends that. A
+   * collection that is not open, because it is lazy or was closed, is opened by it.
+   */
   readonly subscribe = (listener: () => void): (() => void) => {
     const own = (): void => listener();
     this.#listeners.add(own);
-    return () => void this.#listeners.delete(own);
+    this.#stayOpen();
+    if (this.#subscription === null) this.#reopen();
+    return () => {
+      if (!this.#listeners.delete(own) || this.#listeners.size > 0 || this.#options.lazy !== true) return;
+      this.#stayOpen();
+      this.#linger = this.#connection.host.setTimeout(() => this.#rest(), LINGER_MS);
+    };
   };
 
-  /** `records`, for `useSyncExternalStore(collection.subscribe, collection.getSnapshot)`. */
-  readonly getSnapshot = (): readonly Item[] => this.records;
+  /**
+   * The records, for `useSyncExternalStore(collection.subscribe, collection.getSnapshot)`: another array whenever
+   * `records`, `status`, `pending`, `error` or `hasMore` is another one, so that all of them are drawn as they are.
+   */
+  readonly getSnapshot = (): readonly Item[] => {
+    const { records, error } = this;
+    const state = `${this.status} ${this.pending} ${this.hasMore}`;
+    const shown = this.#shown;
+    if (shown !== null && shown.records === records && shown.state === state && shown.error === error) return shown.snapshot;
+    const snapshot = shown?.records === records ? Object.freeze([...records]) : records;
+    this.#shown = { records, state, error, snapshot };
+    return snapshot;
+  };
+
+  /** A text that stays the same for as long as a record is here, also for one that has no id yet: for `key` in React. */
+  readonly keyOf = (record: Item): string => this.#keys.get(record) ?? recordName((record as ServerRecord).id) ?? "";
 
   /** Adds a record, or replaces the one with its id. Shown at once; taken back if it is refused. Resolves with the stored record. */
-  upsert(record: Partial<Item>): Promise<Item> {
+  upsert(record: Draft): Promise<Item> {
     const given = safeRecord(record) as ServerRecord;
     const name = recordName(given.id);
     const entry = this.#entry(name ?? localName());
-    const fields = entry.shadow.confirmed === undefined ? { ...this.#subscription.key, ...given } : given; // a new one is of this room
+    const fields = { ...this.#key, ...given }; // it is of this room, new or not
     const write: PendingWrite = { kind: name === null ? "create" : "write", fields: entry.shadow.differences(fields) };
-    const query = entry.shadow.confirmed === undefined ? this.#query : undefined;
-    return this.#write(entry, { event: "upsert", data: fields }, write, query) as Promise<Item>;
+    return this.#write(entry, { event: "upsert", data: fields }, write, this.#query) as Promise<Item>;
   }
 
   /** Changes some fields of a record; undefined ones are removed. */
-  patch(id: Item["id"], fields: Partial<Item>): Promise<Item> {
+  patch(id: IdOf<Item>, fields: ChangesOf<Item>): Promise<Item> {
     const changed = safeRecord(fields) as ServerRecord;
     const unset = Object.keys(changed).filter((name) => changed[name] === undefined);
     const message: Message = { event: "patch", data: { ...changed, id }, ...(unset.length > 0 ? { unset } : {}) };
@@ -161,15 +232,46 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   }
 
   /** Deletes a record. */
-  delete(id: Item["id"]): Promise<void> {
+  delete(id: IdOf<Item>): Promise<void> {
     return this.#write(this.#entry(this.#nameOf(id)), { event: "delete", data: { id } }, { kind: "delete", fields: {} }) as Promise<void>;
   }
 
-  /** Ends it: the records stay as they are, and what was written still goes out. */
+  /** Ends it: the records stay as they are, and what was written still goes out. A later `subscribe` opens it again. */
   close(): void {
     if (this.#closed) return;
-    this.#subscription.stop();
+    this.#stayOpen();
+    this.#subscription?.stop();
     this.#end(new BacksyncError("aborted", `The live ${this.#model} collection was closed before its first records came.`));
+  }
+
+  /** The key fields of the room that it shows, once they are known. */
+  get #key(): Query | null {
+    return this.#subscription?.key ?? this.#room;
+  }
+
+  #reopen(): void {
+    this.#closed = false;
+    this.#filled = false;
+    this.#error = null;
+    this.#ready = this.#promise();
+    this.#open();
+    this.#changed();
+  }
+
+  #stayOpen(): void {
+    if (this.#linger !== null) this.#connection.host.clearTimeout(this.#linger);
+    this.#linger = null;
+  }
+
+  /** A lazy collection without subscribers. */
+  #rest(): void {
+    this.#linger = null;
+    if (this.#closed) return;
+    this.#room = this.#key;
+    this.#subscription?.stop();
+    this.#subscription = null;
+    this.#filled = false;
+    this.#unbind();
   }
 
   #nameOf(id: unknown): string {
@@ -180,7 +282,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   #entry(name: string): Entry<Item> {
     let entry = this.#entries.get(name);
-    if (entry === undefined) this.#entries.set(name, (entry = { name, shadow: new Shadow(), view: null }));
+    if (entry === undefined) this.#entries.set(name, (entry = { name, key: name, shadow: new Shadow(), view: null }));
     return entry;
   }
 
@@ -201,10 +303,12 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
           reject(error);
           warnOfRefusal(this.#connection.host, `${this.#model}:${event}`, error, () => promise.isTaken);
         }
+        if (!entry.shadow.pending) this.#unanswered.delete(entry);
         this.#tidy(entry);
         this.#changed();
       });
       entry.shadow.begin(write);
+      this.#unanswered.add(entry);
       this.#changed();
     });
     return promise;
@@ -230,7 +334,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
 
   /** A record of another room than ours is not shown here. */
   #place({ shadow }: Entry<Item>): void {
-    const { key } = this.#subscription;
+    const key = this.#key;
     if (key !== null && !matches(shadow.confirmed ?? key, key)) shadow.confirmed = null;
   }
 
@@ -299,6 +403,8 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   }
 
   #end(error: BacksyncError): void {
+    this.#room = this.#key;
+    this.#subscription = null;
     this.#closed = true;
     this.#unbind();
     this.#reject(error);
@@ -310,6 +416,7 @@ export class LiveCollection<Item extends ServerRecord = ServerRecord> {
   #view(entry: Entry<Item>): Item | null {
     const view = entry.shadow.view() as Item | null;
     if (!same(entry.view ?? undefined, view ?? undefined)) entry.view = frozen(view);
+    if (entry.view !== null) this.#keys.set(entry.view, entry.key);
     return entry.view;
   }
 

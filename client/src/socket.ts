@@ -21,9 +21,9 @@ export interface Socket {
 
 export interface SocketOptions {
   /** `"sockjs"` (default) falls back to HTTP where WebSockets do not get through; `"websocket"` does not. */
-  transport?: "sockjs" | "websocket";
+  transport?: "sockjs" | "websocket" | undefined;
   /** SockJS transports to use, in SockJS's names: `["xhr-streaming", "xhr-polling"]`. Default: those of the example and WebSocket. */
-  transports?: string[];
+  transports?: string[] | undefined;
 }
 
 export type OpenSocket = (url: string, options: SocketOptions, handlers: SocketHandlers) => Socket;

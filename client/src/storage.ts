@@ -259,7 +259,7 @@ class IndexedStorage implements Storage {
       };
       return request;
     });
-    return rows.map(({ id, text, record, own = null, query = null, sent, after }) => ({ id, text, record, own, query, sent, after }));
+    return rows.map(({ server: _server, client: _client, order: _order, ...write }) => write);
   }
 
   /** The result once the transaction is complete. Rejects if it fails or does not end. */

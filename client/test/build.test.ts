@@ -122,6 +122,29 @@ describe("the module", () => {
       const { live } = install(Backbone, connection);
       const promise: LivePromise = live(new Backbone.Collection(), { query: { room: "a" }, rollback: false });
       promise.stop();
+      interface Task { id: string; text: string; done?: boolean; rank: number }
+      class Note { id = 0; text = ""; }
+      type Line = { at: number };
+      const tasks = new LiveCollection<Task>(connection, "Task", { sort: (one, other) => one.rank - other.rank, query: undefined, lazy: true });
+      tasks.upsert({ text: "Milk" }).then((task) => task.text.length, (error: BacksyncError) => error.code);
+      tasks.patch("1", { done: undefined });
+      tasks.delete("1");
+      const keys: string[] = tasks.records.map(tasks.keyOf);
+      new LiveCollection<Note>(connection, "Note").get(1)?.text.length;
+      new LiveCollection<Line>(connection, "Line").patch(1, { at: 2 });
+      new LiveCollection(connection, "Typing").upsert({});
+      // @ts-expect-error: a record of nothing
+      tasks.upsert({});
+      // @ts-expect-error: no such field
+      tasks.upsert({ txt: "Milk" });
+      // @ts-expect-error: ids are strings
+      tasks.patch(1, { text: "Milk" });
+      const strict = new LiveCollection<Task, Pick<Task, "text" | "rank">>(connection, "Task");
+      // @ts-expect-error: the page must give a rank
+      strict.upsert({ text: "Milk" });
+      connection.call<number>("Task:count").then((count) => count.toFixed());
+      const shown: string | null = connection.publicId;
+      export { keys, shown };
       debug.enabled = true;
       installLegacyNames(Backbone);
       // @ts-expect-error: unknown option
@@ -132,7 +155,7 @@ describe("the module", () => {
     // TypeScript looks for the types of x.mjs in x.d.mts; the package's export map needs no such name.
     await writeFile(path.join(out, "backsync.d.mts"), await readFile(path.join(out, "backsync.d.ts"), "utf8"));
     const tsc = path.join(root, "node_modules", "typescript", "bin", "tsc");
-    const options = ["--ignoreConfig", "--noEmit", "--strict", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler", "--types", "", "--lib", "es2022,dom"];
+    const options = ["--ignoreConfig", "--noEmit", "--strict", "--exactOptionalPropertyTypes", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler", "--types", "", "--lib", "es2022,dom"];
     const run = spawnSync(process.execPath, [tsc, ...options, path.join(out, "use.ts")], { encoding: "utf8" });
     assert.equal(run.status, 0, run.stdout + run.stderr);
   });

@@ -69,6 +69,24 @@ describe("greeting", () => {
     assert.equal(server.sockets.length, 1);
   });
 
+  it("knows its public name from the greeting, and asks again where it is another user's", async () => {
+    const { server, connection, socket, host } = await connected();
+    assert.equal(connection.publicId, null);
+    await socket.cut();
+    await host.advance(500);
+    server.socket.handlers.open("fake");
+    await settle();
+    await server.socket.reply(server.socket.takeOne("$:hello"), { version: 1, id: "c0ffee" });
+    assert.equal(connection.publicId, "c0ffee");
+    const signedIn = connection.authenticate("ada");
+    await server.socket.reply(server.socket.takeOne("$:auth"), {});
+    await signedIn;
+    const hello = server.socket.takeOne("$:hello");
+    assert.deepEqual(hello.data, { version: 1, client: connection.clientId });
+    await server.socket.reply(hello, { version: 1, id: "ada5" });
+    assert.equal(connection.publicId, "ada5");
+  });
+
   it("warns once why it does not get in, as where the server's auth hook raises", async () => {
     const warn = mock.method(console, "warn", () => {});
     const server = new FakeServer();

@@ -400,3 +400,99 @@ describe("refused writes", () => {
     assert.deepEqual(warnings, []);
   });
 });
+
+describe("the snapshot of a view", () => {
+  it("is another one whenever anything that the page may draw is: records, status, pending, error, hasMore", async () => {
+    const todos = new LiveCollection(connection, "Todo");
+    const seen: unknown[] = [];
+    const look = (): boolean => {
+      const snapshot = todos.getSnapshot();
+      assert.equal(todos.getSnapshot(), snapshot); // or React would never end
+      assert.deepEqual(snapshot, todos.records);
+      return seen.push(snapshot) === 1 || snapshot !== seen.at(-2);
+    };
+    todos.subscribe(() => {});
+    look();
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([])); // empty, as before, but live
+    assert.equal(look(), true);
+    const written = todos.upsert({ id: 1 });
+    assert.equal(look(), true);
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 1 });
+    await written;
+    assert.deepEqual([look(), todos.pending], [true, 0]); // the same records, and nothing is waiting
+    assert.equal(look(), false);
+    await socket.cut();
+    assert.deepEqual([look(), todos.status], [true, "offline"]);
+  });
+
+  it("has a key for each record that stays when it gets its id, and through later changes and snapshots", async () => {
+    const { todos } = await live([{ id: 1 }]);
+    void todos.upsert({ n: 1 });
+    const [, before] = todos.records.map(todos.keyOf);
+    assert.notEqual(before, "");
+    await socket.reply(socket.takeOne("Todo:upsert"), { id: 2, n: 1 });
+    assert.equal(todos.keyOf(todos.get(2)!), before);
+    await socket.frame(upsert({ id: 2, n: 2 }));
+    const keys = todos.records.map(todos.keyOf);
+    assert.deepEqual([new Set(keys).size, keys[1]], [2, before]);
+  });
+});
+
+describe("following while somebody subscribes", () => {
+  it("begins again after close(), as where React mounts a component twice", async () => {
+    const { todos } = await live([{ id: 1 }]);
+    const leave = todos.subscribe(() => {});
+    leave();
+    todos.close();
+    assert.equal(todos.status, "closed");
+    socket.take();
+    todos.subscribe(() => {});
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([{ id: 2 }]));
+    assert.equal(await todos.ready, todos);
+    assert.deepEqual([todos.status, todos.records], ["live", [{ id: 2 }]]);
+  });
+
+  it("is all that a lazy one does: none before the first subscriber, none after the last", async () => {
+    const todos = new LiveCollection(connection, "Todo", { lazy: true });
+    await settle();
+    assert.deepEqual([socket.take(), todos.status], [[], "behind"]);
+    const leave = todos.subscribe(() => {});
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([{ id: 1 }]));
+    await todos.ready;
+    leave();
+    const again = todos.subscribe(() => {}); // at once: it was not worth ending
+    await host.advance(10_000);
+    assert.deepEqual(socket.take(), []);
+    again();
+    again(); // once counts
+    await host.advance(1000);
+    socket.takeOne("Todo:unsubscribe");
+    assert.deepEqual(todos.records, [{ id: 1 }]);
+    todos.subscribe(() => {});
+    await socket.reply(socket.takeOne("Todo:subscribe"), snapshot([{ id: 2 }]));
+    assert.deepEqual(todos.records, [{ id: 2 }]);
+  });
+
+  it("leaves nothing behind where nobody ever subscribed", async () => {
+    const timers = host.timers;
+    for (let n = 0; n < 10; n += 1) new LiveCollection(connection, "Todo", { lazy: true });
+    assert.equal(host.timers, timers);
+    connection.close();
+    await settle();
+    assert.deepEqual(host.reported, []);
+  });
+});
+
+describe("a collection of one room", () => {
+  it("gives its key fields to every whole record that is written in it, new or not", async () => {
+    const cursors = new LiveCollection(connection, "Cursor", { query: { room: "a" } });
+    await socket.reply(socket.takeOne("Cursor:subscribe"), { ...snapshot([{ id: 1, x: 1, room: "a" }]), key: { room: "a" } });
+    void cursors.upsert({ id: 1, x: 2 });
+    const sent = socket.takeOne("Cursor:upsert");
+    assert.deepEqual(sent.data, { id: 1, x: 2, room: "a" });
+    assert.deepEqual(cursors.get(1), { id: 1, x: 2, room: "a" });
+    await socket.reply(sent, { id: 1, x: 2, room: "a" });
+    void cursors.upsert({ id: 1, x: 3, room: "b" }); // the page's own word counts
+    assert.deepEqual(socket.takeOne("Cursor:upsert").data, { id: 1, x: 3, room: "b" });
+  });
+});

@@ -4,3 +4,6 @@ declare module "backbone" {
   const Backbone: any;
   export default Backbone;
 }
+
+declare module "react";
+declare module "react-test-renderer";
