@@ -141,8 +141,9 @@ class LiveModel:
             if issubclass(each, mapped._meta.concrete_model) or each._meta.db_table == table
         ]
         for sender in self._senders:
-            post_save.connect(self._written, sender, weak=False)
-            post_delete.connect(self._written, sender, weak=False)
+            for signal in (post_save, post_delete):
+                signal.connect(self._written, sender, weak=False)
+                call_first(signal)
         if to_record is not None:  # fields alone hold no relations to many
             m2m_changed.connect(self._related, weak=False)
         if bulk == "publish":
@@ -343,9 +344,10 @@ class LiveModel:
                 f"{what}. Write it by objects and querysets; or in `with ….bulk(queryset):` of what `live` has "
                 'returned, which broadcasts those rows; or let everything pass by live(…, bulk="ignore").'
             )
-        result = execute(sql, params, many, context)
-        self._note(keys, context["connection"].alias)  # now: outside of a transaction it is committed already
-        return result
+        try:
+            return execute(sql, params, many, context)
+        finally:  # outside of a transaction it is committed by now, whatever a wrapper of another program raises
+            self._note(keys, context["connection"].alias)
 
     # Reading
 
@@ -425,6 +427,14 @@ def check_fields(model: Model, mapped: type[Any], fields: Sequence[str] | None, 
         raise ValueError(f"live({model.name}): {name}.id is not its primary key. Give to_record= or fields=.")
     check_secrets(model, name, concrete)
     return list(concrete)
+
+
+def call_first(signal: Any) -> None:
+    """Have the receiver that was connected last called before the others: one that fails ends them all, and outside of
+    a transaction the row is committed by then."""
+    with signal.lock:
+        signal.receivers.insert(0, signal.receivers.pop())
+        signal.sender_receivers_cache.clear()
 
 
 def homes_of(mapped: type[Any]) -> list[str]:

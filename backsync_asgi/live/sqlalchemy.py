@@ -548,7 +548,12 @@ class LiveMapping:
     def _finish(self, info: Any) -> None:
         """The transaction was committed: broadcast its changes."""
         journal: Journal | None = info.pop(self, None)
-        if journal is not None:
+        if journal is None:
+            return
+        self._deliver(journal)
+        late = journal.take_keys()  # written after they were read, by a hook of another program
+        if late:
+            journal.ticket, journal.keys = self._feed.begin(), late
             self._deliver(journal)
 
     def _forget(self, info: Any) -> None:

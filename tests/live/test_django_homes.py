@@ -16,6 +16,7 @@ import tests.live.django_project.settings  # noqa: F401 - sets Django up, which 
 # isort: split
 from asgiref.sync import sync_to_async
 from django.db import connections, models, transaction
+from django.db.models.signals import post_save
 from django.test.utils import override_settings
 
 from backsync_asgi import Backsync, Reject
@@ -156,6 +157,29 @@ def test_a_hook_of_another_program_that_fails_does_not_keep_a_commit_back(sync: 
                 raise Planted
             fail()
         assert heard.take() == []
+
+
+def test_a_receiver_or_wrapper_of_another_program_that_fails_keeps_nothing_back(sync: Backsync, heard: Heard) -> None:
+    def receive(**_: Any) -> None:
+        raise Planted
+
+    def wrap(execute: Any, sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        if sql.startswith("UPDATE"):
+            raise Planted
+        return result
+
+    post_save.connect(receive, Big)
+    try:
+        with made_live(sync):
+            with pytest.raises(Planted):
+                Big.objects.create(id=1)
+            assert heard.ids() == [("upsert", 1)]
+            with pytest.raises(Planted), connections["default"].execute_wrapper(wrap):
+                Big.objects.update(room=5)
+            assert heard.take() == [("upsert", {"id": 1, "room": 5, "size": None, "tags": None})]
+    finally:
+        post_save.disconnect(receive, Big)
 
 
 def test_a_commit_by_hand_is_refused(sync: Backsync, heard: Heard) -> None:

@@ -488,6 +488,21 @@ def test_a_commit_after_which_another_hook_fails_is_broadcast(sync: Backsync, he
     assert heard.ids() == [("upsert", 1)]
 
 
+async def test_what_a_hook_of_another_program_writes_in_the_commit_is_broadcast(sync: Backsync, a: Engine) -> None:
+    def write(connection: Connection) -> None:
+        connection.execute(update(Letter).where(Letter.id == 1).values(text="late"))
+
+    with made_live(sync, "Letter", session=a):
+        async with connect(sync) as client:
+            seen = await client.subscribe("Letter")
+            event.listen(a, "commit", write)
+            try:
+                add(a, 1)
+            finally:
+                event.remove(a, "commit", write)
+            await client.until(lambda: seen.get(1, {}).get("text") == "late")
+
+
 def test_what_a_failed_commit_leaves_in_the_transaction_is_broadcast_if_it_is_committed_later(
     sync: Backsync, heard: Heard, a: Engine
 ) -> None:
