@@ -165,6 +165,10 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
+    bases: tuple[Any, ...] = (int, dict, list, tuple)
+    for base in bases:  # subclasses, such as those that note their changes
+        if isinstance(value, base):
+            return plain(base(value))
     return value
 
 

@@ -73,6 +73,7 @@ from .home import (
     place_of,
     schema_of,
     single_bind,
+    sync_bind,
 )
 from .reading import Made, TableReader, is_for_one, limited, selection_of, sendable
 
@@ -843,8 +844,18 @@ def is_async(model: Model, sessions: Callable[[], Any] | None) -> bool | None:
 
     Raises TypeError for one that makes something else.
     """
-    if isinstance(sessions, (sessionmaker, async_sessionmaker)) or sessions is None:
-        return isinstance(sessions, async_sessionmaker)
+    if isinstance(sessions, (sessionmaker, async_sessionmaker)):
+        makes_async = issubclass(sessions.class_, AsyncSession)
+        bind = sync_bind(sessions.kw.get("bind"))
+        if bind is not None and bind.dialect.is_async is not makes_async:
+            engine, maker = ("an async", "async_sessionmaker") if bind.dialect.is_async else ("a sync", "sessionmaker")
+            raise TypeError(
+                f"live({model.name}) got a session= of {engine} engine, {bind.engine.url!r}, that makes "
+                f"{sessions.class_.__name__}. Use {maker}, or pass the engine itself."
+            )
+        return makes_async
+    if sessions is None:
+        return False
     try:
         made = sessions()
     except Exception:  # noqa: BLE001 - it is the application's function, and may not be ready

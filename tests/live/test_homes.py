@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -522,7 +523,7 @@ def test_what_a_failed_commit_leaves_in_the_transaction_is_broadcast_if_it_is_co
 # ── Sessions of every kind ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["async_scoped_session", "function", "scoped_session", "context"])
+@pytest.mark.parametrize("kind", ["async_scoped_session", "function", "scoped_session", "context", "class", "partial"])
 async def test_whatever_makes_sessions_may_be_named(sync: Backsync, a: Engine, kind: str) -> None:
     """What may be passed as session= works, or is refused at once."""
     async_engine = create_async_engine(a.url.set(drivername="sqlite+aiosqlite"))
@@ -538,6 +539,8 @@ async def test_whatever_makes_sessions_may_be_named(sync: Backsync, a: Engine, k
         "function": lambda: lambda: AsyncSession(async_engine),
         "scoped_session": lambda: scoped_session(sessionmaker(a)),
         "context": lambda: scope,
+        "class": lambda: sessionmaker(async_engine, class_=AsyncSession),  # type: ignore[call-overload]
+        "partial": lambda: functools.partial(Session, a),
     }
     with made_live(sync, "Letter", session=ways[kind]()):
         async with connect(sync) as client:
@@ -546,6 +549,11 @@ async def test_whatever_makes_sessions_may_be_named(sync: Backsync, a: Engine, k
             await client.until(lambda: 1 in seen)
             assert await client.read("Letter") == [{"id": 1, "text": "x"}]
     await async_engine.dispose()
+
+
+def anything(value: Any) -> Any:
+    """The same, of which a type checker knows nothing."""
+    return value
 
 
 async def coroutine() -> Any: ...
@@ -565,6 +573,12 @@ def generator() -> Any:
         (lambda: None, "makes None, expected one that makes a Session"),
         (lambda: create_engine("sqlite://"), "expected one that makes a Session"),
         (Session(), "expected a sessionmaker"),
+        (
+            anything(sessionmaker)(create_async_engine("sqlite+aiosqlite:///x.db")),
+            "of an async engine.*Use async_sessionmaker",
+        ),
+        (create_async_engine("sqlite+aiosqlite:///x.db").sync_engine, "of an async engine.*Use async_sessionmaker"),
+        (anything(async_sessionmaker)(create_engine("sqlite:///x.db")), "of a sync engine.*Use sessionmaker"),
         ("sqlite://", "expected a sessionmaker"),
     ],
 )
