@@ -1,7 +1,8 @@
 """Measures the example pages in Chromium: `python -m benchmarks.browser`. Needs the packages that the tests need.
 
 For each rate of log lines: frames per second, how old the newest line is when it is drawn, the share of a core that the
-page's main thread needs (all of it, and of that script, layout and style), and how long a click on "Pause" takes. For a todo list of 300: how long "all are done" takes until the page shows it and until all are stored.
+page's main thread needs (all of it, and of that script, layout and style), and how long a click on "Pause" takes.
+For a todo list of 300: how long "all are done" takes until the page shows it and until all are stored.
 """
 
 from __future__ import annotations
@@ -129,12 +130,12 @@ async def main() -> None:
             "--log-level",
             "warning",
         ]
-        server = subprocess.Popen(command, cwd=ROOT, env=environment)
+        server = subprocess.Popen(command, cwd=ROOT, env=environment)  # noqa: ASYNC220
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(100):
                 try:
-                    urlopen(f"{url}/console/").close()
+                    urlopen(f"{url}/console/").close()  # noqa: ASYNC210
                     break
                 except OSError:
                     await asyncio.sleep(0.1)

@@ -82,7 +82,7 @@ class Indexer:
         if self.rounds % BROKEN_EVERY == 0:
             written.append(random.choice(BROKEN_DRAFTS))
         self.rounds += 1
-        for stale in drafts.iterdir():
+        for stale in drafts.iterdir():  # noqa: ASYNC240
             stale.unlink()
         for number, draft in enumerate(written, start=1):
             (drafts / f"draft_{number}.py").write_bytes(draft.encode("latin-1"))

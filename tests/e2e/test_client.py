@@ -211,10 +211,12 @@ async def test_the_module_works_with_the_backbone_of_npm(server: Server, visitor
 WORKERS = {
     "module": "new Promise((done) => { new Worker(url, { type: 'module' }).onmessage = ({ data }) => done(data); })",
     "blob": """fetch('/worker/module').then((response) => response.text()).then((text) => new Promise((done) => {
-        const blob = new Blob([text.replace('"/backsync/', `"${location.origin}/backsync/`)], { type: 'text/javascript' });
+        const absolute = text.replace('"/backsync/', `"${location.origin}/backsync/`);
+        const blob = new Blob([absolute], { type: 'text/javascript' });
         new Worker(URL.createObjectURL(blob), { type: 'module' }).onmessage = ({ data }) => done(data); }))""",
     "classic": "new Promise((done) => { new Worker(url).onmessage = ({ data }) => done(data); })",
-    "shared": "new Promise((done) => { new SharedWorker(url, { type: 'module' }).port.onmessage = ({ data }) => done(data); })",
+    "shared": """new Promise((done) => {
+        new SharedWorker(url, { type: 'module' }).port.onmessage = ({ data }) => done(data); })""",
     "service": """new Promise((done) => {
         navigator.serviceWorker.onmessage = ({ data }) => done(data);
         navigator.serviceWorker.register(url, { type: 'module' }).then(async (registration) => {
@@ -228,7 +230,7 @@ WORKERS = {
 
 @pytest.mark.parametrize("kind", WORKERS)
 async def test_it_works_where_there_is_no_document(server: Server, visitors: Visitors, kind: str) -> None:
-    """Kind: places without document and window, such as workers, which lack storage of a session and, some, XMLHttpRequest."""
+    """Kind: places without document and window, such as workers: they lack session storage, some XMLHttpRequest."""
     page = await visitors.new_page(server.url)
     got = await page.evaluate(f"(url) => {WORKERS[kind]}", f"/worker/{kind}")
     name = "module" if kind == "blob" else kind

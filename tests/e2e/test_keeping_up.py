@@ -1,4 +1,4 @@
-"""Pages under a stream of changes: what is promised is counted, how fast it is is only reported (benchmarks/browser measures it)."""
+"""Pages under a stream of changes: what is promised is counted; benchmarks/browser measures how fast it is."""
 
 from __future__ import annotations
 
