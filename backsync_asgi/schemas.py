@@ -545,14 +545,16 @@ def _check_by_msgspec(annotation: Any) -> Callable[[Any], tuple[Any, list[Fault]
                 return None, faults(annotation, data, "")
             except RecursionError:
                 return None, [Fault("", "nested too deeply")]
-        # Its Decimals may be NaN, which could not be sent.
-        if has_decimals and (culprit := messages.find_culprit(value)) is not None:
-            return None, [Fault(culprit, nouns=(_NOUNS["decimal"],))]
+        # Its Decimals may be NaN and its times have a zone, which could not be sent.
+        if unsure and (culprit := messages.find_culprit(value)) is not None:
+            return None, [Fault(culprit, unsure)]
         return value, []
 
     mentioned: list[Any] = []
     _survey(annotation, "", set(), mentioned)
-    has_decimals = any(_name_of(it) == "Decimal" for it in mentioned)
+    said = {"Decimal": "a decimal number", "time": "a time without a time zone"}
+    unsure = " or ".join(text for name, text in said.items() if any(_name_of(it) == name for it in mentioned))
+    unsure = unsure and f"expected {unsure}"
     return check
 
 
@@ -670,7 +672,10 @@ def _check_by_pydantic(annotation: Any) -> Callable[[Any], tuple[Any, list[Fault
     def check(data: Any) -> tuple[Any, list[Fault]]:
         try:
             # As JSON: there, texts become dates and arrays tuples, in strict mode too.
-            return adapter.validate_json(messages.encode(data), strict=strict), []
+            value = adapter.validate_json(messages.encode(data), strict=strict)
+            if strict is None:
+                messages.encode(value)  # a lenient model takes "NaN" for a number, which could not be sent
+            return value, []
         except pydantic.ValidationError as error:
             found = error.errors(include_url=False)
             return None, [_fault_of_pydantic(it, data) for it in found]

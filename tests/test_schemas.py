@@ -1088,3 +1088,30 @@ def test_secrets_are_refused_at_decoration(secret: Any) -> None:
     annotation = pydantic.create_model("Account", word=(secret | None, None))
     with pytest.raises(TypeError, match="Account.word is a Secret.*, which is written as asterisks"):
         made(annotation)
+
+
+class Lenient(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=False)
+
+    ratio: float = 0.0
+    amount: decimal.Decimal = decimal.Decimal(0)
+
+
+@pytest.mark.parametrize("data", [{"ratio": "NaN"}, {"ratio": "inf"}, {"ratio": "1e999"}, {"amount": "NaN"}], ids=repr)
+def test_a_number_that_json_does_not_have_is_refused_by_lenient_models_too(data: Any) -> None:
+    """What a schema takes must be such that it can be sent."""
+    with pytest.raises(Reject) as caught:
+        made(Lenient).load(data)
+    assert caught.value.code == "invalid"
+    assert made(Lenient).load({"ratio": "1.5"}).ratio == 1.5
+
+
+@pytest.mark.parametrize("others", [{}, {"amount": (decimal.Decimal | None, None)}], ids=["alone", "beside a decimal"])
+@pytest.mark.parametrize("time", ["12:00:00Z", "12:00:00+02:00"])
+def test_a_time_that_could_not_be_sent_is_refused(time: str, others: Any) -> None:
+    """A time of day with a zone has no JSON form but in a pydantic model."""
+    fields = [("at", datetime.time), *((name, kind, default) for name, (kind, default) in others.items())]
+    for annotation in (msgspec.defstruct("Alarm", fields), dataclasses.make_dataclass("Alarm", fields)):
+        with pytest.raises(Reject, match="at: expected .*a time without a time zone"):
+            made(annotation).load({"at": time})
+        assert made(annotation).load({"at": "12:00:00"}).at == datetime.time(12)
