@@ -228,12 +228,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return
         if self._held:
             self._held += data
-        else:
-            self._take(data)
+            return
+        taken = 0
+        if self._lacking == 0 and not self._parts and not self._head:
+            taken = self._take_text(data, 0)
+            if taken == len(data) < MUCH:  # one whole message, as nearly always
+                return
+        self._take(data, taken)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, at: int = 0) -> None:
         """Take what has come, up to a bound; then others have their turn."""
-        at, size, left, cheap = 0, len(data), FRAMES_AT_ONCE, 0
+        size, left, cheap = len(data), FRAMES_AT_ONCE - (at > 0), 0
         closing = self.transport.is_closing
         while at < size and left and at < MUCH and not closing():
             left -= 1
