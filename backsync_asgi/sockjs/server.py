@@ -185,6 +185,7 @@ class Server:
             self._sweeping.cancel()
             self._sweeping = None
         self._hook_signals(self._loop)
+        logging.getLogger("uvicorn.error").addFilter(invalid_text)  # once, however often it is said
 
     def _hook_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Drain when the process is told to end: a mounted app hears of it in no other way before its requests end.
@@ -671,6 +672,20 @@ class Route:
 
 
 refusals, full = Seldom(LOG_EVERY), Seldom(1.0)
+
+
+class InvalidText(logging.Filter):
+    """Bounds what uvicorn's own WebSocket protocol logs of text that is no UTF-8: a traceback each time, so that any
+    client could fill the log. One line a second is left, without traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg != "Invalid UTF-8 sequence received from client.":
+            return True
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+        return full.allows("text")
+
+
+invalid_text = InvalidText()
 
 
 class Request:

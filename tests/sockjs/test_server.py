@@ -152,3 +152,18 @@ async def test_it_is_logged_that_no_more_files_can_be_opened(
             check_files()
     assert 1 <= len(caplog.records) <= 3
     assert "ulimit -n" in caplog.text
+
+
+async def test_text_that_is_no_utf8_does_not_fill_the_log_of_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn's own protocol class logs a traceback for each."""
+    Server(lambda session, scope: cast(Any, None), Settings()).start()
+    uvicorn = logging.getLogger("uvicorn.error")
+    for _ in range(100):
+        try:
+            b"\xff".decode()
+        except UnicodeDecodeError:
+            uvicorn.exception("Invalid UTF-8 sequence received from client.")
+    assert len(caplog.records) <= 2
+    assert "Traceback" not in caplog.text
+    uvicorn.error("Another line.")
+    assert "Another line." in caplog.text
