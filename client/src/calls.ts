@@ -409,9 +409,17 @@ export class Calls {
       last = next;
     }
     for (const other of later) {
-      this.#pending.set(other.id, other);
       if (other.after === call) other.after = last;
-      if (other.record !== null && other.record === call.record && other.model === call.model) this.#latest.set(place(other.model, other.record), other);
+      const follows = other.record !== null && other.record === call.record && other.model === call.model;
+      if (follows) {
+        // It has not left, and is stored again, under another id: a page that finds it must find the parts before it.
+        this.#storage?.remove(String(other.id));
+        other.id = this.#nextId();
+        this.#rewrite(other, encode(other.id, parse(other.text)), other.event);
+        this.#latest.set(place(other.model, other.record as string), other);
+      }
+      this.#pending.set(other.id, other);
+      if (follows) this.#store(other);
     }
     call.callers = [];
     this.#remove(call);

@@ -791,6 +791,47 @@ describe("a refused message that stands for several writes", () => {
     assert.equal(connection.pending, 0);
   });
 
+  it("is stored in order: a page that finds the parts sends what was written later after them, to the same record", async () => {
+    const disk = new Disk();
+    const page = async (): Promise<{ storage: { end(): void }; connection: Connection; socket: FakeSocket }> => {
+      const server = new FakeServer();
+      const storage = disk.storage();
+      const connection = new Connection("http://test.invalid", { persist: "p" }, server.host, server.open, () => storage);
+      await settle();
+      connection.open();
+      await settle();
+      const socket = await server.accept();
+      await settle();
+      return { storage, connection, socket };
+    };
+    const wait = async (): Promise<void> => {
+      for (let round = 0; round < 4; round += 1) await settle();
+    };
+    const first = await page();
+    const write = (data: object): void => void first.connection.request({ event: "Todo:upsert", data }, { record: "~mine", own: Object.keys(data) }, () => {});
+    await first.socket.cut();
+    for (const data of [{ a: 1 }, { a: 1, b: 2 }]) write(data);
+    await wait();
+    first.storage.end();
+    const second = await page();
+    const joined = second.socket.takeOne("Todo:upsert");
+    assert.deepEqual(joined.data, { a: 1, b: 2 });
+    second.connection.request({ event: "Todo:upsert", data: { a: 1, b: 2, c: 3 } }, { record: "~mine", own: ["a", "b", "c"] }, () => {});
+    await wait();
+    await second.socket.refuse(joined, "invalid");
+    await wait();
+    second.storage.end(); // before any part is answered
+    const third = await page();
+    await wait();
+    for (const data of [{ a: 1 }, { id: 7, a: 1, b: 2 }, { id: 7, a: 1, b: 2, c: 3 }]) {
+      const sent = third.socket.takeOne("Todo:upsert");
+      assert.deepEqual(sent.data, data);
+      await third.socket.reply(sent, { id: 7, ...sent.data });
+      await wait();
+    }
+    assert.deepEqual([third.socket.take(), disk.rows.size], [[], 0]);
+  });
+
   it("what an earlier page has left is taken apart, too", async () => {
     const disk = new Disk();
     const page = async (): Promise<{ server: FakeServer; connection: Connection }> => {
