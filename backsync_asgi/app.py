@@ -331,11 +331,12 @@ class Backsync:
         models = self._site.models.values()
         if models and all(model.hears_others for model in models):
             return
-        if workers.take(self._made_at, 0):
+        # Several applications of one program may be made by the same function.
+        if workers.take(" ".join([self._made_at, *sorted(self._site.models)]), 0):
             return
         if tries:
             loop.call_later(1.0, self._look_for_other_workers, loop, tries - 1)
-        elif workers.take(self._made_at, 1):
+        elif workers.take("the warning", 1, again=False):
             logger.warning(
                 "Several worker processes serve this application and do not know of each other: what is written at one "
                 "does not reach the clients of the others. Run one process (--workers 1; mind WEB_CONCURRENCY), see "

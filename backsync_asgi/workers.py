@@ -24,15 +24,15 @@ def is_worker() -> bool:
     return multiprocessing.parent_process() is not None or "gunicorn.arbiter" in sys.modules
 
 
-def take(application: str, number: int) -> bool:
+def take(application: str, number: int, *, again: bool = True) -> bool:
     """Hold a numbered place among the workers of one parent. False: another process has it.
 
-    application: what tells it from others of the same parent.
+    application: what tells it from others of the same parent. again: the answer if this process has it already.
     """
     name = f"{os.getppid()} {number} {application}"
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
     if _places.get(place) == os.getpid():
-        return True
+        return again
     try:
         file = _file()
     except OSError:

@@ -65,6 +65,24 @@ def test_one_process_of_a_parent_holds_a_place_while_it_lives() -> None:
 def test_a_process_has_its_own_places() -> None:
     assert workers.take(__file__, 0)
     assert workers.take(__file__, 0)
+    assert workers.take(__file__, 1, again=False)
+    assert not workers.take(__file__, 1, again=False)
+
+
+async def test_applications_of_one_factory_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a program serves that starts a process for each of its applications."""
+    places: list[str] = []
+
+    def take(application: str, number: int, *, again: bool = True) -> bool:
+        places.append(application)
+        return True
+
+    monkeypatch.setattr(workers, "take", take)
+    for name in ("Shop", "Blog", "Shop"):
+        sync = Backsync()
+        sync.model(name, store=MemoryStore())
+        sync._look_for_other_workers(asyncio.get_running_loop())
+    assert places[0] == places[2] != places[1]
 
 
 def test_where_it_cannot_be_found_out_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +96,7 @@ async def test_the_warning_comes_once_and_only_where_nothing_joins_the_workers(
     others: bool, joined: bool, warned: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "is_worker", lambda: True)
-    monkeypatch.setattr(workers, "take", lambda application, number: number == 1 or not others)
+    monkeypatch.setattr(workers, "take", lambda application, number, again=True: number == 1 or not others)
     waits: list[float] = []
 
     class Loop:
