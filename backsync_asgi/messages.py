@@ -344,8 +344,10 @@ def _is_finite(value: Any) -> bool:
     if kind is float:
         return math.isfinite(value)
     if kind is dict or kind is list:
-        children = value.values() if kind is dict else value
-        return _FINITE.issuperset(map(type, children)) or all(map(_is_finite, children))
+        for child in value.values() if kind is dict else value:
+            if type(child) not in _FINITE and not _is_finite(child):
+                return False
+        return True
     if hasattr(kind, "__pydantic_serializer__"):
         return not _is_odd(value)
     if is_typed(value):
