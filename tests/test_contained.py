@@ -246,3 +246,37 @@ async def test_an_ephemeral_record_that_cannot_be_deleted_is_tried_again(
         store.is_mended = True
         while "stuck" not in gone:
             gone += [it["data"]["id"] for it in await watcher.pushes() if it["event"] == "M:delete"]
+
+
+@odd
+async def test_middleware_that_fails_as_it_sends_ends_its_own_connection(error: BaseException) -> None:
+    sync = Backsync()
+    model = sync.model("M", store=MemoryStore())
+
+    def failing(is_late: bool) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async def fail(event: Any) -> None:
+                if '"bad"' in event.get("text", ""):
+                    if is_late:
+                        await asyncio.sleep(0)
+                    raise error
+                await send(event)
+
+            await sync(scope, receive, fail)
+
+        return app
+
+    async with connect(sync) as first, connect(failing(False)) as bad, connect(failing(True)) as late:
+        async with connect(sync) as last:
+            clients = [first, bad, late, last]
+            for client in clients:
+                await client.call("M:subscribe")
+            for id in ("bad", "good"):
+                await model.upsert({"id": id})
+                await first.call("$:ping")
+            for client in (first, last):
+                assert [it["data"]["id"] for it in client.received if "seq" in it] + [
+                    it["data"]["id"] for it in await client.pushes()
+                ] == ["bad", "good"]
+            for client in (bad, late):
+                assert not [it for it in client.received if "seq" in it]

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from backsync_asgi.errors import BacksyncError
+from backsync_asgi.handlers import contain
 from backsync_asgi.messages import MAX_SAFE_INTEGER, is_id
 from backsync_asgi.models import Model
 
@@ -133,7 +134,7 @@ class Again:
             await asyncio.sleep(delay)
             try:
                 async with asyncio.timeout(AGAIN_WITHIN):
-                    await work()
+                    await contain(work())
             except Exception as error:  # noqa: BLE001 - whatever it is, the clients read for themselves then
                 logger.warning("What has perhaps changed of %s cannot be read: %r", self._model.name, error)
             else:

@@ -17,7 +17,7 @@ from collections.abc import Callable, MutableSequence, Sequence
 from itertools import repeat
 from typing import Any
 
-from .receivers import DONE, FAILURES, Event, Send, Writer, begin
+from .receivers import DONE, Event, Send, Writer, begin
 
 try:
     import ctypes
@@ -137,7 +137,9 @@ class Writers(Lane):
         for at, send in enumerate(list(self._sends)):
             try:
                 steps, waits_for = begin(send, event)
-            except FAILURES as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever a `send` raises, only its connection ends
                 writers[at].fail(error)
             else:
                 if waits_for is not DONE:

@@ -31,8 +31,6 @@ logger = logging.getLogger("backsync.sockjs")
 
 MAX_LAYERS = 64  # of middleware that are looked through for a connection that is to be cut
 DONE = object()  # what a `send` that needs not wait gives in place of what it waits for
-# What a `send` may raise, whatever it is; it is cancelled, too, where it waits for something that was.
-FAILURES = (Exception, asyncio.CancelledError)
 _EMPTY = CellType()  # a variable that its function has not set
 
 
@@ -73,7 +71,9 @@ class Writer:
         for event in ahead:
             try:
                 steps, waits_for = begin(self.send, event)
-            except FAILURES as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever a `send` raises, only its connection ends
                 self.fail(error)
                 return False
             if waits_for is not DONE:
@@ -98,10 +98,14 @@ class Writer:
                 steps, waits_for = begin(self.send, self._events.pop(0))
                 if waits_for is not DONE:
                     await go_on(steps, waits_for)
-        except FAILURES as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             task = self._task
             if task is not None and task.cancelling() and isinstance(error, asyncio.CancelledError):
                 raise  # it is aborted, or the program ends
+            if task is not None and isinstance(error, GeneratorExit) and not _is_running(task):
+                raise  # the event loop has ended
             if not self.failed:
                 self.fail(error)
         finally:
@@ -180,6 +184,10 @@ class Writer:
 def is_protocol_error(error: BaseException) -> bool:
     """Whether a `send` failed since the client has broken HTTP, as uvicorn's with h11 does."""
     return type(error).__name__ == "LocalProtocolError"
+
+
+def _is_running(task: asyncio.Task[None]) -> bool:
+    return asyncio.current_task(task.get_loop()) is task
 
 
 def begin(send: Send, event: Event) -> tuple[Generator[Any, None, None], Any]:
