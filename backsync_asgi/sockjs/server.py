@@ -186,6 +186,7 @@ class Server:
             self._sweeping = None
         self._hook_signals(self._loop)
         logging.getLogger("uvicorn.error").addFilter(invalid_text)  # once, however often it is said
+        quiet_accept(self._loop)
 
     def _hook_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Drain when the process is told to end: a mounted app hears of it in no other way before its requests end.
@@ -811,10 +812,38 @@ def check_files() -> None:
     try:
         os.close(os.dup(0))
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            text = "No more files can be opened, so no client can connect: raise the limit (ulimit -n, LimitNOFILE). %s"
-            if full.allows("files"):
-                logger.error(text, error)
+        log_files(error)
+
+
+def log_files(error: object) -> None:
+    """Log it if that error says that no more files can be opened, once a second."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE) and full.allows("files"):
+        logger.error(
+            "No more files can be opened, so no client can connect: raise the limit (ulimit -n, LimitNOFILE). %s", error
+        )
+
+
+def quiet_accept(loop: asyncio.AbstractEventLoop) -> None:
+    """Have asyncio's own loop log no traceback for each client that it cannot accept: they are thousands a second."""
+    before = loop.get_exception_handler()
+    if isinstance(before, Accepts) or not type(loop).__module__.startswith("asyncio."):
+        return
+    loop.set_exception_handler(Accepts(before))
+
+
+class Accepts:
+    """A loop's exception handler that logs a failed `accept` once a second, and passes on all else."""
+
+    def __init__(self, before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None) -> None:
+        self._before = before
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if context.get("message") == "socket.accept() out of system resource":
+            log_files(context.get("exception"))
+        elif self._before is not None:
+            self._before(loop, context)
+        else:
+            loop.default_exception_handler(context)
 
 
 def ticked(session: Session, now: float) -> bool:

@@ -167,3 +167,23 @@ async def test_text_that_is_no_utf8_does_not_fill_the_log_of_uvicorn(caplog: pyt
     assert "Traceback" not in caplog.text
     uvicorn.error("Another line.")
     assert "Another line." in caplog.text
+
+
+async def test_clients_that_cannot_be_accepted_do_not_fill_the_log_of_asyncio(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio reports each of them with a traceback, as often as the backlog is long."""
+    loop = asyncio.get_running_loop()
+    others: list[dict[str, Any]] = []
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda loop, context: others.append(context))
+    try:
+        for _ in range(3):
+            Server(lambda session, scope: cast(Any, None), Settings()).start()
+        error = OSError(errno.EMFILE, "Too many open files")
+        for _ in range(100):
+            loop.call_exception_handler({"message": "socket.accept() out of system resource", "exception": error})
+        other = {"message": "another one"}
+        loop.call_exception_handler(other)
+        assert others == [other]
+        assert len(caplog.records) <= 2
+    finally:
+        loop.set_exception_handler(before)
