@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -159,7 +159,7 @@ class Handed:
         permitting: Permitting | None = None,
     ) -> None:
         self._types = types
-        self._given: deque[tuple[Any, Record]] | None = None
+        self._given: dict[int, tuple[Any, Record]] | None = None  # by the typed object's identity
         self._store = store
         self._permitting = permitting
         self._is_instant = is_instant
@@ -179,13 +179,21 @@ class Handed:
         stored = await self._upsert_permitted(self._types.record_of(record))
         typed = self._types.typed(record, stored)
         if self._given is None:
-            self._given = deque(maxlen=MAX_GIVEN)
-        self._given.append((typed, stored))
+            self._given = {}
+        elif len(self._given) >= MAX_GIVEN:
+            del self._given[next(iter(self._given))]
+        self._given[id(typed)] = typed, stored
         return typed
+
+    @property
+    def has_typed(self) -> bool:
+        """Whether typed objects were written."""
+        return self._given is not None
 
     def stored_as(self, result: object) -> Record | None:
         """The record of a typed object that `upsert` has returned."""
-        return next((stored for typed, stored in self._given or () if typed is result), None)
+        given = None if self._given is None else self._given.get(id(result))
+        return None if given is None or given[0] is not result else given[1]
 
     async def _upsert_permitted(self, record: Mapping[str, Any]) -> Record:
         if self._permitting is None:

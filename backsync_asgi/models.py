@@ -161,6 +161,11 @@ class Context:
         store: Any = self._handed
         return store  # type: ignore[no-any-return]
 
+    @property
+    def has_typed(self) -> bool:
+        """Whether the handler has written typed objects."""
+        return self._handed is not None and self._handed.has_typed
+
     def stored_as(self, result: object) -> Record | None:
         """The record of a typed object that the handler has written and returned."""
         return None if self._handed is None else self._handed.stored_as(result)
@@ -1342,8 +1347,10 @@ class Model:
 
     def _with_owned(self, ctx: Context, result: Any) -> Any:
         """A handler's result. A typed object that it has stored gets the id, key and version that its type lacks."""
-        if isinstance(result, (dict, list)):  # nearly always
+        if isinstance(result, dict):  # nearly always
             return result
+        if isinstance(result, list):
+            return [self._with_owned(ctx, item) for item in result] if ctx.has_typed else result
         stored = ctx.stored_as(result)
         if stored is None:
             return result

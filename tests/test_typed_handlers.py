@@ -162,3 +162,44 @@ def test_mypy_finds_what_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache")]
     ran = subprocess.run([*command, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "error:" in ran.stdout
+
+
+async def test_each_record_of_an_array_is_completed_by_its_own(tmp_path: Path) -> None:
+    module = tmp_path / "several.py"
+    module.write_text(program("dataclass", False))
+    sync = load(module).sync
+    asked: list[Any] = []
+
+    @sync.model("Todo").allow
+    def anybody(ctx: Context, method: str, old: Any, new: Any) -> bool:
+        asked.append((method, new["id"]))
+        return True
+
+    async with connect(sync) as client:
+        sent = [{"id": id, "room": "a", "title": id} for id in ("x", "y")]
+        assert await client.call("Todo:upsert", sent) == [{**record, "rev": 1} for record in sent]
+        assert await client.call("Todo:upsert", sent) == [{**record, "rev": 2} for record in sent]
+        assert len(await client.call("Todo:read", {"room": "a"})) == 2
+    assert asked == 2 * [("upsert", "x"), ("upsert", "y")]
+
+
+async def test_methods_of_ones_own_and_lists_return_what_they_have_stored(tmp_path: Path) -> None:
+    module = tmp_path / "own.py"
+    module.write_text(
+        program("dataclass", False)
+        + """
+@todos.on("add")
+async def add(ctx: Context, todo: Todo) -> Todo:
+    return await ctx.store.upsert(todo)
+
+@todos.on("add_two")
+async def add_two(ctx: Context, todo: Todo) -> list[Todo]:
+    return [await ctx.store.upsert(todo), await ctx.store.upsert(todo)]
+"""
+    )
+    module.write_text(module.read_text().replace('key="room", ', ""))
+    async with connect(load(module).sync) as client:
+        added = await client.call("Todo:add", {"title": "Tea"})
+        assert added == {"title": "Tea", "id": added["id"], "rev": 1}
+        two = await client.call("Todo:add_two", {"title": "Tea"})
+        assert len({record["id"] for record in [added, *two]}) == 3
