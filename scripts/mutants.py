@@ -49,7 +49,11 @@ MUTANTS = (
         (("Channel(secrets.token_hex(8), hub.horizon)", 'Channel("the epoch", hub.horizon)'),),
     ),
     Mutant("no dedup", "connection.py", (("known = retries.find(client, id, now)", "known = None"),)),
-    Mutant("delete ignored", "models.py", (('topic.publish("delete", id, body)', "pass"),)),
+    Mutant(
+        "delete ignored",
+        "models.py",
+        (('topic.publish("delete", id, messages.encode({"id": id}) if body is None else body)', "pass"),),
+    ),
     Mutant("drop on full", "hub.py", (("subscriber.behind[self] = start", "self.live[subscriber] = None"),)),
     Mutant(
         "snapshot then subscribe",
@@ -230,7 +234,7 @@ MUTANTS = (
     Mutant(
         "part of a message taken for a whole one",
         "uvicorn.py",
-        (("self._in_parts = first & FINAL == 0", "self._in_parts = False"),),
+        (("self._parts = 0 if head[0] & FINAL else self._parts + 1", "self._parts = 0"),),
         examples=("tests/test_uvicorn.py",),
         machine=False,
     ),
