@@ -264,7 +264,7 @@ describe("the directory", () => {
   });
 
   it("is small", async () => {
-    const limits: Record<string, number> = { "backsync.js": 175_000, "backsync.mjs": 121_000 };
+    const limits: Record<string, number> = { "backsync.js": 180_000, "backsync.mjs": 127_000 };
     for (const [name, limit] of Object.entries(limits)) assert.ok((await readFile(path.join(out, name))).length < limit, name);
   });
 });
