@@ -325,7 +325,7 @@ class LiveMapping:
         if place in self._elsewhere or len(self._elsewhere) >= MAX_LOGGED:
             return
         self._elsewhere.add(place)
-        if any(each is not self and each._mapped is self._mapped and each._reads(conn) for each in ALL):
+        if any(each is not self and each._mapped is self._mapped and each._reads(conn) for each in list(ALL)):
             return
         remedy = "To broadcast both, make one live model for each." if self._sessions else "Give live() session=."
         logger.warning(
@@ -425,7 +425,11 @@ class LiveMapping:
             return
         ticket = self._feed.begin()
         try:
-            same = min(self._compare(conn), self._compare_schema(conn, journal))
+            same = self._compare(conn)
+            if same is Same.NO:  # by `changed`
+                self._log_elsewhere(conn, "")
+            else:
+                same = min(same, self._compare_schema(conn, journal))
             if same is Same.NO:
                 self._feed.drop(ticket)
                 return
@@ -608,7 +612,8 @@ class LiveMapping:
     def _record(self, table: Source, found: Any) -> Record:
         id = table.id_of(found)
         if table.columns is not None:
-            return {"id": id, **dict(zip(table.columns, map(self._value, table.columns, found[1:]), strict=True))}
+            values = map(self._value, table.columns, found[1:]) if self._zoned else map(plain, found[1:])
+            return {"id": id, **dict(zip(table.columns, values, strict=True))}
         if self._to_record is not None:
             return record_made(id, self._to_record(found))
         names: Iterable[str] = self._fields
@@ -887,7 +892,7 @@ def watch_commits(dialect: Any) -> None:
 
     def do_commit(dbapi_connection: Any) -> None:
         commit(dbapi_connection)
-        for each in list(dbapi_connection.info):
+        for each in list(getattr(dbapi_connection, "info", ())):
             if isinstance(each, LiveMapping):
                 each._finish(dbapi_connection.info)
 

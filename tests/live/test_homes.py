@@ -155,6 +155,16 @@ def test_what_is_written_elsewhere_is_logged_once(
     assert len([record for record in caplog.records if "not broadcast" in record.getMessage()]) == 1
 
 
+def test_rows_of_another_database_cannot_be_said_to_have_changed(
+    sync: Backsync, heard: Heard, a: Engine, b: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with made_live(sync, "Letter", session=a) as feed, Session(b) as session:
+        feed.changed(session, 1)
+        session.commit()
+    assert heard.take() == []
+    assert "not broadcast" in caplog.text
+
+
 def test_without_sessions_the_first_database_is_the_models(
     sync: Backsync, heard: Heard, a: Engine, b: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
