@@ -56,7 +56,8 @@ class Feed:
         self._lock = threading.Lock()
         self._last = 0
         self._open: set[int] = set()
-        self._newest: dict[str, int] = {}  # by id as text: with which ticket it went out, while older ones are open
+        # By id as text: with which ticket it went out, and the last one that there was then, while older ones are open.
+        self._newest: dict[str, tuple[int, int]] = {}
 
     def begin(self) -> int:
         """A ticket for a commit that is about to happen."""
@@ -65,17 +66,25 @@ class Feed:
             self._open.add(self._last)
             return self._last
 
-    def end(self, ticket: int, changes: Mapping[Id, Record | None]) -> None:
+    def end(self, ticket: int, changes: Mapping[Id, Record | None]) -> set[str]:
         """The commit has happened: publish the new state of each record, None for one that is gone. Never raises.
 
         A record that cannot be sent, such as UNSENDABLE, is taken from those who have its older state, and logged.
+
+        Returns the ids, as text, of records that another commit published meanwhile: if one of the two has not written
+        the row, but only read it, their tickets may not have the order of what they read.
         """
+        overlapping = set()
         with self._lock:
             for id, record in changes.items():
-                if self._newest.get(str(id), 0) < ticket:
-                    self._newest[str(id)] = ticket
+                newest, last = self._newest.get(str(id), (0, 0))
+                if max(newest, last) >= ticket:
+                    overlapping.add(str(id))
+                if newest < ticket:
+                    self._newest[str(id)] = ticket, self._last
                     self._publish(id, record)
             self._close(ticket)
+        return overlapping
 
     def drop(self, ticket: int) -> None:
         """The commit has not happened."""

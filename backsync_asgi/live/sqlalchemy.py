@@ -508,8 +508,12 @@ class LiveMapping:
         ticket, keys, changes = journal.ticket, journal.keys, journal.changes
         journal.ticket, journal.keys, journal.changes = None, {}, None
         if changes is not None:
-            self._feed.end(ticket, changes)
-        elif self._sessions is None:
+            overlapping = self._feed.end(ticket, changes)
+            if not overlapping or self._sessions is None:
+                return
+            keys = {key: None for key in keys if str(plain(key)) in overlapping}
+            ticket = self._feed.begin()
+        if self._sessions is None:
             self._feed.drop(ticket)
             self._model.changes_lost()
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -512,6 +514,41 @@ async def test_what_a_hook_of_another_program_writes_in_the_commit_is_broadcast(
             finally:
                 event.remove(a, "commit", write)
             await client.until(lambda: seen.get(1, {}).get("text") == "late")
+
+
+async def test_a_row_that_a_transaction_only_reads_does_not_hide_what_another_has_written(
+    sync: Backsync, a: Engine
+) -> None:
+    """Tickets have the order of commits only for rows that both have locked; others are read once more."""
+    add(a, 1, "old")
+    ordered, go_on = threading.Event(), threading.Event()
+    dialect: Any = a.dialect
+    do_commit = type(dialect).do_commit
+
+    def hold_up_and_commit(connection: Any) -> None:
+        if threading.current_thread() is writer:
+            ordered.set()
+            assert go_on.wait(10)
+        do_commit(dialect, connection)
+
+    def write() -> None:
+        with Session(a) as session:
+            session.get_one(Letter, 1).text = "new"
+            session.commit()
+
+    with made_live(sync, "Letter", session=a) as feed:
+        async with connect(sync) as client:
+            seen = await client.subscribe("Letter")
+            writer = threading.Thread(target=write)
+            dialect.do_commit = hold_up_and_commit
+            writer.start()
+            assert await asyncio.to_thread(ordered.wait, 10)
+            with Session(a) as session:
+                feed.changed(session, 1)
+                session.commit()
+            go_on.set()
+            await asyncio.to_thread(writer.join, 10)
+            await client.until(lambda: seen[1]["text"] == "new")
 
 
 def test_what_a_failed_commit_leaves_in_the_transaction_is_broadcast_if_it_is_committed_later(
