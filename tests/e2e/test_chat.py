@@ -532,3 +532,114 @@ async def test_its_picture_for_the_readme(serve: Callable[..., Server], visitors
     if os.environ.get("UPDATE_PICTURES") == "1":
         PICTURE.write_bytes(picture)
     assert PICTURE.is_file(), "run this test with UPDATE_PICTURES=1"
+
+
+BLOCKED = """for (const name of ["sessionStorage", "localStorage", "indexedDB"]) {
+    Object.defineProperty(window, name, { get() { throw new DOMException("Access is denied", "SecurityError"); } });
+}"""
+
+
+async def test_it_works_where_the_browser_keeps_nothing(chat: Chat) -> None:
+    """Kind: what a browser refuses to a page, such as storage where cookies are blocked, must not stop the page."""
+    context = await chat.new_context()
+    await context.add_init_script(BLOCKED)
+    page = await context.new_page()
+    await page.goto(chat.url)
+    await page.get_by_test_id("name-input").fill("Ada")
+    await page.get_by_test_id("name-join").click()
+    await expect(page.get_by_test_id("status")).to_have_text("Live")
+    await say(page, "I keep nothing")
+    await expect(texts(page)).to_have_text(["I keep nothing"])
+    await expect(page.get_by_test_id("draft")).to_have_count(0)
+
+
+async def test_a_page_that_is_still_connecting_does_not_say_that_there_is_nothing(
+    chat: Chat, visitors: Visitors
+) -> None:
+    visitors.expect_problem(LOST_CONNECTION)
+    context = await chat.new_context()
+    await context.add_init_script("window.WebSocket = class extends EventTarget { close() {} }")
+    page = await context.new_page()
+    await page.goto(chat.url)
+    await expect(page.get_by_test_id("empty")).to_have_text("Fetching the messages…")
+    await expect(page.get_by_test_id("count")).to_have_text("…")
+
+
+@pytest.mark.parametrize("name", ["chat", "todo", "console"])
+async def test_without_javascript_a_page_says_that_it_needs_it(examples: Server, visitors: Visitors, name: str) -> None:
+    """As a parser reads it that does not run scripts; Chromium shows nothing of it where only its scripts are off."""
+    visitors.expect_problem("Blocked script execution|Blocked autofocusing")
+    page = await visitors.new_page(f"{examples.url}/{name}/")
+    seen = await page.evaluate(
+        """async () => {
+            const text = await (await fetch("")).text();
+            const frame = document.createElement("iframe");
+            frame.sandbox = "allow-same-origin"; // and no scripts
+            frame.srcdoc = text.replaceAll(/<link[^>]*>/g, "");
+            await new Promise((resolve) => { frame.onload = resolve; document.body.append(frame); });
+            const { body } = frame.contentDocument;
+            const seen = [...body.querySelectorAll("p, span, button")].filter((each) => each.checkVisibility());
+            return seen.map((each) => each.textContent);
+        }"""
+    )
+    assert seen == ["This page needs JavaScript, and your browser does not run it."]
+
+
+async def test_namesakes_are_told_apart_while_both_are_here(chat: Chat) -> None:
+    ada, other = await chat.enter("Ada"), await chat.enter("ada")
+    await say(other, "Which one am I?")
+    mark = ada.get_by_test_id("message").get_by_test_id("mark")
+    await expect(mark).to_have_text([re.compile(r"^#[0-9a-f]{4}$")])
+    await expect(ada.get_by_test_id("people").get_by_test_id("mark")).to_have_count(2)
+    await other.close()
+    await expect(ada.get_by_test_id("mark")).to_have_count(0)
+
+
+async def test_what_came_while_the_reader_looked_elsewhere_is_counted(chat: Chat) -> None:
+    ada, grace = await chat.enter("Ada"), await chat.enter("Grace")
+    await say(grace, *(f"Message {number}" for number in range(30)))
+    await expect(texts(ada)).to_have_count(30)
+    await texts(ada).first.scroll_into_view_if_needed()
+    await expect(ada.get_by_test_id("newest")).to_have_text("Newest ↓")
+    await ada.evaluate("Object.defineProperty(document, 'hidden', { get: () => hidden })")
+    await ada.evaluate("globalThis.hidden = true")
+    await say(grace, "One", "Two")
+    await expect(ada.get_by_test_id("newest")).to_have_text("2 new ↓")
+    await expect(ada).to_have_title("(2) Chat · Backsync")
+    await ada.evaluate("globalThis.hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(ada).to_have_title("Chat · Backsync")
+    await ada.get_by_test_id("newest").click()
+    await expect(ada.get_by_test_id("newest")).to_be_hidden()
+    await expect(texts(ada).last).to_be_in_viewport()
+
+
+async def test_the_keyboard_is_not_led_by_every_message(chat: Chat) -> None:
+    ada = await chat.enter("Ada")
+    await say(ada, *(f"Message {number}" for number in range(45)))
+    await expect(texts(ada)).to_have_count(45)
+    await tab_to(ada, ada.get_by_test_id("rename"))
+    await tab_to(ada, ada.get_by_test_id("message-input"))
+
+
+async def test_what_is_said_is_neither_changed_nor_said_again(chat: Chat) -> None:
+    ada = await chat.enter("Ada")
+    await say(ada, "Once")
+    await expect(ada.get_by_test_id("draft")).to_have_count(0)
+    codes = await ada.evaluate(
+        """async () => {
+            const [{ id }] = await Backsync.connection.call("ChatMessage:read");
+            const write = (method, fields) => Backsync.connection.call(`ChatMessage:${method}`, { id, ...fields });
+            const writes = [write("patch", { text: "Twice" }), write("upsert", { text: "Twice" })];
+            return (await Promise.allSettled(writes)).map(({ reason }) => reason?.code);
+        }"""
+    )
+    assert codes == ["forbidden", "forbidden"]
+    await expect(texts(ada)).to_have_text(["Once"])
+
+
+async def test_text_has_its_own_direction(chat: Chat) -> None:
+    ada = await chat.enter("Ada")
+    await say(ada, "\u0645\u0631\u062d\u0628\u0627!", "Hello!")
+    await expect(texts(ada)).to_have_count(2)
+    directions = await texts(ada).evaluate_all("(all) => all.map((each) => getComputedStyle(each).direction)")
+    assert directions == ["rtl", "ltr"]
