@@ -11,6 +11,7 @@ import re
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from backsync_asgi.errors import BacksyncError
@@ -171,7 +172,7 @@ def plain(value: Any) -> Any:
         return value.astimezone(datetime.UTC).isoformat()  # so that times sort as text
     if isinstance(value, (datetime.date, datetime.time)):  # a datetime is a date
         return value.isoformat()
-    if isinstance(value, (uuid.UUID, decimal.Decimal)):
+    if isinstance(value, TEXTS):
         return str(value)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
@@ -228,6 +229,7 @@ def writes(pattern: re.Pattern[str], text: str) -> bool:
     return DDL.match(text) is None and pattern.search(LITERAL.sub("''", text)) is not None
 
 
+TEXTS = (uuid.UUID, decimal.Decimal, IPv4Address, IPv6Address, IPv4Network, IPv6Network)  # interfaces are addresses
 SECRET = re.compile(r"passw|secret|token|api_?key", re.IGNORECASE)
 LITERAL = re.compile("'[^']*'")
 DDL = re.compile(r"\s*(?:create|alter|drop|comment|explain)\b", re.IGNORECASE)

@@ -429,12 +429,12 @@ class Listener:
     def _select(self, table: Table) -> str:
         """How a statement begins that reads rows as JSON; whole records where there is no `to_record`."""
         names = ["*"] if self._chosen is None else [quoted(name) for name in self._chosen if name != "id"]
-        columns, row = [f"t.{name}" for name in names], "to_json(r)"
+        columns, row = [f"t.{name}" for name in names], "to_json(backsync_row)"
         if self._to_record is None and (self._chosen is not None or table.key_column != "id"):
             columns.insert(0, f"t.{table.key}{'' if table.key_type in INTEGERS else '::text'} AS id")
         elif self._to_record is None and table.key_type not in (*INTEGERS, "text", "uuid", "character varying"):
-            row = f"to_jsonb(r) || jsonb_build_object('id', t.{table.key}::text)"
-        row = f"(SELECT {row} FROM (SELECT {', '.join(columns)}) r)::text"
+            row = f"to_jsonb(backsync_row) || jsonb_build_object('id', t.{table.key}::text)"
+        row = f"(SELECT {row} FROM (SELECT {', '.join(columns)}) backsync_row)::text"
         return f"SELECT t.{table.key}::text AS key, {row} AS row"
 
     def _record(self, table: Table, row: Any) -> Record:

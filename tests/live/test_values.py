@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import ipaddress
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -334,6 +335,12 @@ def test_what_is_plain_holds_no_number_that_a_browser_would_change(value: Any) -
     assert json.loads(json.dumps(plain(value)), parse_int=lambda digits: int(float(digits))) == plain(value)
 
 
+@pytest.mark.parametrize("text", ["10.0.0.1", "::1", "10.0.0.0/8", "10.0.0.1/8"])
+def test_addresses_are_text(text: str) -> None:
+    made = ipaddress.ip_interface(text) if text.endswith("1/8") else ipaddress.ip_network(text)
+    assert plain(made if "/" in text else ipaddress.ip_address(text)) == text
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -375,7 +382,9 @@ async def test_times_of_columns_with_a_zone_are_in_utc_whatever_the_database_kee
 async def test_numerics_keep_their_digits(postgresql: PostgreSQL) -> None:
     connection = await asyncpg.connect(postgresql.url)
     await connection.execute(
-        "DROP TABLE IF EXISTS exact; CREATE TABLE exact (id int PRIMARY KEY, n numeric, at timestamptz); "
+        # The columns r and t have the names of aliases that statements are likely to use.
+        "DROP TABLE IF EXISTS exact; "
+        "CREATE TABLE exact (id int PRIMARY KEY, n numeric, at timestamptz, r int, t int, row int, key int); "
         "INSERT INTO exact VALUES (1, 1e400, now()), (2, 0.1234567890123456789, now()), (3, 9.50, now()), "
         "(4, 'NaN', '2024-10-27 02:30:00+02')"
     )
