@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary, finalize, ref
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.core.signals import request_started
 from django.db import (
     DatabaseError,
     DataError,
@@ -148,8 +149,8 @@ class LiveModel:
             m2m_changed.connect(self._related, weak=False)
         if bulk == "publish":
             connection_created.connect(self._connected, weak=False)
-            for connection in connections.all(initialized_only=True):
-                self._connected(connection=connection)
+            request_started.connect(self._look_at_thread, weak=False)
+            self._look_at_thread()
 
     def close(self) -> None:
         """Broadcast no more. The model goes on reading from the table."""
@@ -159,6 +160,7 @@ class LiveModel:
         self._again.close()
         m2m_changed.disconnect(self._related)
         connection_created.disconnect(self._connected)
+        request_started.disconnect(self._look_at_thread)
         self._bulk = "ignore"  # connections of other threads still ask
 
     def changed(self, objects: Objects, using: str | None = None) -> None:
@@ -326,6 +328,11 @@ class LiveModel:
         return {"id": id, **{name: value_of(found, name) for name in self._fields}}
 
     # What signals do not tell of
+
+    def _look_at_thread(self, **_: Any) -> None:
+        """Hear the connections that this thread has from before the model was live."""
+        for connection in connections.all(initialized_only=True):
+            self._connected(connection=connection)
 
     def _connected(self, connection: Any, **_: Any) -> None:
         if self._check not in connection.execute_wrappers:

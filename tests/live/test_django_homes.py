@@ -15,6 +15,7 @@ import tests.live.django_project.settings  # noqa: F401 - sets Django up, which 
 
 # isort: split
 from asgiref.sync import sync_to_async
+from django.core.signals import request_started
 from django.db import connections, models, transaction
 from django.db.models.signals import post_save
 from django.test.utils import override_settings
@@ -180,6 +181,29 @@ def test_a_receiver_or_wrapper_of_another_program_that_fails_keeps_nothing_back(
             assert heard.take() == [("upsert", {"id": 1, "room": 5, "size": None, "tags": None})]
     finally:
         post_save.disconnect(receive, Big)
+
+
+def test_a_connection_from_before_is_heard_from_the_next_request_on(sync: Backsync, heard: Heard) -> None:
+    is_live, updates = threading.Event(), threading.Event()
+
+    def work() -> None:
+        Big.objects.create(id=1)
+        updates.set()
+        assert is_live.wait(10)
+        request_started.send(sender=None)
+        Big.objects.update(room=1)
+        connections.close_all()
+
+    thread = threading.Thread(target=work)
+    # A request closes connections that are old; one that is kept was made before.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(connections.settings["default"], "CONN_MAX_AGE", None)
+        thread.start()
+        assert updates.wait(10)
+        with made_live(sync):
+            is_live.set()
+            thread.join(10)
+    assert heard.ids() == [("upsert", 1)]
 
 
 def test_a_commit_by_hand_is_refused(sync: Backsync, heard: Heard) -> None:
