@@ -1125,8 +1125,11 @@ class Model:
         check_integers(data)
         if method != "upsert" and not is_id(data.get("id")):
             raise Reject("invalid", f"{request.event} needs the record's id.", [{"field": "id", "message": "missing"}])
+        # Refuse a record without its key fields before the rule is asked and before anything is stored.
         if method == "upsert":
-            self.places.of(data)  # refuse a record without its key fields before anything is stored
+            self.places.of(data)
+        elif method == "patch" and self.options.key:
+            self.places.check_patch(data, check_unset(request.message.get("unset")))
         ctx.id = id = data.get("id")
         # What is done at once needs no turn while nobody else has it.
         if id is None or (self.is_done_at_once(method) and not self._turns.is_taken(self._record_of(id))):
@@ -1139,11 +1142,17 @@ class Model:
 
     async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
         unset = check_unset(request.message.get("unset")) if request.method == "patch" else ()
-        if self.rights.asks and (request.method in self._handlers or self.options.store is not None):
+        if self.rights.asks and self._serves(request.method):
             return await self._write_permitted(ctx, request, data, unset)
         if self.lives is not None:
             self.lives.check(ctx.connection, data.get("id"))
         return await self._carry_out(ctx, request, data, unset)
+
+    def _serves(self, method: str) -> bool:
+        """Returns whether a handler or the store carries out this kind of write."""
+        if method in self._handlers or self.options.store is not None:
+            return True
+        return method == "patch" and "upsert" in self._handlers and self.reader is not None  # merged, then upserted
 
     async def _carry_out(self, ctx: Context, request: Request, data: Record, unset: Sequence[str]) -> str:
         if self._seeks_place(ctx.id):
@@ -1397,7 +1406,6 @@ class Model:
         return schema.record(result, {name: it for name, it in sent.items() if name != self.options.version})
 
     async def _patch(self, ctx: Context, data: Record, unset: Sequence[str]) -> Any:
-        self.places.check_patch(data, unset)
         handler = self._handlers.get("patch")
         if handler is not None:
             ctx.unset = unset

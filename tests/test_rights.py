@@ -432,9 +432,24 @@ async def test_live_records_are_shown_to_the_rule() -> None:
 
     async with testing.connect(sync, user="bob") as bob:
         assert await code_of(bob.upsert("Note", {**BLUE, "room": "red"})) == "forbidden"
+        for fields in ({"text": "of Bob"}, {"room": "red"}):  # which goes through the upsert handler
+            assert await code_of(bob.patch("Note", {"id": "n1", **fields})) == "forbidden"
+            assert await code_of(bob.call("Note:patch", [{"id": "n1", **fields}])) == "forbidden"
         assert await code_of(bob.delete("Note", "n1")) == "forbidden"
         assert await bob.upsert("Note", {"id": "n2", "room": "red"}) == {"id": "n2", "room": "red"}
+        assert await bob.patch("Note", {"id": "n2", "text": "of Bob"}) == {"id": "n2", "room": "red", "text": "of Bob"}
     assert await rows.get("n1") == BLUE
+
+
+async def test_a_patch_of_the_key_is_refused_before_the_rule_is_asked(store: Store) -> None:
+    """The kind of fault: the rule gets a record that could never be stored, fails, and hides what is wrong."""
+    sync, notes = rooms(store)
+    await notes.upsert(BLUE)
+    async with testing.connect(sync, user="ann") as ann:
+        assert await code_of(ann.patch("Note", {"id": "n1"}, ["room"])) == "invalid"
+        assert await code_of(ann.patch("Note", {"id": "n1", "room": None})) == "invalid"
+        assert await code_of(ann.patch("Note", {"id": "n1", "room": ["red"]})) == "invalid"
+        assert await ann.patch("Note", {"id": "n1", "text": "new"}) == {**BLUE, "text": "new"}
 
 
 @pytest.mark.parametrize("spelt", ["05", " 5", "+5", "5.0", "5e0", "\u0665", "0_5"])
