@@ -32,6 +32,8 @@ async def save(ctx: Context, todo: dict[str, Any]) -> dict[str, Any]:
         place = time.time_ns() // 1000  # microseconds: a browser's numbers hold no finer; a counter would start anew
         if len(await ctx.store.read({"$limit": MOST})) == MOST:
             raise Reject("too_large", f"The list is full: it takes {MOST} todos.", {"limit": MOST})
+    elif ctx.method == "patch" and type(todo.get("place")) is int:  # a patch arrives merged into the stored record
+        place = todo["place"]
     elif (known := await ctx.store.get(todo["id"])) is not None:
         place = known["place"]
     else:
