@@ -954,7 +954,9 @@ class Model:
         if isinstance(rows, Mapping):
             seen = self.visibility.show(ctx, rows)
             if seen is None:
-                raise self._not_found(rows.get("id"))
+                if "id" in query:  # in the client's spelling: the stored one would tell that the record is there
+                    raise self._not_found(query["id"])
+                raise Reject("not_found", f"{self.name} has no such record.")
             return seen
         return [dict(seen) async for row in paced(rows) if (seen := self.visibility.show(ctx, row)) is not None]
 

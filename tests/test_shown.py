@@ -215,3 +215,33 @@ async def test_a_key_is_no_way_to_find_a_hidden_value(make: Callable[[], Store])
         assert len(await client.read("Person", {"$order": "room"})) == 3
         with pytest.raises(Reject, match="room"):
             await client.subscribe("Person", {"room": None})
+
+
+@pytest.mark.parametrize("as_one", [False, True], ids=["store", "handler"])
+async def test_a_hidden_record_is_not_found_in_the_words_of_a_missing_one(as_one: bool) -> None:
+    """The kind of fault: the text of a refusal depends on a record that the client may not see."""
+    answers: list[Any] = []
+    for there in ([], [{"id": 5}, {"id": "6"}]):
+        sync, store = Backsync(), MemoryStore()
+        model = sync.model("M", store=store)
+        model.visible(lambda ctx, record: False)
+        for record in there:
+            await model.upsert(record)
+        if as_one:
+
+            async def read(ctx: Context, query: Record, store: Store = store) -> Record:
+                return await store.get(query["id"]) or {"id": query["id"]}
+
+            model.on("read")(read)
+        given: list[Any] = []
+        async with (
+            testing.connect(sync) as client,
+            httpx.AsyncClient(transport=httpx.ASGITransport(sync.rest()), base_url="http://testserver") as http,
+        ):
+            for id in (5, "5", 6, "6"):
+                with pytest.raises(Reject) as refused:
+                    await client.read("M", {"id": id})
+                assert refused.value.code == "not_found"
+                given.append((refused.value.message, (await http.get(f"/M/{id}")).text))
+        answers.append(given)
+    assert answers[0] == answers[1]
