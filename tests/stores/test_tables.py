@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import math
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -365,6 +366,14 @@ async def test_what_a_record_leaves_out_has_the_default_of_the_schema(make: Make
     assert (replaced["text"], replaced["tags"]) == ("a", [])
 
 
+async def test_a_new_record_gets_the_tables_own_id_whatever_random_digits_come(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: a random id that is taken for something else. One of hexadecimal digits may be a number."""
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "8907301940368441")
+    assert (await make(DataWithDefaults).upsert({}))["id"] == 1
+
+
 class RenamedStruct(msgspec.Struct, rename="camel"):
     id: int
     full_name: str
@@ -607,7 +616,7 @@ class Sorted(Base):
     plain: Mapped[str]
     number: Mapped[float | None]
     flag: Mapped[bool | None]
-    grade: Mapped[Grade | None]
+    grade: Mapped[Grade | None] = mapped_column(sa.Enum(Grade, name="kind_of_grade"))
     rank: Mapped[Rank | None]
     word: Mapped[str | None] = mapped_column(sa.Enum("b", "a", "c", name="words"))
     at: Mapped[datetime.datetime | None] = mapped_column(sa.DateTime(timezone=True))
