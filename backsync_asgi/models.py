@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from starlette.requests import HTTPConnection
 
@@ -373,6 +373,20 @@ class Model:
             return function
 
         return decorate
+
+    @overload
+    def visible(
+        self,
+        function: Decorated,
+        *,
+        audience: Callable[[Context], Hashable] | None = None,
+        redacts: Iterable[str] | None = None,
+    ) -> Decorated: ...
+
+    @overload
+    def visible(
+        self, *, audience: Callable[[Context], Hashable] | None = None, redacts: Iterable[str] | None = None
+    ) -> Callable[[Decorated], Decorated]: ...
 
     def visible(
         self,
