@@ -154,8 +154,13 @@ async def test_it_is_logged_that_no_more_files_can_be_opened(
     assert "ulimit -n" in caplog.text
 
 
-async def test_text_that_is_no_utf8_does_not_fill_the_log_of_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_that_is_no_utf8_does_not_fill_the_log_of_uvicorn(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """uvicorn's own protocol class logs a traceback for each."""
+    for name in ("uvicorn", "uvicorn.error"):  # as they are before uvicorn sets them up
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
     Server(lambda session, scope: cast(Any, None), Settings()).start()
     uvicorn = logging.getLogger("uvicorn.error")
     for _ in range(100):
