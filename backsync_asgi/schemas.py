@@ -717,6 +717,18 @@ _PYDANTIC_TEXTS: Mapping[str, str] = {
 }
 
 
+def is_pydantic_text(kind: Any) -> bool:
+    """Whether it is a type of pydantic's own whose values are texts in JSON, such as `HttpUrl` and `EmailStr`."""
+    if not (getattr(kind, "__module__", None) or "").startswith("pydantic"):
+        return False
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(kind).json_schema(mode="serialization").get("type") == "string"
+    except (pydantic.PydanticUserError, ImportError):  # it has no JSON schema, or lacks a package, as EmailStr may
+        return False
+
+
 def _fault_of_pydantic(error: Mapping[str, Any], data: Any) -> Fault:
     """The fault that pydantic tells, in our words."""
     kind: str = error["type"]

@@ -23,7 +23,7 @@ from sqlalchemy.types import UserDefinedType
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import MAX_SAFE_INTEGER, encode, is_id, shorten
-from backsync_asgi.schemas import Field, fields_of
+from backsync_asgi.schemas import Field, fields_of, is_pydantic_text
 
 from .base import Record, Selection, encode_record, equal, invalid
 
@@ -672,10 +672,10 @@ NOTHING = (None, dataclasses.MISSING)  # defaults that leave a column NULL, or m
 def table_of(schema: type[Any], name: str | None = None, metadata: sa.MetaData | None = None) -> sa.Table:
     """A table with a column for each field of a dataclass, TypedDict, msgspec.Struct or pydantic model.
 
-    `str`, `int`, `float`, `bool`, dates, times, `UUID`, enums and `Decimal` become columns of their kind, `| None`
-    allows NULL, everything else is JSON. `id` is the primary key. name: the table's, else the schema's in lower case.
-    Columns are named as the record is sent, and have the schema's defaults. Raises ValueError for a schema without an
-    `id`, TypeError for what is no schema.
+    `str`, `int`, `float`, `bool`, dates, times, `UUID`, enums and `Decimal` become columns of their kind, pydantic's
+    own texts such as `HttpUrl` become texts, `| None` allows NULL, everything else is JSON. `id` is the primary key.
+    name: the table's, else the schema's in lower case. Columns are named as the record is sent, and have the schema's
+    defaults. Raises ValueError for a schema without an `id`, TypeError for what is no schema.
     """
     fields = fields_of(typing.cast(Any, schema))
     if fields is None:
@@ -700,7 +700,7 @@ def _column_of(field: Field) -> sa.Column[Any]:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         type_: Any = sa.Enum(kind, native_enum=False, values_callable=lambda them: [str(it.value) for it in them])
     else:
-        type_ = _TYPES.get(kind, sa.JSON())
+        type_ = _TYPES.get(kind) or (sa.Text() if is_pydantic_text(kind) else sa.JSON())
     return sa.Column(field.name, type_, nullable=nullable, default=_default_of(field, type_))
 
 

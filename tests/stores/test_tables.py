@@ -317,6 +317,26 @@ async def test_a_schema_is_a_table(make: Make, schema: Any) -> None:
         await store.upsert({**VALUES, "count": "many"})
 
 
+async def test_texts_of_pydantic_are_columns_of_text(make: Make) -> None:
+    """Kind: a type that the schema writes as text, kept in a way in which it can be neither ordered nor compared."""
+
+    class Link(pydantic.BaseModel):
+        id: str
+        url: pydantic.HttpUrl
+        other: pydantic.AnyUrl | None = None
+        size: pydantic.ByteSize = pydantic.ByteSize(0)
+
+    columns = table_of(Link).c
+    assert [type(column.type) for column in columns] == [sa.Text, sa.Text, sa.Text, sa.JSON]
+    store = make(Link)
+    for id in ("b", "a"):
+        await store.upsert({"id": id, "url": f"https://{id}.example/", "size": 5})
+    assert [row["id"] for row in await store.read({"$order": "url"})] == ["a", "b"]
+    assert [row["id"] for row in await store.read({"url": "https://b.example/"})] == ["b"]
+    with pytest.raises(Reject, match="url is 5, expected str"):
+        await store.upsert({"id": "c", "url": 5})
+
+
 async def test_a_schema_of_numbered_records(make: Make) -> None:
     @dataclass
     class Numbered:
