@@ -111,9 +111,11 @@ export function followEnd(scroller, button) {
   };
 }
 
-/** Sets the text of an element, and leaves it alone where it has that already. */
+/** Sets the text of an element if it differs, since even the same text costs a layout. Returns whether it did. */
 export function write(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  if (element.textContent === text) return false;
+  element.textContent = text;
+  return true;
 }
 
 /** What this browser keeps for the page; nothing where it is told to keep nothing, such as by blocking cookies. */

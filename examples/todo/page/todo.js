@@ -1,6 +1,6 @@
 // The todo page: one live Backbone collection, drawn in plain DOM. It must not know how it is kept equal to the server's.
 
-import { element, showList, showStatus } from "./static/page.js";
+import { element, showList, showStatus, write } from "./static/page.js";
 
 const connection = (Backsync.connection = Backsync.connect("backsync", { persist: "todo" })); // unsent changes outlive the page
 const $ = (id) => document.getElementById(id);
@@ -143,8 +143,7 @@ function drawTodo(todo, item = makeTodo(todo)) {
   const { title, done } = todo.attributes;
   const [check, , edit, waiting] = item.children;
   check.checked = done;
-  check.ariaLabel = `Done: ${title}`;
-  item.querySelector(".title").textContent = title;
+  if (write(item.querySelector(".title"), title)) check.ariaLabel = `Done: ${title}`;
   item.classList.toggle("done", done);
   item.hidden = edit.hidden && !FILTERS[shown](todo);
   waiting.hidden = todo.syncPending() === 0;
@@ -225,10 +224,20 @@ function drawAll() {
   drawSurroundings();
 }
 
+let frame = null;
+
+/** Draws everything in the next frame, once, however often it is called before. */
+function drawSoon() {
+  frame ??= requestAnimationFrame(() => {
+    frame = null;
+    drawAll();
+  });
+}
+
 showList(lost, $("lost"), (note) => element("li", {}, drawNote(note.attributes, () => lost.remove(note))));
 todos.on("change:place", () => todos.sort());
 todos.on("update reset change", drawSurroundings);
-connection.on("pending", drawAll); // what is waiting is marked
+connection.on("pending", drawSoon); // each todo shows whether it waits to be sent
 
 // --- One URL for each filter.
 
