@@ -63,7 +63,17 @@ from .feed import (
     write_pattern,
     writes,
 )
-from .reading import Made, TableReader, is_for_one, limited, selection_of, sendable
+from .reading import (
+    Made,
+    TableReader,
+    Unreadable,
+    is_for_one,
+    limited,
+    readable,
+    salvaged,
+    selection_of,
+    sendable,
+)
 
 logger = logging.getLogger("backsync")
 sparing = Sparing(logger, time.monotonic)
@@ -309,9 +319,12 @@ class LiveModel:
         ticket = self._feed.begin()
         try:
             changes: dict[Id, Record | None] = {plain(key): None for key in keys}
-            for found in self._mapped._base_manager.using(using).filter(pk__in=keys):
-                id = plain(found.pk)
+            rows = self._mapped._base_manager.using(using)
+            for found in salvaged(lambda some: [*rows.filter(pk__in=some)], keys):
+                id = plain(found.key if isinstance(found, Unreadable) else found.pk)
                 try:
+                    if isinstance(found, Unreadable):
+                        raise found.error
                     changes[id] = self._record(found)
                 except Exception:
                     logger.exception("The change of %s %r cannot be broadcast.", self._model.name, id)
@@ -390,7 +403,13 @@ class LiveModel:
             objects = objects.filter(beyond(vendor, places, selection.after))
 
         def fetch(limit: int | None, offset: int) -> Iterable[Any]:
-            found = (objects if limit is None else objects[offset : offset + limit]).iterator(chunk_size=CHUNK)
+            page = objects if limit is None else objects[offset : offset + limit]
+            found = readable(
+                lambda: page.iterator(chunk_size=CHUNK),
+                lambda it: it.pk,
+                lambda: [*page.values_list("pk", flat=True)],
+                lambda keys: self._mapped._default_manager.filter(pk__in=keys),
+            )
             return list(found) if is_for_one(query) else found  # an error would keep its cursor
 
         def made_of(found: Any) -> Made | None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import encode, is_id, shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import MAX_PAGE, Id, Query, Record, Selection, Skipped, parse_query
+from backsync_asgi.stores.base import MAX_PAGE, UNREADABLE, Id, Query, Record, Selection, Skipped, parse_query
+
+from .feed import plain
 
 Made = TypeVar("Made")
 Row = TypeVar("Row")
+
+SALVAGED = 500  # rows that are read at a time where some cannot be
 
 
 class Rows(Protocol):
@@ -72,8 +77,59 @@ def _checked(record: Record) -> Record:
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In place of a row that a column's type cannot read: another program has written what is none of it."""
+
+    key: Any
+    error: Exception
+
+
+def salvaged(fetch: Callable[[Sequence[Any]], Sequence[Row]], keys: Sequence[Any]) -> Iterator[Row | Unreadable]:
+    """The rows of these keys, as they are fetched; where some cannot be read, the others."""
+    try:
+        rows = fetch(keys)
+    except UNREADABLE as error:
+        if len(keys) == 1:
+            yield Unreadable(keys[0], error)
+            return
+        half = len(keys) // 2
+        yield from salvaged(fetch, keys[:half])
+        yield from salvaged(fetch, keys[half:])
+    else:
+        yield from rows
+
+
+def readable(
+    rows: Callable[[], Iterable[Row]],
+    key_of: Callable[[Row], Any],
+    keys: Callable[[], Sequence[Any]],
+    fetch: Callable[[Sequence[Any]], Iterable[Row]],
+) -> Iterator[Row | Unreadable]:
+    """The rows as they come. Where one cannot be read, those from there on are fetched by their keys.
+
+    keys: of all rows, in order; fetch: the rows of some keys, in any order.
+    """
+    last: list[Any] = []
+    try:
+        for row in rows():
+            last = [key_of(row)]
+            yield row
+        return
+    except UNREADABLE:
+        found = keys()
+    start = found.index(*last) + 1 if last and last[0] in found else 0  # what is read twice does no harm
+
+    def in_order(some: Sequence[Any]) -> Sequence[Row]:
+        by_key = {key_of(row): row for row in fetch(some)}
+        return [by_key[key] for key in some if key in by_key]
+
+    for first in range(start, len(found), SALVAGED):
+        yield from salvaged(in_order, found[first : first + SALVAGED])
+
+
 def sendable(
-    rows: Iterable[Row],
+    rows: Iterable[Row | Unreadable],
     make: Callable[[Row], Made | None],
     id_of: Callable[[Row], Any],
     skipped: Skipped | None,
@@ -86,13 +142,16 @@ def sendable(
     """
     for row in rows:
         try:
+            if isinstance(row, Unreadable):
+                raise row.error
             made = make(row)
         except raised:
             raise
         except Exception as error:
             if skipped is None:
                 raise
-            skipped.note(id_of(row), repr(error) if not str(error) else error)
+            id = plain(row.key) if isinstance(row, Unreadable) else id_of(row)
+            skipped.note(id, repr(error) if not str(error) else error)
         else:
             if made is not None:
                 yield made
@@ -100,8 +159,8 @@ def sendable(
 
 def limited(
     limit: int | None,
-    fetch: Callable[[int | None, int], Iterable[Row]],
-    make: Callable[[Iterable[Row]], Iterator[Made]],
+    fetch: Callable[[int | None, int], Iterable[Row | Unreadable]],
+    make: Callable[[Iterable[Row | Unreadable]], Iterator[Made]],
 ) -> Iterator[Made]:
     """As much as the limit says is made of rows; further ones are fetched where some were left out.
 

@@ -75,7 +75,17 @@ from .home import (
     single_bind,
     sync_bind,
 )
-from .reading import Made, TableReader, is_for_one, limited, selection_of, sendable
+from .reading import (
+    Made,
+    TableReader,
+    Unreadable,
+    is_for_one,
+    limited,
+    readable,
+    salvaged,
+    selection_of,
+    sendable,
+)
 
 logger = logging.getLogger("backsync")
 
@@ -154,7 +164,10 @@ class Source:
         return result.unique().scalars()  # type: ignore[no-any-return] # of a joined collection there are several rows
 
     def id_of(self, found: Any) -> Id:
-        return plain(getattr(found, self._id) if self.columns is None else found[0])  # type: ignore[no-any-return]
+        return plain(self.key_of(found))  # type: ignore[no-any-return]
+
+    def key_of(self, found: Any) -> Any:
+        return getattr(found, self._id) if self.columns is None else found[0]
 
 
 class LiveMapping:
@@ -592,11 +605,17 @@ class LiveMapping:
             statement = statement.with_for_update(read=True, of=self._key.table)
         with Session(conn, autoflush=False, join_transaction_mode="rollback_only", info={READER: True}) as session:
             executor = conn if table.is_flat else session
+
+            def fetch(some: Sequence[Any]) -> list[Any]:
+                return [*table.rows(executor.execute(statement.where(table.id.in_(some))))]
+
             for some in batched(keys, AT_ONCE):
-                for found in table.rows(executor.execute(statement.where(table.id.in_(some)))):
-                    id = table.id_of(found)
+                for found in salvaged(fetch, some):
+                    id = plain(found.key) if isinstance(found, Unreadable) else table.id_of(found)
                     id = ids.get(str(id), id)
                     try:
+                        if isinstance(found, Unreadable):
+                            raise found.error
                         changes[id] = self._record(table, found)
                     except DBAPIError:  # the transaction is broken, and its author has to know
                         raise
@@ -787,7 +806,12 @@ class LiveMapping:
 
         def fetch(limit: int | None, offset: int) -> Iterable[Any]:
             page = statement if limit is None else statement.limit(limit).offset(offset)
-            return table.rows(session.execute(page, execution_options=options))
+            return readable(
+                lambda: table.rows(session.execute(page, execution_options=options)),
+                table.key_of,
+                lambda: session.scalars(page.with_only_columns(table.id, maintain_column_froms=True)).all(),
+                lambda keys: table.rows(session.execute(select(*table.selected()).where(table.id.in_(keys)))),
+            )
 
         def made_of(row: Any) -> Made | None:
             record = self._record(table, row)

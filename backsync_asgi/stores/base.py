@@ -29,6 +29,7 @@ MAX_RECORD = 65_536  # bytes of a record as JSON; a client's message is not larg
 CHUNK = 2_000  # records that a snapshot reads at a time
 RUN = 2_000  # rows that are sorted at a time
 SLICE = 0.005  # seconds of work on rows before the event loop gets its turn
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError)  # what a column's type raises for a row
 MAX_SKIPPED = 100  # rows that are logged because they cannot be sent, per store or model
 BY_ID = (("id", False),)  # the order of pages for which none is given
 

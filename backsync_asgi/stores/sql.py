@@ -52,6 +52,7 @@ except ImportError as error:
 
 from .base import (
     CHUNK,
+    UNREADABLE,
     Id,
     Query,
     Record,
@@ -80,7 +81,8 @@ DRIVERS: Mapping[str, str] = {
     "postgres": "postgresql+asyncpg",
 }
 EXTRAS: Mapping[str, str] = {"aiosqlite": "sqlite", "asyncpg": "postgres"}
-UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError)  # what a column's type raises for a row
+# Classes of SQLSTATE: data, constraints, check options, what is too large (as for an index), and what triggers raise.
+REFUSALS = ("22", "23", "44", "54", "P0")
 SALVAGED = 500  # rows that are read at a time where some cannot be
 TRIES = 3  # of a write that meets a connection which has ended, or somebody who adds the same record
 
@@ -297,7 +299,11 @@ class SQLStore:
 
     async def _find(self, connection: AsyncConnection, key: Any, *, lock: bool = False) -> Record | None:
         statement = sa.select(*self.layout.columns()).where(self.layout.id == key)
-        row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
+        try:
+            row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
+        except UNREADABLE as error:  # nor is it to be taken for one that is not there
+            self._skip(key, error)
+            raise Reject("not_found", f"The record with the id {shorten(key)} cannot be read.") from None
         return None if row is None else self.layout.record(row)
 
     # Writing
@@ -689,8 +695,8 @@ def _is_bad_data(error: Exception) -> bool:
     if isinstance(error, (IntegrityError, DataError)) or type(error) is StatementError:  # a parameter cannot be bound
         return True
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    # SQL's classes of data errors and broken rules; and values that have no such comparison, as points have no order
-    return state[:2] in ("22", "23") or state == "42883"
+    # And values that have no such comparison, as points have no order.
+    return state[:2] in REFUSALS or state == "42883"
 
 
 def _faults() -> tuple[type[Exception], ...]:

@@ -551,7 +551,12 @@ def _converted(field: str, type_: Any, value: Any) -> Any:
     except (ValueError, ArithmeticError):
         raise invalid(field, f"is {shorten(value)}, expected {kind.__name__}") from None
     if kind in (datetime.datetime, datetime.time) and isinstance(value, kind):
-        return _in_zone(field, type_, value)
+        try:
+            return _in_zone(field, type_, value)
+        except OverflowError:
+            raise invalid(
+                field, f"is {shorten(value.isoformat())}, which in UTC is before year 1 or after 9999"
+            ) from None
     if kind is float and type(value) is int:
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

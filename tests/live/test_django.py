@@ -288,6 +288,41 @@ def test_a_record_that_cannot_be_made_does_not_stop_the_others(
     assert "The change of Note 1 cannot be broadcast" in caplog.text
 
 
+async def test_one_row_that_its_column_cannot_read_shuts_nobody_out(
+    sync: Backsync, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value that another program wrote and a field refuses: its row fails alone, in reads and in commits."""
+    codes = [uuid.UUID(int=number) for number in range(1, 6)]
+
+    def spoil() -> None:
+        Ticket.objects.bulk_create(Ticket(code=code, price=1) for code in codes)
+        spoiled = [codes[0].hex, codes[3].hex]
+        connection.connection.execute(
+            "UPDATE django_project_ticket SET day = '2026-13-45' WHERE code IN (?, ?)", spoiled
+        )
+
+    def change() -> None:
+        with transaction.atomic():
+            for code in codes[3:]:
+                Ticket.objects.filter(pk=code).update(price=2)
+
+    await sync_to_async(spoil)()
+    await sync_to_async(connections.close_all)()  # of the thread that writes: it connects once more, and is heard
+    with made_live(sync, "Ticket", Ticket, fields=["day", "price"]):
+        async with connect(sync) as client:
+            seen = await client.subscribe("Ticket")
+            whole = [str(codes[number]) for number in (1, 2, 4)]
+            assert sorted(seen) == whole
+            page = {"$order": "id", "$limit": 2}
+            assert [row["id"] for row in await client.read("Ticket", page)] == whole[:2]
+            with pytest.raises(Reject, match="not_found"):
+                await client.read("Ticket", {"id": str(codes[3])})
+            await sync_to_async(change)()  # is committed, though one of them cannot be broadcast
+            await client.until(lambda: seen[whole[2]]["price"] == "2.00")
+            assert sorted(seen) == whole
+            assert f"The change of Ticket '{codes[3]}' cannot be broadcast" in caplog.text
+
+
 def test_what_another_model_of_the_table_writes_is_seen(sync: Backsync, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard(sync, monkeypatch, "Tag")
     with made_live(sync, "Tag", Tag):

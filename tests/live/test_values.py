@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import json
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +254,40 @@ async def test_one_row_that_json_cannot_carry_shuts_nobody_out(table: Make, capl
         await early.until(lambda: 2 in before and before[2]["size"] == 2.0)
         await late.until(lambda: after == before)
         assert (1 in after) == (live_table.infinity is not None)
+
+
+@pytest.mark.parametrize("table", ["sqlalchemy"], indirect=True)
+@pytest.mark.parametrize("whole", [False, True])
+async def test_one_row_that_its_column_cannot_read_shuts_nobody_out(
+    table: Make, whole: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value that another program wrote and a column's type refuses: its row fails alone, in reads and in commits."""
+
+    def to_record(row: Any) -> dict[str, Any]:
+        return {"size": row.size}
+
+    async with table(to_record=to_record if whole else None) as live_table, connect(live_table.sync) as early:
+        before = await early.subscribe("Big")
+        for id in range(1, 8):
+            await live_table.add(id=id, size=1.0, tags=[id])
+        await early.until(lambda: len(before) == 7)
+        with contextlib.closing(sqlite3.connect(tmp_path / "big.sqlite")) as connection, connection:
+            connection.execute("UPDATE big SET tags = '{not json' WHERE id IN (1, 4)")
+        async with connect(live_table.sync) as late:
+            after = await late.subscribe("Big")
+            assert after.keys() == {2, 3, 5, 6, 7}
+            assert [row["id"] for row in await late.read("Big")] == [2, 3, 5, 6, 7]
+            page = {"$order": "id", "$limit": 2}
+            assert [row["id"] for row in await late.read("Big", page)] == [2, 3]
+            assert [row["id"] for row in await late.read("Big", {**page, "$after": {"id": 3}})] == [5, 6]
+            with pytest.raises(Reject, match="not_found"):
+                await late.read("Big", {"id": 4})
+            assert caplog.text.count("The record 4 of Big cannot be sent") == 1, "once"
+            await live_table.change(4, size=2.0)  # is committed, though it cannot be broadcast
+            await early.until(lambda: 4 not in before)
+            await live_table.change(4, tags=[])
+            await late.until(lambda: 4 in after and after[4]["size"] == 2.0)
+            await early.until(lambda: 4 in before)
 
 
 # ── Numbers that browsers cannot hold ────────────────────────────────────────────────────────────────────────────────

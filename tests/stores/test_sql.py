@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -651,6 +652,33 @@ def test_no_acknowledged_write_is_lost_when_the_process_is_killed(sqlite: str) -
         written = {record["id"]: record["n"] for record in asyncio.run(SQLStore(sqlite, table="written").read({}))}
         for told in range(max(0, number - 49), number + 1):
             assert written[told % 50] >= told
+
+
+async def test_what_a_rule_of_the_database_refuses_is_no_outage(postgresql: PostgreSQL) -> None:
+    """A write that can never succeed is `invalid`: after `unavailable` a client would send it for ever."""
+    table = sa.Table("ruled", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True), sa.Column("x", sa.Text))
+    view = sa.Table("view_of_ruled", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True), sa.Column("x", sa.Text))
+    connection = await asyncpg.connect(postgresql.url)
+    await connection.execute("""
+        CREATE TABLE ruled (id text PRIMARY KEY, x text);
+        CREATE INDEX ON ruled (x);
+        CREATE VIEW view_of_ruled AS SELECT * FROM ruled WHERE x <> 'hidden' WITH CHECK OPTION;
+        CREATE FUNCTION check_ruled() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF new.x = 'bad' THEN RAISE EXCEPTION 'planted'; END IF; RETURN new; END $$;
+        CREATE TRIGGER check_ruled BEFORE INSERT OR UPDATE ON ruled FOR EACH ROW EXECUTE FUNCTION check_ruled();
+    """)
+    long = random.Random(1).randbytes(10_000).hex()
+    stores = [SQLStore(postgresql.url, table=it) for it in (table, view)]
+    indexed = SQLStore(postgresql.url, table="indexed", index=["x"])
+    try:
+        for store, value in ((stores[0], "bad"), (stores[0], long), (stores[1], "hidden"), (indexed, long)):
+            assert (await refusal(store.upsert({"id": "a", "x": value}))).code == "invalid", value[:9]
+            assert (await store.upsert({"id": "a", "x": "good"}))["x"] == "good"
+    finally:
+        for store in (*stores, indexed):
+            await store.close()
+        await connection.close()
+        await drop_tables(postgresql.url)
 
 
 async def test_what_the_database_says_is_for_the_log(make: Make, caplog: pytest.LogCaptureFixture) -> None:

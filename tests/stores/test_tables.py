@@ -529,6 +529,12 @@ async def test_a_time_with_a_zone_is_not_put_where_its_zone_is_lost(make: Make) 
     assert len(await store.read({"at": "2026-01-01T12:00:00"})) == 1
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+02:00", "9999-12-31T23:59:59-02:00"])
+async def test_a_time_that_utc_does_not_have_is_refused(make: Make, at: str) -> None:
+    """A value that cannot be converted is the client's fault, and named: not a failed handler."""
+    assert await fault(make(Sorted).upsert({"id": "a", "plain": "p", "at": at})) == ("invalid", "at")
+
+
 @pytest.mark.parametrize("number", [2**53, 2**63 - 1, -(2**63), 1234567890123456789])
 async def test_integers_that_browsers_would_round_are_texts(make: Make, number: int) -> None:
     """An integer beyond 2^53 is sent, taken and asked for as text, so that it comes back as it was."""
@@ -738,4 +744,8 @@ async def test_a_row_that_its_column_cannot_read_is_left_out(
     assert [row["id"] for row in await store.read({"$order": "number", "$limit": 5})] == expected[:5]
     assert await texts_of(store, {"$limit": 5, "$after": {"id": "r0002"}}) == expected[2:7]
     assert len([record for record in caplog.records if "cannot be sent" in record.message]) == len(unreadable)
+    for work in (store.get("r0003"), store.patch("r0003", {"number": 1})):
+        with pytest.raises(Reject, match="not_found: The record with the id 'r0003' cannot be read"):
+            await work
+    assert await store.delete("r0003")
     await store.close()
