@@ -960,8 +960,6 @@ class Model:
 
     async def read(self, ctx: Context, query: Mapping[str, Any]) -> Any:
         """The records that a query asks for, as this client may see them: a list, or one record for one id alone."""
-        if self.visibility.hides and self.reader is not None and "read" not in self._handlers and set(query) != {"id"}:
-            return await self._read_shown(ctx, self.reader, query)
         rows = await self._read(ctx, query)
         if not self.visibility.hides:
             return rows
@@ -974,27 +972,32 @@ class Model:
             return seen
         return [dict(seen) async for row in paced(rows) if (seen := self.visibility.show(ctx, row)) is not None]
 
-    async def _read_shown(self, ctx: Context, reader: Reader, query: Mapping[str, Any]) -> list[Record]:
-        shown: list[Record] = []
+    async def _read_shown(self, ctx: Context, reader: Reader, query: Mapping[str, Any]) -> list[str]:
+        """The JSON texts of what this client may see."""
+        texts: list[str] = []
+        fields = ("id", *self.options.key) if self.options.key else ()  # by which places are learned
 
         async def work() -> list[Record]:
-            pairs = await read_shown(reader, query, partial(self._sent_of, ctx), self._is_whole(query))
-            shown.extend(seen for _, seen in pairs)
-            return [row for row, _ in pairs]
+            found = await read_shown(reader, query, partial(self._sent_of, ctx), self._is_whole(query), fields)
+            texts.extend(shown.text for shown in found)
+            return [shown.row for shown in found]
 
         await self._read_rows(query, work())
-        return shown
+        return texts
 
-    def _sent_of(self, ctx: Context, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def _sent_of(self, ctx: Context, row: Mapping[str, Any], text: str | None) -> tuple[Mapping[str, Any], str] | None:
         """What this client gets of a record, as JSON has it, so that it compares as the client would compare it."""
         seen = self.visibility.show(ctx, row)
-        if seen is None or seen is row:
-            return seen
+        if seen is None:
+            return None
+        if seen is row and text is not None:
+            return row, text
         try:
-            return messages.record_of(loads(messages.encode(seen)))
+            text = messages.encode(seen)
         except EncodeError as error:
             self._skipped.note(_id_of(row), error)
             return None
+        return row if seen is row else messages.record_of(loads(text)), text
 
     def _is_whole(self, query: Mapping[str, Any]) -> Callable[[str], bool]:
         """Whether a field may be compared by the reader, which compares what is stored. A channel's key may."""
@@ -1039,11 +1042,13 @@ class Model:
 
     async def read_text(self, ctx: Context, query: Mapping[str, Any]) -> str:
         """The same as JSON text. What the reader has encoded already is not decoded on the way."""
-        if self.reader is None or "read" in self._handlers or self.visibility.hides or set(query) == {"id"}:
+        if self.reader is None or "read" in self._handlers or set(query) == {"id"}:
             rows = await self.read(ctx, query)
             texts = None if isinstance(rows, Mapping) else await self._texts_of(rows)
             if texts is None:
                 return messages.encode(rows)
+        elif self.visibility.hides:
+            texts = await self._read_shown(ctx, self.reader, query)
         else:
             texts = await self._read_rows(query, _collect(self.reader.snapshot(query)))
         return "[" + ",".join(texts) + "]"

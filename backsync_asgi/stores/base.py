@@ -8,9 +8,11 @@ import itertools
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import escaped
@@ -305,13 +307,41 @@ class _Descending:
 
 
 async def paced(rows: Iterable[Row]) -> AsyncIterator[Row]:
-    """The same rows. Lets the event loop go on with other work after each `SLICE` of time that they take."""
+    """The same rows. Lets the event loop go on with other work after each `SLICE` of time that they take.
+
+    Many that are paced at the same time take turns: in each turn of the event loop one of them goes on.
+    """
     begun = time.perf_counter()
     for number, row in enumerate(rows):
         yield row
         if number % 8 == 7 and time.perf_counter() - begun > SLICE:
-            await asyncio.sleep(0)
+            await _queues.setdefault(asyncio.get_running_loop(), _Queue()).turn()
             begun = time.perf_counter()
+
+
+class _Queue:
+    """Work of one event loop that was interrupted, and goes on in the order in which it was."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._next, loop)
+        await waiter
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiter = self._waiting.popleft()
+        if not waiter.done():  # else it was cancelled
+            waiter.set_result(None)
+        if self._waiting:
+            loop.call_soon(self._next, loop)
+
+
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
 
 
 async def arrange(rows: Iterable[Row], record_of: Callable[[Row], Record], selection: Selection) -> list[Row]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from backsync_asgi import Reject
-from backsync_asgi.stores import MemoryStore
+from backsync_asgi.stores import MemoryStore, base
 
 
 async def test_a_full_store_refuses_one_more_and_says_how_many_it_keeps() -> None:
@@ -37,3 +38,31 @@ async def test_a_log_drops_its_oldest_records_and_tells_which() -> None:
 def test_a_wrong_option_is_found_at_start(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="MemoryStore got"):
         MemoryStore(**options)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_in_each_turn_of_the_event_loop_one_slice_of_rows_is_worked_on(
+    cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind of fault: work that is sliced for each client alone adds up where many ask at once."""
+    monkeypatch.setattr(base, "SLICE", -1.0)  # a slice is the fewest rows
+    worked = 0
+    in_turns: list[int] = []
+
+    async def work() -> int:
+        nonlocal worked
+        async for _ in base.paced(range(80)):
+            worked += 1
+        return worked
+
+    tasks = [asyncio.create_task(work()) for _ in range(20)]
+    while not all(task.done() for task in tasks):
+        before = worked
+        await asyncio.sleep(0)
+        in_turns.append(worked - before)
+        if cancelled and len(in_turns) == 5:
+            for task in tasks[::2]:
+                task.cancel()
+    assert max(in_turns[1:]) == 8
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(it, int) for it in ended) == (10 if cancelled else 20)
