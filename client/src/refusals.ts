@@ -1,9 +1,9 @@
-/** Makes refused writes visible in the console where the page does not look at them. Knows nothing of records. */
+/** Makes refused requests visible in the console where the page does not look at them. Knows nothing of records. */
 
 import type { BacksyncError } from "./errors.js";
 import type { Host } from "./host.js";
 
-/** The promise of a write. It may be left alone: its rejection is never reported as unhandled. */
+/** The promise of a request. It may be left alone: its rejection is never reported as unhandled. */
 export class WritePromise<T> extends Promise<T> {
   #isTaken = false;
 
@@ -32,13 +32,13 @@ export class WritePromise<T> extends Promise<T> {
   }
 }
 
-/** What the page has done itself: it gave up the write, or closed the connection. */
+/** What the page has done itself: it gave up the request, or closed the connection. */
 function isByPage({ code, details }: BacksyncError): boolean {
   return code === "aborted" || (code === "closed" && (details as { code?: unknown } | undefined)?.code === 1000);
 }
 
 /**
- * Warns of a refused write, one task later: until then the page may take its promise. `event` is the write's, as
+ * Warns of a refused request, one task later: until then the page may take its promise. `event` is the request's, as
  * `Todo:upsert`; `isSeen` says whether the page looks at the refusal.
  */
 export function warnOfRefusal(host: Host, event: string, error: BacksyncError, isSeen: () => boolean): void {

@@ -577,7 +577,11 @@ describe("refused writes", () => {
     await refuse();
     new Todo({ id: 2 }).destroy({ success() {} });
     await refuse();
-    const expected = ["upsert", "patch", "delete"].map((method) => `backsync: Todo:${method} was refused: no: invalid (invalid)`);
+    todos.fetch();
+    await refuse();
+    new Todo({ id: 3 }).fetch();
+    await refuse();
+    const expected = ["upsert", "patch", "delete", "read", "read"].map((method) => `backsync: Todo:${method} was refused: no: invalid (invalid)`);
     assert.deepEqual(warnings, expected);
   });
 
@@ -592,6 +596,9 @@ describe("refused writes", () => {
       (todo, todos) => (todos.on("error", () => {}), todo.save({ text: "" })),
       (_, todos) => (todos.on("rollback", () => {}), todos.create({ text: "" })),
       (_, todos) => todos.create({ text: "" }, { error() {} }),
+      (_, todos) => todos.fetch({ error() {} }),
+      (_, todos) => (todos.on("error", () => {}), todos.fetch()),
+      (todo, todos) => (todos.on("error", () => {}), todo.fetch()),
       (todo) => Backbone.sync("update", todo, { error() {} }),
     ];
     for (const [index, way] of ways.entries()) {

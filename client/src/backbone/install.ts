@@ -104,7 +104,7 @@ class Installation {
   readonly #records = new Records();
   readonly #states = new Map<BackboneCollection, CollectionState>();
   readonly #restore: () => void;
-  /** Whether the `save` or `destroy` that runs was given an `error` callback; null: none runs. */
+  /** Whether the `save`, `destroy` or `fetch` that runs was given an `error` callback; null: none runs. */
   #hasCallback: boolean | null = null;
 
   constructor(Backbone: BackboneLike, connection: () => Connection, options: InstallOptions) {
@@ -143,7 +143,8 @@ class Installation {
       },
     };
     const models = Backbone.Model.prototype as Record<string, unknown>;
-    const { save, destroy } = models as Record<string, (...args: unknown[]) => unknown>;
+    const { save, destroy, fetch } = models as Record<string, (...args: unknown[]) => unknown>;
+    const fetchAll = collections.fetch as (...args: unknown[]) => unknown;
     /** Backbone hides an `error` callback of the page in one of its own, which `sync` gets: it is looked for before. */
     const noting = (method: ((...args: unknown[]) => unknown) | undefined) =>
       function (this: unknown, ...args: unknown[]): unknown {
@@ -155,7 +156,8 @@ class Installation {
           installation.#hasCallback = before;
         }
       };
-    Object.assign(models, { save: noting(save), destroy: noting(destroy) });
+    Object.assign(models, { save: noting(save), destroy: noting(destroy), fetch: noting(fetch) });
+    collections.fetch = noting(fetchAll);
     function syncPending(this: BackboneModel | BackboneCollection): number {
       return installation.pending(this);
     }
@@ -167,7 +169,8 @@ class Installation {
       collections.create = create;
       for (const name of ["live", "syncBind", "syncUnbind", "syncPending"]) delete collections[name];
       delete models.syncPending;
-      Object.assign(models, { save, destroy });
+      Object.assign(models, { save, destroy, fetch });
+      collections.fetch = fetchAll;
     };
   }
 
@@ -307,7 +310,7 @@ function overRest(Backbone: BackboneLike, sync: () => unknown): unknown {
     return sync();
   } catch (error) {
     if (!(error instanceof TypeError) || typeof Backbone.$?.ajax === "function") throw error;
-    const message = `Backbone's REST sync failed (${error.message}): there is no jQuery. Add backsync: true, or load jQuery.`;
+    const message = `Backbone's REST sync failed (${error.message}): there is no jQuery. Add backsync: true, or load jQuery; after collection.live() neither is needed.`;
     throw new BacksyncError("usage", message, error);
   }
 }

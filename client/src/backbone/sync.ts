@@ -59,13 +59,11 @@ export function syncOver(
   };
   const fail = (error: BacksyncError): void => {
     const tell = (): void => options.error?.(error);
-    if (write === null) {
-      tell();
-      return;
-    }
-    const places = [subject, ...write.places.map(({ collection }) => collection)]; // where its events arrive
+    // Where its events arrive.
+    const places = [subject, ...(write === null ? collectionOf(subject) : write.places.map(({ collection }) => collection))];
     warnOfRefusal(connection.host, message.event, error, () => answer.isTaken || hasCallback || places.some(isListenedTo));
-    records.fail(write, subject as BackboneModel, error, options, tell);
+    if (write === null) tell();
+    else records.fail(write, subject as BackboneModel, error, options, tell);
   };
   let call: Call | null = null;
   promise.abort = () => call?.abort();
@@ -125,7 +123,11 @@ function withIdentity(records: Records, model: BackboneModel, attributes: Attrib
   return { ...others, ...identity(records, model), ...named };
 }
 
-/** Whether the page listens to what tells of refused writes. */
+function collectionOf(subject: BackboneModel | BackboneCollection): BackboneCollection[] {
+  return isCollection(subject) || !subject.collection ? [] : [subject.collection];
+}
+
+/** Whether the page listens to the events of refused requests. */
 function isListenedTo({ _events }: BackboneModel | BackboneCollection): boolean {
   return ["error", "rollback"].some((name) => (_events?.[name]?.length ?? 0) > 0);
 }
