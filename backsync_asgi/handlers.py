@@ -88,7 +88,8 @@ class Caller:
     async def limited(self, work: Awaitable[Result]) -> Result:
         """What is awaited, within the time limit. Raises HandlerTimeout: a store that hangs must not hold up others.
 
-        Raises Reject in place of an HTTPException of Starlette or FastAPI that refuses.
+        Raises Reject in place of an HTTPException of Starlette or FastAPI that refuses, and of a group of such refusals
+        alone, as a TaskGroup makes it.
         """
         task = asyncio.current_task(self.loop) or asyncio.current_task()
         assert task is not None
@@ -99,6 +100,11 @@ class Caller:
             if error.status_code not in CODES_OF_STATUS:
                 raise
             raise refusal_of(error) from error
+        except ExceptionGroup as error:
+            refusal = _refusal_in(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         except asyncio.CancelledError as error:
             if deadline.is_over and task.cancelling() <= deadline.cancelling + 1:
                 raise HandlerTimeout(f"the limit is {self._deadlines.seconds:g} s") from None
@@ -370,6 +376,21 @@ def refusal_of(error: HTTPException) -> Reject:
     if isinstance(detail, str):
         return Reject(code, "" if detail == HTTPStatus(error.status_code).phrase else detail)
     return Reject(code, details=detail)
+
+
+def _refusal_in(group: ExceptionGroup[Exception]) -> Reject | None:
+    """The first refusal in a group that holds nothing else."""
+    found: Reject | None = None
+    for error in group.exceptions:
+        refusal: Exception | None = error
+        if isinstance(error, ExceptionGroup):
+            refusal = _refusal_in(error)
+        elif isinstance(error, HTTPException) and error.status_code in CODES_OF_STATUS:
+            refusal = refusal_of(error)
+        if not isinstance(refusal, Reject):
+            return None
+        found = found or refusal
+    return found
 
 
 def check_signature(function: HandlerFunction, arguments: int, expected: str) -> None:

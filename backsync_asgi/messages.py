@@ -195,8 +195,8 @@ def shorten(value: object, limit: int = 60) -> str:
 def encode(value: Any) -> str:
     """A value as JSON text.
 
-    Dataclasses, msgspec.Structs and pydantic models are written as objects, under their names on the wire; dates,
-    UUIDs, enums and Decimals as text, UTC as `Z`, as browsers write it.
+    Mappings, dataclasses, msgspec.Structs and pydantic models are written as objects, under their names on the wire;
+    dates, UUIDs, enums and Decimals as text, UTC as `Z`, as browsers write it.
 
     Raises EncodeError, which names the field, for what JSON cannot carry: sets, bytes, NaN, integers of more than
     64 bits, keys that are not strings, circular values, lone surrogates.
@@ -253,6 +253,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):  # a named one
         return list(value)
+    if isinstance(value, Mapping):  # such as a row of SQLAlchemy's
+        return dict(value)
     raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
 
 
@@ -375,7 +377,7 @@ def _children(value: Any, path: str) -> Iterable[tuple[Any, str, Any]] | None:
         except (ValueError, RecursionError):  # such as a circular one
             return None
         return None if inside is value else _children(inside, path)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return ((name, join(path, name), child) for name, child in value.items())
     return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import difflib
 import inspect
 import logging
@@ -35,7 +34,7 @@ from .rights import Permit, Rights
 from .schemas import Schema, Unknown, data_annotation, schema_of
 from .shown import read_shown
 from .sockjs.frames import loads
-from .soon import Line, Soon
+from .soon import Line, Soon, sparing
 from .stores.base import CHUNK, Id, Reader, Record, Skipped, Store, Unsure, paced
 from .stores.memory import MemoryStore
 from .turns import Turns
@@ -616,14 +615,22 @@ class Model:
         try:
             act = self._prepare(method, data)
         except Exception as error:  # noqa: BLE001 - the caller may be a logging handler: it must not fail
-            logger.error("%s.publish_soon was given what cannot be published: %s", self.name, error)
+            self._refuse_soon("publish_soon", error)
         else:
             self._soon.put(act, self._on_lost(method))
 
     def upsert_soon(self, record: Any) -> None:
         """`upsert` from any thread, at any time: never waits and never raises; as `publish_soon`."""
-        kept = copy.copy(record)  # the caller may go on with its own
-        self._soon.put(lambda: self.upsert(kept))
+        try:
+            kept = copied(record)  # the caller may go on with its own
+        except Exception as error:  # noqa: BLE001 - as above
+            self._refuse_soon("upsert_soon", error)
+        else:
+            self._soon.put(lambda: self.upsert(kept))
+
+    def _refuse_soon(self, method: str, error: Exception) -> None:
+        what = "%s.%s was given what cannot be published: %s"
+        sparing.log(logging.ERROR, (method, self.name, type(error)), what, self.name, method, error)
 
     def refresh(self) -> None:
         """Have every subscriber read anew: the records have changed in a way that nobody has told, as by a migration.

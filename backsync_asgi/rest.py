@@ -190,6 +190,8 @@ class Call:
         """Answer it, whatever it is."""
         headers, scheme = self._scope["headers"], self._scope.get("scheme", "http")
         self._extra = origins.cors(headers, scheme)
+        if self._extra:
+            self._extra.append((b"access-control-expose-headers", b"ETag, Location, Retry-After"))
         try:
             self._check_headers()
             if not origins.allows(headers, scheme):

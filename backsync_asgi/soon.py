@@ -7,14 +7,18 @@ import contextvars
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
 from .handlers import start_contained
+from .logs import Sparing
 
 logger = logging.getLogger("backsync")
+# A logging handler may publish what is logged here: without a limit one line would cause lines for ever.
+sparing = Sparing(logger, time.monotonic)
 
 SOON_LIMIT = 10_000  # changes that may wait for the event loop; then the oldest go
 
@@ -143,7 +147,8 @@ class Soon:
             if count % 100 == 0:
                 await asyncio.sleep(0)  # a long queue must not stop the loop
             if dropped:
-                logger.warning("%d changes were dropped: more than %d waited for the event loop.", dropped, SOON_LIMIT)
+                what = "%d changes were dropped: more than %d waited for the event loop."
+                sparing.log(logging.WARNING, "dropped", what, dropped, SOON_LIMIT)
             try:
                 for tell in lost:
                     tell()
@@ -151,4 +156,5 @@ class Soon:
                 if waiting is not None:
                     await start_contained(waiting, context)
             except Exception as error:  # noqa: BLE001 - one bad change must not stop those behind it
-                logger.error("A change that was published from another thread failed: %r", error)
+                what = "A change that was published from another thread failed: %r"
+                sparing.log(logging.ERROR, ("failed", type(error)), what, error)

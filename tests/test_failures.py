@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
-from backsync_asgi import Backsync, Context
+from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi.errors import CODES
 from backsync_asgi.stores import MemoryStore
 from tests.inprocess import Closed, Socket, connect
@@ -121,6 +121,19 @@ async def test_a_web_frameworks_refusal_is_a_refusal(
         error = await client.error(event, data)
     assert (error["code"], error["message"]) == (code, "Not for you.")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(("event", "data"), [*CALLS, ("Ruled:upsert", {})])
+async def test_a_refusal_in_a_task_group_is_a_refusal(event: str, data: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What wraps a refusal does not make it a failure, unless something else failed, too."""
+    group = ExceptionGroup("tasks", [ExceptionGroup("inner", [Reject("full", "Come back later.")]), HTTPException(404)])
+    async with connect(failing(debug=False, error=lambda: group)) as client:
+        error = await client.error(event, data)
+    assert (error["code"], error["message"]) == ("full", "Come back later.")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    both = ExceptionGroup("tasks", [Reject("full"), RuntimeError("planted")])
+    async with connect(failing(debug=False, error=lambda: both)) as client:
+        assert (await client.error(event, data))["code"] == "handler_error"
 
 
 async def test_a_web_frameworks_failure_is_a_failure_and_its_details_are_details() -> None:

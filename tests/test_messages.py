@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import decimal
 import enum
 import json
+import types
 import uuid
 from typing import Any
 
@@ -216,6 +218,16 @@ def test_dates_ids_enums_and_dataclasses_are_written() -> None:
         "when": "2026-01-02T00:00:00Z",
         "price": "1.50",
     }
+
+
+@pytest.mark.parametrize("kind", [types.MappingProxyType, collections.UserDict])
+def test_any_mapping_is_an_object(kind: Any) -> None:
+    """What counts as a record can be sent as one: a row of SQLAlchemy's is a mapping and no dict."""
+    assert json.loads(encode([kind({"id": 1, "inner": kind({"at": None})})])) == [{"id": 1, "inner": {"at": None}}]
+    with pytest.raises(EncodeError, match="at inner.ratio,"):
+        encode(kind({"inner": kind({"ratio": float("nan")})}))
+    with pytest.raises(EncodeError, match="tags"):
+        encode(kind({"tags": {1}}))
 
 
 def circular() -> list[Any]:

@@ -1001,15 +1001,43 @@ async def test_publishing_soon_never_raises_and_one_bad_change_stops_no_other(
 
 async def test_what_is_published_soon_is_what_it_was_when_it_was_published(sync: Backsync) -> None:
     model = sync.model("M", store=MemoryStore())
-    record = {"id": 1, "n": 1}
+    deep: dict[str, Any] = {"tags": ["a"]}
+    record = {"id": 1, "n": 1, "deep": deep}
     async with connect(sync) as client:
         await client.call("M:subscribe")
         model.publish_soon("upsert", record)
         record["n"] = 2
-        assert (await client.receive())["data"] == {"id": 1, "n": 1}
+        assert (await client.receive())["data"] == {"id": 1, "n": 1, "deep": {"tags": ["a"]}}
         model.upsert_soon(record)
         record["n"] = 3
-        assert (await client.receive())["data"] == {"id": 1, "n": 2}
+        deep["tags"].append("b")
+        assert (await client.receive())["data"] == {"id": 1, "n": 2, "deep": {"tags": ["a"]}}
+
+
+@pytest.mark.parametrize("how", ["upsert_soon", "publish_soon", "uncopied"])
+async def test_a_log_handler_that_publishes_what_its_own_failures_log_comes_to_an_end(sync: Backsync, how: str) -> None:
+    """One cause gives a bounded number of effects, where an effect is a cause again."""
+    model = sync.model("Line", store=MemoryStore())
+    emitted: list[logging.LogRecord] = []
+    bad: dict[str, Any] = {"upsert_soon": {1}, "publish_soon": {1}, "uncopied": threading.Lock()}
+
+    class Publisher(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            emitted.append(record)
+            assert len(emitted) < 20
+            line = {"id": str(len(emitted)), "text": record.getMessage(), "bad": bad[how]}
+            model.publish_soon("upsert", line) if how == "publish_soon" else model.upsert_soon(line)
+
+    publisher, logger = Publisher(), logging.getLogger("backsync")
+    async with connect(sync) as client:
+        logger.addHandler(publisher)
+        try:
+            logger.error("one cause")
+            for _ in range(100):
+                await client.call("$:ping")
+        finally:
+            logger.removeHandler(publisher)
+    assert 2 <= len(emitted) < 10
 
 
 async def test_an_array_that_breaks_off_says_how_far_it_came_and_the_server_lives_on(sync: Backsync) -> None:

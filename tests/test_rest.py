@@ -274,6 +274,7 @@ async def test_pages_of_other_origins_are_refused_unless_they_are_allowed() -> N
     async with client_of(sync) as http:
         answer = await http.post("/api/Todo", json={}, headers=foreign)
         assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
+        assert answer.headers["access-control-expose-headers"] == "ETag, Location, Retry-After", "for its scripts"
         asked = await http.options("/api/Todo/a", headers={**foreign, "Access-Control-Request-Headers": "content-type"})
         assert asked.status_code == 204
         assert "PATCH" in asked.headers["access-control-allow-methods"]
