@@ -12,9 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from starlette.staticfiles import StaticFiles
-
-from . import messages, workers
+from . import clientfiles, messages, workers
 from .connection import Connection, Site
 from .gone import Gone
 from .handlers import Caller, HandlerFunction, check_signature
@@ -100,7 +98,7 @@ class Backsync:
             debug=debug,
         )
         self._server = Server(self._site.connect, settings)
-        self._static = StaticFiles(directory=STATIC, check_dir=False)
+        self._client_files = clientfiles.ClientFiles(STATIC)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_checked = False
         self._made_at = workers.where_made(1)
@@ -289,8 +287,9 @@ class Backsync:
         scope = complete(scope)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             name = route_path(scope).removeprefix("/")
-            if name in CLIENT_FILES:
-                await self._serve_client(name, scope, receive, send)
+            if name in clientfiles.NAMES:
+                response = await self._client_files.respond(name, scope)
+                await response(scope, receive, send)
                 return
         await self._server(scope, receive, send)
 
@@ -357,18 +356,6 @@ class Backsync:
             raise
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve_client(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if not (STATIC / name).is_file():
-            text = f"{name} is not built. Run `make client` (or `npm ci && npm run build` in client/).".encode()
-            headers = [(b"content-type", b"text/plain; charset=UTF-8"), (b"content-length", b"%d" % len(text))]
-            await send({"type": "http.response.start", "status": 404, "headers": headers})
-            await send({"type": "http.response.body", "body": text})
-            return
-        response = await self._static.get_response(name, scope)
-        response.headers["cache-control"] = "no-cache"  # it may be kept, and is asked for again by its ETag
-        response.headers["access-control-allow-origin"] = "*"
-        await response(scope, receive, send)
-
 
 def _parameters_of(function: Any) -> set[str]:
     """The names by which it takes arguments; `call_next` too, where it takes all."""
@@ -423,8 +410,3 @@ def check_seconds(name: str, option: str, seconds: Any) -> None:
         raise TypeError(f"sync.model({name!r}) got {option}={seconds!r}, expected positive seconds.")
     if not 0 <= seconds < math.inf or (seconds == 0 and option == "ttl"):
         raise ValueError(f"sync.model({name!r}) got {option}={seconds!r}, expected positive seconds.")
-
-
-CLIENT_FILES = frozenset(
-    {"backsync.js", "backsync.js.map", "backsync.mjs", "backsync.mjs.map", "backsync.d.ts", "sockjs.js"}
-)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import socket
@@ -22,7 +23,7 @@ from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.models import WRITES_AT_ONCE
 from backsync_asgi.sockjs import Settings
 from backsync_asgi.stores import MemoryStore
-from tests.inprocess import Closed, Socket, connect, fetch, websocket_scope
+from tests.inprocess import Answer, Closed, Socket, connect, fetch, websocket_scope
 
 
 @pytest.fixture
@@ -784,6 +785,44 @@ async def test_the_client_is_served_beside_the_protocol(static: Path, root: str)
     assert (again.status, again.body) == (304, b"")
     head = await fetch(sync, f"{root}/backsync.js", "HEAD", root_path=root)
     assert (head.status, head.body) == (200, b"")
+
+
+async def test_the_client_is_compressed_for_browsers_that_take_it(static: Path) -> None:
+    """Kind: a first visit that waits for bytes which need not be sent."""
+    text = "export const text = 'é';\n" * 500
+    (static / "backsync.mjs").write_text(text)
+    sync = Backsync()
+
+    async def get(accepted: str, method: str = "GET", etag: str = "") -> Answer:
+        headers = [(b"accept-encoding", accepted.encode()), (b"if-none-match", etag.encode())]
+        return await fetch(sync, "/backsync.mjs", method, headers=headers)
+
+    for accepted in ("gzip", "br, gzip", "deflate, GZIP;q=0.5", "gzip ; q = 1"):
+        answer = await get(accepted)
+        assert gzip.decompress(answer.body).decode() == text
+        assert answer.headers["content-encoding"] == "gzip"
+        assert answer.headers["content-length"] == str(len(answer.body))
+        assert answer.headers["content-type"].startswith("text/javascript")
+        assert answer.headers["vary"] == "Accept-Encoding"
+    for accepted in ("", "identity", "br", "gzip;q=0", "gzip;q=0.000", "xgzip"):
+        plain = await get(accepted)
+        assert plain.text == text
+        assert "content-encoding" not in plain.headers
+        assert plain.headers["vary"] == "Accept-Encoding"
+    assert plain.headers["etag"] != answer.headers["etag"]
+    for accepted, etag in (("gzip", f'"x", W/{answer.headers["etag"]}'), ("", plain.headers["etag"])):
+        again = await get(accepted, etag=etag)
+        assert (again.status, again.body) == (304, b"")
+    head = await get("gzip", "HEAD")
+    assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(answer.body)))
+    (static / "backsync.mjs").write_text("export {}")
+    assert gzip.decompress((await get("gzip", etag=answer.headers["etag"])).body) == b"export {}"
+
+
+async def test_types_and_source_maps_have_types_of_their_own(static: Path) -> None:
+    for name, type_ in {"backsync.d.ts": "text/plain; charset=utf-8", "backsync.js.map": "application/json"}.items():
+        (static / name).write_text("{}")
+        assert (await fetch(Backsync(), f"/{name}")).headers["content-type"] == type_
 
 
 async def test_a_client_that_is_not_built_is_not_found_and_told_how_to_build_it(static: Path) -> None:

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sockjs.frames",
         "sockjs.session",
     ),
-    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals", "workers"),
+    ("sockjs", "sockjs.*", "brokers", "brokers.*", "stores", "stores.*", "signals", "workers", "clientfiles"),
     ("commits", "hub", "handlers", "turns", "soon", "ephemeral", "places", "rights", "visibility", "shown", "models"),
     ("connection", "rest", "app"),
     ("", "client", "testing", "hosts", "cli", "uvicorn", "live", "live.*"),  # "": __init__.py, the front door
