@@ -35,11 +35,11 @@ from django.db import (
     transaction,
 )
 from django.db.backends.signals import connection_created
-from django.db.models import F, Q, Value
+from django.db.models import F, Func, Q, Value
 from django.db.models.deletion import Collector
 from django.db.models.fields.files import FieldFile
 from django.db.models.functions import Collate
-from django.db.models.lookups import GreaterThan, LessThan
+from django.db.models.lookups import Exact, GreaterThan, LessThan
 from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.utils import timezone
 
@@ -47,7 +47,7 @@ from backsync_asgi.errors import Reject
 from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, Query, Skipped, equal, invalid, matches
+from backsync_asgi.stores.base import CHUNK, Query, Skipped, equal, id_number_sql, invalid, matches
 
 from .feed import (
     UNSENDABLE,
@@ -398,7 +398,7 @@ class LiveModel:
                 objects = objects.filter(condition)
         places = [(self._shown[name], name, descending) for name, descending in selection.places]
         vendor = connections[objects.db].vendor
-        objects = objects.order_by(*(ordering(vendor, *place) for place in places))
+        objects = objects.order_by(*(by for place in places for by in ordering(vendor, *place)))
         if selection.after is not None:
             objects = objects.filter(beyond(vendor, places, selection.after))
 
@@ -590,11 +590,28 @@ def place_of(vendor: str, field: Any, name: str) -> Any:
     return F(field.attname) if collation is None else Collate(F(field.attname), collation)
 
 
-def ordering(vendor: str, field: Any, name: str, descending: bool) -> Any:
+class IdNumber(Func):  # type: ignore[misc]
+    """The integer that an id of text is, by which ids are ordered before their texts: see `id_key`."""
+
+    output_field = models.BigIntegerField()
+
+    def as_sql(self, compiler: Any, connection: Any, **_: Any) -> tuple[str, Sequence[Any]]:
+        text, parameters = compiler.compile(self.source_expressions[0])
+        sql = id_number_sql(connection.vendor, f"({text})")
+        return f"({sql})", [*parameters] * sql.count(f"({text})")
+
+
+def is_text_id(field: Any, name: str) -> bool:
+    """Whether it is the primary key, of text."""
+    return name == "id" and isinstance(getattr(field, "target_field", field), TEXTS)
+
+
+def ordering(vendor: str, field: Any, name: str, descending: bool) -> Iterator[Any]:
     """What to order by for a field: nothing comes before everything."""
     nulls = True if field.null else None
     place = place_of(vendor, field, name)
-    return place.desc(nulls_last=nulls) if descending else place.asc(nulls_first=nulls)
+    for by in (IdNumber(place), place) if is_text_id(field, name) else (place,):
+        yield by.desc(nulls_last=nulls) if descending else by.asc(nulls_first=nulls)
 
 
 def beyond(vendor: str, places: Sequence[tuple[Any, str, bool]], after: Mapping[str, Any]) -> Any:
@@ -614,7 +631,11 @@ def beyond(vendor: str, places: Sequence[tuple[Any, str, bool]], after: Mapping[
             raise invalid("$after", f"has {shorten(value)} for {name}, which is no value of it") from None
         place = place_of(vendor, field, name)
         other = Value(bound, output_field=getattr(field, "target_field", field))
-        further = Q(LessThan(place, other) if descending else GreaterThan(place, other))
+        follows = LessThan if descending else GreaterThan
+        further = Q(follows(place, other))
+        if is_text_id(field, name):
+            number, other_number = IdNumber(place), IdNumber(other)
+            further = Q(follows(number, other_number)) | (Q(Exact(number, other_number)) & further)
         if descending and field.null:
             further |= Q(**{f"{attribute}__isnull": True})
         condition = further | (Q(**{attribute: bound}) & condition)

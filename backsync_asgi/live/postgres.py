@@ -30,7 +30,7 @@ from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import Sparing
 from backsync_asgi.messages import MAX_SAFE_INTEGER, is_id, shorten
 from backsync_asgi.models import Model
-from backsync_asgi.stores.base import CHUNK, MAX_PAGE, Query, Selection, Skipped, invalid
+from backsync_asgi.stores.base import CHUNK, MAX_PAGE, Query, Selection, Skipped, id_number_sql, invalid
 
 from .feed import UNSENDABLE, Feed, Id, Record, check_secrets, plain, record_made
 from .reading import Made, TableReader, is_for_one, selection_of, sendable
@@ -593,6 +593,9 @@ def conditions_of(table: Table, selection: Selection) -> tuple[str, str, list[st
             column = f"""(to_jsonb({column}) #>> '{{}}') COLLATE "C\""""
             if type in ("text", "character varying"):
                 column = f't.{quoted(table.key_column if name == "id" else name)} COLLATE "C"'
+            if name == "id":
+                number = partial(id_number_sql, "postgresql")
+                places.append((number(f"({column})"), descending, bound if bound is None else number(bound)))
         if is_optional:
             places.append((f"({column} IS NOT NULL)", descending, str(value is not None)))
         places.append((column, descending, bound))

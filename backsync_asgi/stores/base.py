@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.logs import escaped
-from backsync_asgi.messages import MAX_FIELDS, MAX_ID, check_query, encode, is_id, shorten
+from backsync_asgi.messages import MAX_FIELDS, MAX_ID, MAX_SAFE_INTEGER, check_query, encode, is_id, shorten
 
 logger = logging.getLogger("backsync")
 
@@ -33,6 +34,8 @@ RUN = 2_000  # rows that are sorted at a time
 SLICE = 0.005  # seconds of work on rows before the event loop gets its turn
 UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError)  # what a column's type raises for a row
 MAX_SKIPPED = 100  # rows that are logged because they cannot be sent, per store or model
+INTEGER_ID = re.compile(r"0|-?[1-9][0-9]{0,18}")
+LAST_INTEGER = 2**63 - 1
 BY_ID = (("id", False),)  # the order of pages for which none is given
 
 
@@ -275,17 +278,52 @@ def matches(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
     return True
 
 
+def id_key(id: object) -> tuple[int, str]:
+    """Where an id stands in the order: integers of 64 bits by their value, 1 and "1" as one, then texts by code points.
+
+    So a table with integer keys has the order of its index. Other texts stand where the largest integer does.
+    """
+    text = str(id)
+    number = int(text) if INTEGER_ID.fullmatch(text) is not None else LAST_INTEGER
+    return (number if -LAST_INTEGER - 1 <= number <= LAST_INTEGER else LAST_INTEGER), text
+
+
+def id_number_sql(dialect: str, text: str) -> str:
+    """The number of `id_key` as SQL, for the SQL of an id's text. In other databases than these two ids are texts.
+
+    In SQLite it is the text itself where there is no number: it sorts after all numbers, and an index of SQLite finds
+    the first of two places alone.
+    """
+    if dialect == "sqlite":
+        number = f"CAST({text} AS INTEGER)"  # of what is no such integer it makes another text
+        is_number = f"CAST({number} AS TEXT) = {text} AND {text} <> '{LAST_INTEGER}'"
+        return f"CASE WHEN {is_number} THEN {number} ELSE {text} END"
+    if dialect != "postgresql":
+        return f"CASE WHEN {text} IS NULL THEN 0 ELSE 1 END"
+    text = f"CAST({text} AS text)"  # a literal would be taken for a number before it is looked at
+    fits = f"CAST({text} AS numeric) BETWEEN {-LAST_INTEGER - 1} AND {LAST_INTEGER}"
+    return (
+        f"CASE WHEN {text} COLLATE \"C\" ~ '^({INTEGER_ID.pattern})$' "
+        f"THEN CASE WHEN {fits} THEN CAST({text} AS bigint) ELSE {LAST_INTEGER} END ELSE {LAST_INTEGER} END"
+    )
+
+
 def sort_key(field: str, value: Any) -> tuple[int, float, str]:
     """Where a value stands in the order: nothing, then numbers (False is 0, True is 1), then text by code points.
 
-    Ids are text. Arrays and objects stand among the texts, as JSON text.
+    Ids have an order of their own. Integers that are sent as text, since browsers would round them, stand among the
+    numbers. Arrays and objects stand among the texts, as JSON text.
     """
     if field == "id":
-        return 2, 0, str(value)
+        return 1, *id_key(value)
     if value is None:
         return 0, 0, ""
     if isinstance(value, (int, float)):
         return 1, value, ""
+    if isinstance(value, str) and 16 <= len(value) <= 20:
+        number, _ = id_key(value)
+        if abs(number) > MAX_SAFE_INTEGER and str(number) == value:
+            return 1, number, ""
     return 2, 0, value if isinstance(value, str) else encode(value)
 
 

@@ -21,6 +21,7 @@ from .base import (
     arrange,
     check_version,
     encode_record,
+    id_key,
     matches,
     merge,
     missing,
@@ -68,7 +69,8 @@ class MemoryStore:
         self._limit = limit
         self._full = full
         self._rows: OrderedDict[str, Row] = OrderedDict()
-        self._ids: list[str] | None = None  # sorted, for pages; None: to be sorted anew
+        self._ids: list[tuple[int, str]] = []  # in order, for pages
+        self._is_sorted = True  # for these rows; else they are when a page is read
         self._evicted: dict[str, Id] = {}
 
     def __len__(self) -> int:
@@ -116,7 +118,7 @@ class MemoryStore:
         if version is not None and self.version is not None:
             check_version(version, row.copy(), self.version)
         del self._rows[str(id)]
-        self._ids = None
+        self._is_sorted = False
         return True
 
     def take_evicted(self) -> Iterable[Id]:
@@ -133,9 +135,9 @@ class MemoryStore:
             rows = [row] if (row := self._rows.get(str(where["id"]))) is not None else []
         elif order == BY_ID:
             ids = self._sorted_ids()
-            start = 0 if after is None else bisect.bisect_right(ids, str(after["id"]))
+            start = 0 if after is None else bisect.bisect_right(ids, id_key(after["id"]))
             stop = None if where or limit is None else start + limit
-            rows = [self._rows[id] for id in ids[start:stop]]
+            rows = [self._rows[id] for _, id in ids[start:stop]]
         else:
             rows = list(self._rows.values())
         is_ordered = not order or (order == BY_ID and "id" not in where)
@@ -151,9 +153,12 @@ class MemoryStore:
             rows = await arrange(rows, lambda row: row.record, selection)
         return [row.text for row in rows[:limit]]
 
-    def _sorted_ids(self) -> list[str]:
-        if self._ids is None:
-            self._ids = sorted(self._rows)
+    def _sorted_ids(self) -> list[tuple[int, str]]:
+        if not self._is_sorted:
+            kept = [place for place in self._ids if place[1] in self._rows]
+            known = {id for _, id in kept}
+            self._ids = sorted(kept + [id_key(id) for id in self._rows if id not in known])
+            self._is_sorted = True
         return self._ids
 
     def _keep(self, record: Record) -> Record:
@@ -163,7 +168,7 @@ class MemoryStore:
             if len(self._rows) >= self._limit:
                 self._make_room()
             self._evicted.pop(key, None)  # whoever adds it again tells
-            self._ids = None
+            self._is_sorted = False
         row = self._rows[key] = Row(text)
         return row.copy()
 

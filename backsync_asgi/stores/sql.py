@@ -463,17 +463,38 @@ class SQLStore:
             return sa.inspect(connection).has_table(table.name, table.schema)
 
         async with home.reading() as connection:
-            if await connection.run_sync(is_there) and not table.indexes:
+            exists = await connection.run_sync(is_there)
+            missing = await self._missing_indexes(connection) if exists else []
+            if exists and not missing:
                 return
-        async with home.writing() as connection:
-            if self._dialect == "postgresql":
-                number = zlib.crc32(table.fullname.encode())
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
-            if not await connection.run_sync(is_there):
-                await connection.run_sync(table.create)
-            elif isinstance(self.layout, FreeForm):
-                for index in table.indexes:
+        try:
+            async with home.writing() as connection:
+                if self._dialect == "postgresql":
+                    number = zlib.crc32(table.fullname.encode())
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+                if not await connection.run_sync(is_there):
+                    await connection.run_sync(table.create)
+                for index in missing:
                     await connection.execute(CreateIndex(index, if_not_exists=True))
+        except DBAPIError as error:
+            if not exists or error.connection_invalidated or "locked" in str(error.orig):
+                raise
+            what = "%s lacks the index %s, which could not be made; some pages take longer: %s"
+            logger.warning(what, table.name, ", ".join(str(index.name) for index in missing), error.orig)
+
+    async def _missing_indexes(self, connection: AsyncConnection) -> list[sa.Index]:
+        """The indexes that a table of ours should have and does not have."""
+        ours = self.layout.indexes
+        if not ours:
+            return []
+        names = "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = :table"
+        if self._dialect == "postgresql":
+            names = (
+                "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+                "WHERE indrelid = to_regclass(quote_ident(:table))"
+            )
+        found = set((await connection.execute(sa.text(names), {"table": self.table.name})).scalars())
+        return [index for index in ours if index.name not in found]
 
 
 @contextmanager

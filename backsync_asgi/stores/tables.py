@@ -25,7 +25,7 @@ from backsync_asgi.errors import EncodeError, Reject
 from backsync_asgi.messages import MAX_SAFE_INTEGER, encode, is_id, shorten
 from backsync_asgi.schemas import Field, fields_of, is_pydantic_text
 
-from .base import Record, Selection, encode_record, equal, invalid
+from .base import Record, Selection, encode_record, equal, id_number_sql, invalid
 
 Condition = sa.ColumnElement[bool]
 
@@ -59,6 +59,7 @@ class Layout(Selectable, Protocol):
     """The same of a table that is written, too."""
 
     table: sa.Table
+    indexes: Sequence[sa.Index]  # that we have made, and make where they are missing
 
     def values(self, record: Record, *, new: bool) -> dict[str, Any]:
         """What is written for a record. new: for a row that is not there yet. Raises Reject."""
@@ -111,7 +112,10 @@ def _beyond(places: Sequence[tuple[sa.ColumnElement[Any], bool]], bounds: Sequen
     if len(directions) == 1:  # as a row value, which finds its place in an index
         one = sa.tuple_(*(place for place, _, _ in compared))
         other = sa.tuple_(*(bound for _, _, bound in compared))
-        return one < other if True in directions else one > other
+        first, _, bound = compared[0]  # by itself, too: SQLite finds no row value whose parts are expressions
+        if True in directions:
+            return sa.and_(first <= bound, one < other)
+        return sa.and_(first >= bound, one > other)
     condition: Condition = sa.false()
     for place, descending, bound in reversed(compared):
         condition = sa.or_(place < bound if descending else place > bound, sa.and_(place == bound, condition))
@@ -149,10 +153,11 @@ class FreeForm:
         self.order: sa.ColumnElement[Any] = self.table.c.seq
         self._sqlite = dialect == "sqlite"
         self._indexed = {field for fields in indexes for field in fields}
-        for fields in indexes:
-            places = [place for field in fields for place in self.place(field)]
-            label = re.sub(r"\W+", "_", "_".join((name, *fields)))
-            sa.Index(f"ix_{label}"[:63], *(Grouping(place) for place in places), self.table.c.id)
+        for fields in ((), *indexes):
+            places = [place for field in (*fields, "id") for place in self.place(field)]
+            label = re.sub(r"\W+", "_", "_".join((name, *fields, "id")))
+            sa.Index(f"ix_{label}"[:63], *map(Grouping, places))
+        self.indexes: Sequence[sa.Index] = list(self.table.indexes)
 
     def columns(self) -> Sequence[sa.ColumnElement[Any]]:
         return [self.table.c.data]
@@ -193,7 +198,7 @@ class FreeForm:
 
     def place(self, field: str) -> list[sa.ColumnElement[Any]]:
         if field == "id":
-            return [self.table.c.id]
+            return [id_number(self.table.c.id), self.table.c.id]
         if self._sqlite:  # its order of values is ours, once nothing comes before all numbers
             return [sa.func.coalesce(sa.func.json_extract(self.table.c.data, self._name(field)), _NOTHING)]
         kind, text = self._kind(field), self.table.c.data.op("->>", return_type=sa.Text())(self._name(field))
@@ -209,7 +214,8 @@ class FreeForm:
 
     def bounds(self, field: str, value: Any) -> list[Any]:
         if field == "id":
-            return [sa.literal(str(value), sa.Text())]
+            text = sa.literal(str(value), sa.Text())
+            return [id_number(text), text]
         if isinstance(value, (list, dict)):
             value = encode(value)
         if self._sqlite:
@@ -326,8 +332,10 @@ class Fields:
             place = sa.case(*((column == member, sa.literal(value)) for member, value in members.items()))
             if any(isinstance(value, str) for value in members.values()):
                 place = by_code_points(place)
-        elif isinstance(type_, sa.String):
+        elif _is_text(column):
             place = by_code_points(column)
+            if field == "id":
+                return [id_number(column), place]
         return [sa.case((column.is_(None), 0), else_=1), place] if _is_nullable(column) else [place]
 
     def bounds(self, field: str, value: Any) -> list[Any]:
@@ -336,7 +344,8 @@ class Fields:
             key = self.key(value)
             if key is None:
                 raise invalid("$after", f"has the id {shorten(value)}, which no record can have")
-            return [_parameter(column, key)]
+            bound = _parameter(column, key)
+            return [id_number(bound), bound] if _is_text(column) else [bound]
         if value is None and not _is_nullable(column):
             raise invalid("$after", f"has no {shorten(field)}, by which the records are ordered")
         bound = None
@@ -399,6 +408,18 @@ def _compile_for_sqlite(element: Any, compiler: Any, **options: Any) -> str:
     return f"({_compile_text(element, compiler, **options)} COLLATE BINARY)"
 
 
+class id_number(FunctionElement[int]):  # noqa: N801
+    """The integer that an id of text is, else the largest one: see `id_key`."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(id_number)
+def _compile_number(element: Any, compiler: Any, **options: Any) -> str:
+    return f"({id_number_sql(compiler.dialect.name, _compile_text(element, compiler, **options))})"
+
+
 class Columns(Fields):
     """Records of a table that is there already: a field for each column, the primary key is the `id`."""
 
@@ -415,6 +436,7 @@ class Columns(Fields):
             for name, column in fields.items()
             if column is not key and not isinstance(_type_of(column), sa.LargeBinary)  # which JSON cannot carry
         }
+        self.indexes: Sequence[sa.Index] = ()
         super().__init__({"id": key} | others)
         if any(name == "id" and column is not key for name, column in fields.items()):
             raise ValueError(f"SQLStore got the table {table.name!r}, whose column `id` is not its primary key.")
@@ -463,6 +485,10 @@ class Columns(Fields):
 
 def _is_nullable(column: Any) -> bool:
     return getattr(column, "nullable", True) is not False  # an expression may be NULL
+
+
+def _is_text(column: Any) -> bool:
+    return isinstance(_type_of(column), sa.String) and not isinstance(_type_of(column), sa.Enum)
 
 
 def _parameter(column: Any, value: Any) -> Any:
@@ -635,11 +661,18 @@ def layout_of(table: sa.Table | type[Any]) -> Columns:
         return Columns(table, {str(name): column for name, column in table.columns.items()})
     mapper = sa.inspect(table, raiseerr=False)
     if mapper is None or not hasattr(mapper, "local_table"):
-        return layout_of(table_of(table))
+        return _layout_of_schema(table)
     own = mapper.local_table
     if not isinstance(own, sa.Table):
         raise ValueError(f"SQLStore got {table.__name__}, which is mapped to {own}, expected a table.")
     return Columns(own, {attr.key: attr.columns[0] for attr in mapper.column_attrs if attr.columns[0].table is own})
+
+
+def _layout_of_schema(schema: type[Any]) -> Columns:
+    layout = layout_of(table_of(schema))
+    if _is_text(layout.id):  # whose order is not that of the primary key's index
+        layout.indexes = [sa.Index(f"ix_{layout.table.name}_id"[:63], *map(Grouping, layout.place("id")))]
+    return layout
 
 
 class _DecimalText(sa.types.TypeDecorator[decimal.Decimal]):

@@ -213,17 +213,19 @@ export class Pages implements Sink {
 
 /**
  * A function that compares records as the server's stores order them: nothing and null, then numbers and booleans, then text
- * by code points; records that are equal there by their ids, in the direction of the last field.
+ * by code points; records that are equal there by their ids, in the direction of the last field. Ids that are integers of 64
+ * bits, 1 or "1", compare as numbers and come before others. Elsewhere a text does so if it is an integer that the server
+ * sends as text, since a number would be rounded.
  */
 export function inOrder(order: Order): (one: ServerRecord, other: ServerRecord) => number {
   const fields = fieldsOf(order);
   const last = fields.at(-1)?.sign ?? 1;
   return (one, other) => {
     for (const { name, sign } of fields) {
-      const difference = name === "id" ? byText(String(one.id), String(other.id)) : byValue(one[name], other[name]);
+      const difference = name === "id" ? byId(one.id, other.id) : byValue(one[name], other[name]);
       if (difference !== 0) return sign * difference;
     }
-    return last * byText(String(one.id), String(other.id));
+    return last * byId(one.id, other.id);
   };
 }
 
@@ -232,17 +234,45 @@ function fieldsOf(order: Order): { name: string; sign: number }[] {
   return names.map((name) => (name.startsWith("-") ? { name: name.slice(1), sign: -1 } : { name, sign: 1 }));
 }
 
+function byId(one: unknown, other: unknown): number {
+  const texts = [String(one), String(other)] as const;
+  return byNumber(integerOf(texts[0]) ?? LAST_INTEGER, integerOf(texts[1]) ?? LAST_INTEGER) || byText(...texts);
+}
+
 function byValue(one: unknown, other: unknown): number {
-  const [kind, otherKind] = [kindOf(one), kindOf(other)];
+  const [number, otherNumber] = [numberOf(one), numberOf(other)];
+  const [kind, otherKind] = [kindOf(one, number), kindOf(other, otherNumber)];
   if (kind !== otherKind) return kind - otherKind;
   if (kind === 0) return 0;
-  if (kind === 1) return Number(one) - Number(other);
+  if (number !== null && otherNumber !== null) return byNumber(number, otherNumber);
   return byText(textOf(one), textOf(other));
 }
 
-function kindOf(value: unknown): number {
+function kindOf(value: unknown, number: Numeric | null): number {
   if (value === undefined || value === null) return 0;
-  return typeof value === "number" || typeof value === "boolean" ? 1 : 2;
+  return number === null ? 2 : 1;
+}
+
+type Numeric = number | bigint;
+
+function numberOf(value: unknown): Numeric | null {
+  if (typeof value === "number" || typeof value === "boolean") return Number(value);
+  const integer = typeof value === "string" && value.length > 15 ? integerOf(value) : null;
+  return integer === null || Number.isSafeInteger(Number(integer)) ? null : integer;
+}
+
+function byNumber(one: Numeric, other: Numeric): number {
+  return one < other ? -1 : one > other ? 1 : 0;
+}
+
+const LAST_INTEGER = 2n ** 63n - 1n;
+
+/** The integer of 64 bits that a text is, written as JSON does. */
+function integerOf(text: string): Numeric | null {
+  if (!/^(?:0|-?[1-9]\d{0,18})$/.test(text)) return null;
+  if (text.length <= 15) return Number(text);
+  const integer = BigInt(text);
+  return integer >= -LAST_INTEGER - 1n && integer <= LAST_INTEGER ? integer : null;
 }
 
 function textOf(value: unknown): string {

@@ -248,8 +248,23 @@ describe("the order of pages", () => {
     const ascending = [undefined, null, -1.5, false, 0, true, 1, 2, 10, "", "10", "9", [1], "a", { a: 1 }, "\uffff", "😀"];
     assert.deepEqual(sorted(["value"]), ascending);
     assert.deepEqual(sorted(["-value"]), [...ascending].reverse());
-    assert.deepEqual([{ id: 9 }, { id: 10 }, { id: "1" }].sort(inOrder([])).map(({ id }) => id), ["1", 10, 9]);
+    const large = ["-9007199254740993", -5, 7, "9007199254740993", "10000000000000000", "1234567890123456789", "9223372036854775808", "a"];
+    const ofLarge = large.map((value, id) => ({ id, value }));
+    assert.deepEqual([...ofLarge].reverse().sort(inOrder("value")), ofLarge);
     const pairs = [{ id: 1, a: 1, b: 1 }, { id: 2, a: 1, b: 2 }, { id: 3, a: 0, b: 0 }];
     assert.deepEqual([...pairs].sort(inOrder(["a", "-b"])).map(({ id }) => id), [3, 2, 1]);
+  });
+
+  it("has ids that are integers before others, by their value", () => {
+    const ids = [
+      "-9223372036854775808", "-9007199254740993", -100, "-20", -3, 0, "1", 9, "10", 99, 1000, "9007199254740993", "10000000000000000",
+      "9223372036854775806", "", " 7", "-0", "-9223372036854775809", "007", "1.0", "1e3", "9223372036854775807", "9223372036854775808",
+      "A", "a", "c1", "c10", "c9", "\uffff", "😀",
+    ]; // prettier-ignore
+    const records = ids.map((id) => ({ id, same: 1 }));
+    const mixed = [...records].sort((one, other) => String(one.id).length - String(other.id).length).reverse();
+    for (const order of [[], "id", "same", ["same", "id"]]) assert.deepEqual([...mixed].sort(inOrder(order)), records);
+    for (const order of ["-id", "-same"]) assert.deepEqual([...mixed].sort(inOrder(order)), [...records].reverse());
+    assert.equal(inOrder([])({ id: 1 }, { id: "1" }), 0, "one id");
   });
 });

@@ -404,7 +404,50 @@ async def test_a_page_is_found_by_an_index(sqlite: str, query: dict[str, Any]) -
         plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", values)).all()
     steps = " / ".join(row[-1] for row in plan)
     assert "USING INDEX" in steps, steps
+    assert "$after" not in query or "SEARCH" in steps, steps
     assert "TEMP B-TREE" not in steps, steps
+    await store.close()
+
+
+async def execute(store: SQLStore, statement: str) -> None:
+    home = await store._home()
+    async with home.writing() as connection:
+        await connection.execute(sa.text(statement))
+
+
+async def test_a_table_from_before_gets_the_index_that_pages_go_by(make: Make) -> None:
+    """An order that the database and the browser see differently: the tables that are there follow the new one, too."""
+    store = make(table="older")
+    for id in ("10", "9", "a"):
+        await store.upsert({"id": id})
+    await execute(store, "DROP INDEX ix_older_id")
+    await store.close()
+    assert [record["id"] for record in await store.read({"$limit": 3})] == ["9", "10", "a"]
+    await execute(store, "DROP INDEX ix_older_id")  # there is one again
+    await store.close()
+
+
+async def test_a_table_whose_index_cannot_be_made_is_read_and_written(
+    postgresql: PostgreSQL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upgrade that shuts people out: not every user of a database may make indexes."""
+    store = SQLStore(postgresql.url, table="foreign_table")
+    await store.upsert({"id": "10"})
+    for statement in (
+        "DROP INDEX ix_foreign_table_id",
+        "DROP ROLE IF EXISTS reader",
+        "CREATE ROLE reader LOGIN",
+        "GRANT USAGE ON SCHEMA public TO reader",
+        "GRANT SELECT, INSERT, UPDATE ON foreign_table TO reader",
+    ):
+        await execute(store, statement)
+    other = SQLStore(postgresql.url.replace("tests@", "reader@"), table="foreign_table")
+    await other.upsert({"id": "9"})
+    assert [record["id"] for record in await other.read({"$limit": 3})] == ["9", "10"]
+    assert "lacks the index ix_foreign_table_id" in caplog.text
+    await other.close()
+    for statement in ("DROP TABLE foreign_table", "DROP OWNED BY reader", "DROP ROLE reader"):
+        await execute(store, statement)
     await store.close()
 
 

@@ -85,3 +85,8 @@ class Big(models.Model):  # type: ignore[misc]
     room = models.BigIntegerField(null=True)
     size = models.FloatField(null=True)
     tags = models.JSONField(null=True)
+
+
+class Coded(models.Model):  # type: ignore[misc]
+    code = models.CharField(primary_key=True, max_length=128)
+    same = models.IntegerField(default=1)
