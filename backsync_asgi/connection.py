@@ -92,6 +92,7 @@ class Site:
         self.clients: Counter[Hashable] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
+        self._leaving = 0  # the most connections that were open as one was told to come back
         self._numbers = itertools.count(1)  # of rights and views: none is used again
         self._rights: dict[Hashable, int] = {}
         self._rights_of_all = 0
@@ -174,6 +175,14 @@ class Site:
         for connection in list(self.connections):
             connection._subscriber.begin_anew(name)
             connection._read_anew(name)
+
+    def window_to_return(self) -> float:
+        """Seconds in which clients of a server that goes away come back: the more there are, the longer.
+
+        Connections close one after the other, so the number that were open at first counts for all.
+        """
+        self._leaving = max(self._leaving, len(self.connections) + 1)
+        return round(min(max(0.5, self._leaving / 200), 5.0 + self._leaving / 1000, 30.0), 1)
 
     def client_came(self, client: Hashable) -> None:
         """One more connection of a client."""
@@ -474,9 +483,7 @@ class Connection:
             self._subscriber.detach(topic)
         self._queries.clear()
         if code == 1012 and not self._site.is_2012:
-            # The more clients there are, the wider the window in which they come back.
-            window = min(5.0 + len(self._site.connections) / 1000, 30.0)
-            bye = {"code": code, "reason": reason, "retry": [0, round(window, 1)]}
+            bye = {"code": code, "reason": reason, "retry": [0, self._site.window_to_return()]}
             self._subscriber.send(messages.push("$:bye", messages.encode(bye)))
         if self._client is not None:
             self._site.client_left(self._client)

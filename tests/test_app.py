@@ -594,6 +594,18 @@ async def test_a_drain_says_goodbye_and_when_to_come_back(sync: Backsync) -> Non
         assert not caught.value.accepted
 
 
+@pytest.mark.parametrize(("clients", "window"), [(1, 0.5), (100, 0.5), (1_000, 5.0), (2_000, 7.0), (50_000, 30.0)])
+def test_few_clients_come_back_at_once_and_many_spread(clients: int, window: float) -> None:
+    """Kind: a wait that is sized for a crowd, also where there is one client, such as while an app is developed."""
+    site = Backsync()._site
+    site.connections.update(object() for _ in range(clients))  # type: ignore[misc]
+    windows = []
+    while site.connections:
+        site.connections.pop()
+        windows.append(site.window_to_return())
+    assert set(windows) == {window}
+
+
 async def test_a_framed_client_gets_the_goodbye_in_frames(sync: Backsync) -> None:
     async with connect(sync, "/000/abc/websocket") as client:
         assert await client.text() == "o"
