@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from . import clientfiles, messages, workers
 from .connection import Connection, Site
 from .gone import Gone
-from .handlers import Caller, HandlerFunction, check_signature
+from .handlers import Caller, HandlerFunction, check_signature, located
 from .hub import Hub
 from .limits import Horizon, Limits, Memory
 from .logs import protect
@@ -222,7 +222,7 @@ class Backsync:
         Raises TypeError for a function that takes no `call_next`.
         """
         if "call_next" not in _parameters_of(function):
-            raise TypeError(f"{function!r} does not fit: middleware is async (ctx, *args, call_next).")
+            raise TypeError(f"{located(function)} does not fit: middleware is async (ctx, *args, call_next).")
         self._caller.middleware.append(function)
         return function
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -358,7 +359,7 @@ def _call_plain(function: HandlerFunction, *args: Any) -> Any:
     result = function(*args)
     if inspect.iscoroutine(result):
         result.close()
-        raise TypeError(f"{function!r} returned a coroutine: make the handler async and await it.")
+        raise TypeError(f"{located(function)} returned a coroutine: make the handler async and await it.")
     return result
 
 
@@ -393,11 +394,19 @@ def _refusal_in(group: ExceptionGroup[Exception]) -> Reject | None:
     return found
 
 
+def located(function: Any) -> str:
+    """The function's name and where it was defined, such as `save (app.py:12)`, for messages to its author."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)
+    return f"{function.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+
+
 def check_signature(function: HandlerFunction, arguments: int, expected: str) -> None:
     """Raises TypeError, at decoration, for a function that cannot be called with so many arguments."""
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"{function!r} is a generator: {expected} and returns its result.")
+        raise TypeError(f"{located(function)} is a generator: {expected} and returns its result.")
     try:
         inspect.signature(function).bind(*range(arguments))
     except TypeError as error:
-        raise TypeError(f"{function!r} does not fit: {expected} ({error}).") from None
+        raise TypeError(f"{located(function)} does not fit: {expected} ({error}).") from None

@@ -1120,8 +1120,10 @@ class Model:
                 )
             return record
         if rows is None or isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+            remedy = " Await it first." if inspect.iscoroutine(rows) else ""
             raise TypeError(
-                f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of records."
+                f"The read handler of {self.name} returned {messages.shorten(rows)}, expected a list of "
+                f"records.{remedy}"
             )
         rows = rows if isinstance(rows, list) else list(rows)
         is_looked_into = self.visibility.hides or bool(self.options.key)
@@ -1342,9 +1344,10 @@ class Model:
         if isinstance(record, Mapping) and type(record.get("id")) is int and not is_id(record["id"]):
             record = {**record, "id": str(record["id"])}  # of 64 bits, which browsers have as text
         if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
+            remedy = "Await it first." if inspect.iscoroutine(record) else "Return what you have stored."
             raise TypeError(
                 f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
-                "a dict with an id (a string of 1-128 characters or an integer). Return what you have stored."
+                f"a dict with an id (a string of 1-128 characters or an integer). {remedy}"
             )
         in_its_turn = ctx.id is not None and str(ctx.id) == str(record["id"])
         if self.options.store is not None and not in_its_turn and self._told.since(record["id"], begun):

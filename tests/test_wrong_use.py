@@ -6,17 +6,19 @@ The kind of fault: a value that is taken, and fails later at another place, with
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from backsync_asgi import Backsync, Context
+from backsync_asgi import Backsync, Context, Reject
 from backsync_asgi.limits import Horizon, Limits, Memory
 from backsync_asgi.live import listen, live
 from backsync_asgi.sockjs import Settings, Timing
-from backsync_asgi.stores import SQLStore
+from backsync_asgi.stores import MemoryStore, SQLStore
+from backsync_asgi.testing import connect
 
 DSN = "postgresql://user:hidden@localhost/app"
 
@@ -123,3 +125,33 @@ def test_a_class_of_handlers_is_made_without_arguments() -> None:
 
     with pytest.raises(TypeError, match="Tasks does not fit: one instance, made without arguments, serves all"):
         Backsync().model("Task")(Tasks)
+
+
+def test_a_function_that_does_not_fit_is_named_by_its_place() -> None:
+    """Kind: a message whose reader has to search for what it is about."""
+
+    async def save(message: Any) -> Any:
+        return message
+
+    place = rf"save \(test_wrong_use\.py:{save.__code__.co_firstlineno}\) does not fit: a handler takes \(ctx, data\)"
+    with pytest.raises(TypeError, match=place):
+        Backsync().model("Todo").on("upsert")(save)
+    with pytest.raises(TypeError, match=r"functools\.partial\(.*does not fit"):
+        Backsync().model("Todo").on("upsert")(partial(save, 1))
+
+
+@pytest.mark.parametrize("method", ["read", "upsert"])
+@pytest.mark.filterwarnings("ignore:coroutine")
+async def test_a_coroutine_that_a_handler_returns_is_told_to_be_awaited(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync = Backsync()
+
+    @sync.model("Todo", store=MemoryStore()).on(method)
+    async def forgetful(ctx: Context, data: Any) -> Any:
+        return getattr(ctx.store, method)(data)
+
+    async with connect(sync) as client:
+        with pytest.raises(Reject, match="handler_error"):
+            await client.call(f"Todo:{method}", {"text": "x"})
+    assert "Await it first." in caplog.text
