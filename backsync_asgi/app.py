@@ -23,6 +23,7 @@ from .models import Model
 from .rest import Rest
 from .schemas import Unknown
 from .sockjs.frames import Message, ObjectMessage
+from .sockjs.loops import answer_on
 from .sockjs.receivers import Receive, Scope, Send
 from .sockjs.server import Server, Settings, complete, route_path
 from .soon import Soon
@@ -233,7 +234,7 @@ class Backsync:
         """
         if self._site.is_2012:
             raise ValueError("sync.rest() got an app with compat='2012', expected one without.")
-        return Rest(self._server, self._site, self._start)
+        return Rest(self._server, self._site, self._start, self._elsewhere)
 
     def drain(self) -> None:
         """Tell every client that the server goes away. On SIGTERM and SIGINT this happens by itself."""
@@ -283,6 +284,9 @@ class Backsync:
         if scope["type"] == "lifespan":
             await self._run_lifespan(receive, send)
             return
+        if (loop := self._elsewhere()) is not None:
+            await answer_on(loop, self, scope, receive, send)
+            return
         self._start()
         scope = complete(scope)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
@@ -293,9 +297,19 @@ class Backsync:
                 return
         await self._server(scope, receive, send)
 
+    def _elsewhere(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that serves, if that is another one than this and still runs."""
+        loop = self._loop
+        return loop if loop is not None and loop is not asyncio.get_running_loop() and loop.is_running() else None
+
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
+            if self._elsewhere() is not None:
+                raise RuntimeError(
+                    "Backsync runs on another event loop of this process: its lifespan is for one at a time. Make a "
+                    "Backsync for each."
+                )
             is_new = self._loop is not None  # in place of one that has ended
             self._loop = self._site.loop = self._caller.loop = loop
             self._hub.start()

@@ -20,6 +20,7 @@ from .errors import Reject
 from .limits import Bucket
 from .messages import MAX_DEPTH, MAX_KEY, is_id
 from .sockjs.frames import HEARTBEAT, Close, Frame, loads
+from .sockjs.loops import answer_on
 from .sockjs.origins import Origins, preflight
 from .sockjs.receivers import Event, Headers, Receive, Scope, Send, Writer
 from .sockjs.server import Server, complete, respond, route_path
@@ -136,13 +137,20 @@ class Exchange:
 class Rest:
     """An ASGI app to mount: `GET`, `POST`, `PUT`, `PATCH`, `DELETE` on the records of each model; see docs/rest.md.
 
-    start: called at each request, on its event loop.
+    start: called at each request, on its event loop. elsewhere: the loop that is to answer in its place, if any.
     """
 
-    def __init__(self, server: Server, site: Site, start: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        site: Site,
+        start: Callable[[], None],
+        elsewhere: Callable[[], asyncio.AbstractEventLoop | None],
+    ) -> None:
         self._server = server
         self._site = site
         self._start = start
+        self._elsewhere = elsewhere
         self._origins = Origins(server.settings.allowed_origins)
         self._buckets: dict[str, Bucket] = {}
 
@@ -153,6 +161,9 @@ class Rest:
             return
         if scope["type"] != "http":
             raise ValueError(f"sync.rest() got a scope of type {scope['type']!r}, expected 'http': mount it.")
+        if (loop := self._elsewhere()) is not None:
+            await answer_on(loop, self, scope, receive, send)
+            return
         self._start()
         scope = complete(scope)
         await Call(self._server, self._site, scope, receive, send).answer(self._origins, self._admit)
