@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import orjson
 import sqlalchemy as sa
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.functions import FunctionElement
@@ -522,6 +523,9 @@ def _is_decorated(column: Any, method: str) -> bool:
     return False
 
 
+_DIALECT = DefaultDialect()
+
+
 def _python_type(column: Any) -> type[Any]:
     return _kind_of(_type_of(column))
 
@@ -549,10 +553,18 @@ def _to_column(field: str, column: Any, value: Any) -> Any:
         return sa.null() if isinstance(type_, sa.JSON) else None
     if not _is_decorated(column, "process_bind_param"):
         return _converted(field, type_, value)
+    refusal = None
     try:
-        return _converted(field, type_, value)
-    except Reject:
-        return value  # what it takes only the decorator knows
+        value = _converted(field, type_, value)
+    except Reject as error:
+        refusal = error  # unless the decorator takes it
+    try:
+        written = column.type.process_bind_param(value, _DIALECT)
+    except Exception:  # noqa: BLE001 - it is the application's
+        raise refusal or invalid(field, f"is {shorten(value)}, which its column does not take") from None
+    if written is not None:
+        _converted(field, type_, written)
+    return value
 
 
 def _converted(field: str, type_: Any, value: Any) -> Any:

@@ -749,3 +749,61 @@ async def test_a_row_that_its_column_cannot_read_is_left_out(
             await work
     assert await store.delete("r0003")
     await store.close()
+
+
+# ── Columns whose type converts values itself ────────────────────────────────────────────────────────────────────────
+
+
+class Trimmed(sa.types.TypeDecorator[str]):
+    impl = sa.String(5)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.strip()
+
+
+class Cents(sa.types.TypeDecorator[float]):
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else round(value * 100)
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value / 100
+
+
+class Packed(sa.types.TypeDecorator[Any]):
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else orjson.dumps(value).decode()
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else orjson.loads(value)
+
+
+class Converting(Base):
+    __tablename__ = "converting"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(Trimmed)
+    price: Mapped[float | None] = mapped_column(Cents)
+    data: Mapped[Any] = mapped_column(Packed, nullable=True)
+
+
+async def test_what_a_types_own_conversion_does_not_take_is_refused_with_its_field(make: Make) -> None:
+    """Columns of a TypeDecorator are not checked, or the refusal does not name the field."""
+    store = make(Converting)
+    bad: list[tuple[str, Any]] = [("name", value) for value in (5, True, {"a": 1}, [1], "longer")]
+    bad += [("price", "x"), ("price", {"a": 1})]
+    for name, value in bad:
+        assert await fault(store.upsert({"id": 1, name: value})) == ("invalid", name), value
+    good: list[tuple[str, Any, Any]] = [
+        ("name", "  ann   ", "ann"),
+        ("price", 1.25, 1.25),
+        ("data", [{"a": 1}], [{"a": 1}]),
+    ]
+    for name, value, kept in good:
+        assert (await store.upsert({"id": 1, name: value}))[name] == kept
