@@ -32,7 +32,8 @@ MAX_RECORD = 65_536  # bytes of a record as JSON; a client's message is not larg
 CHUNK = 2_000  # records that a snapshot reads at a time
 RUN = 2_000  # rows that are sorted at a time
 SLICE = 0.005  # seconds of work on rows before the event loop gets its turn
-UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError)  # what a column's type raises for a row
+# What a column's type raises for a row, and SQLAlchemy for one of an unknown subclass.
+UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, AssertionError)
 MAX_SKIPPED = 100  # rows that are logged because they cannot be sent, per store or model
 INTEGER_ID = re.compile(r"0|-?[1-9][0-9]{0,18}")
 LAST_INTEGER = 2**63 - 1

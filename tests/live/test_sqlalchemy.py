@@ -1057,6 +1057,32 @@ async def test_nothing_is_written_from_the_wire(sync: Backsync, sessions: Any) -
                 assert refused.value.code == "unknown_method"
 
 
+async def test_a_row_of_an_unknown_subclass_shuts_nobody_out(sync: Backsync, sessions: Any) -> None:
+    """A row that no class is for, as another release of the program wrote it, fails alone, in reads and in commits."""
+
+    def insert_kinds(session: Session) -> None:
+        session.execute(
+            insert(Animal.__table__),
+            [{"id": id, "kind": kind, "name": "n"} for id, kind in enumerate(["dog", "unicorn"], 1)],
+        )
+        session.commit()
+
+    async def in_session(work: Callable[[Session], None]) -> None:
+        if isinstance(sessions, async_sessionmaker):
+            async with sessions() as session:
+                await session.run_sync(work)
+        else:
+            with sessions() as session:
+                work(session)
+
+    with made_live(sync, "Animal", Animal, session=sessions):
+        async with connect(sync) as early, connect(sync) as late:
+            before = await early.subscribe("Animal")
+            await in_session(insert_kinds)
+            await early.until(lambda: before.keys() == {1})
+            assert (await late.subscribe("Animal")).keys() == {1}
+
+
 async def test_a_read_handler_of_the_models_own_stays(sync: Backsync, sessions: Any) -> None:
     @sync.model("Message").on("read")
     async def read(ctx: Any, query: Any) -> list[dict[str, Any]]:
