@@ -56,6 +56,7 @@ _NO_EVENTS = frozenset({"read", "patch", "subscribe", "unsubscribe", "snapshot"}
 _SIGNALS = f"{__package__}.signals"
 _HOOKS = frozenset({"on_open", "on_close"})
 _BUILT_IN = _STATE_METHODS | {"subscribe"}
+_SYNONYMS = {"destroy": "delete", "remove": "delete"}  # of those for `upsert`, such as `save`, the log warns anyway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,11 +330,13 @@ class Model:
         missing = _BUILT_IN - self._handlers.keys()
         found = []
         for method in own:
-            close = difflib.get_close_matches(method.lower(), missing, n=1, cutoff=0.75)
-            if close and close[0] not in method:  # such as `undelete`
-                found.append(
-                    f"{self.name} has a handler for {method!r}, a method of your own. Did you mean {close[0]!r}?"
-                )
+            meant = _SYNONYMS.get(method.lower())
+            if meant not in self.open_methods():
+                close = difflib.get_close_matches(method.lower(), missing, n=1, cutoff=0.75)
+                meant = close[0] if close else None
+            is_extended = meant is not None and meant in method and len(method) > len(meant) + 1  # such as `undelete`
+            if meant is not None and not is_extended:
+                found.append(f"{self.name} has a handler for {method!r}, a method of your own. Did you mean {meant!r}?")
         if own and "upsert" in self.open_methods():
             names = ", ".join(repr(method) for method in own)
             found.append(

@@ -574,6 +574,10 @@ async def warnings_of(sync: Backsync, caplog: pytest.LogCaptureFixture) -> list[
         ("Upsert", "Did you mean 'upsert'?"),
         ("subscibe", "Did you mean 'subscribe'?"),
         ("delte", "Did you mean 'delete'?"),
+        ("subscribed", "Did you mean 'subscribe'?"),
+        ("upserts", "Did you mean 'upsert'?"),
+        ("remove", "Did you mean 'delete'?"),
+        ("destroy", "Did you mean 'delete'?"),
         ("save", "handler for 'save', but none for 'upsert'"),
     ],
 )
@@ -585,6 +589,14 @@ async def test_a_handler_that_closes_nothing_is_named_at_the_start(
     lines = await warnings_of(sync, caplog)
     assert any(said in line for line in lines), lines
     assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize("method", ["like", "undelete", "remove", "upsert_all", "read_mine"])
+async def test_a_method_of_ones_own_is_not_suspected(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    sync = Backsync()
+    for name in ("upsert", "delete", method):
+        sync.model("Note", store=MemoryStore() if name == "upsert" else None).on(name)(lambda ctx, data: data)
+    assert await warnings_of(sync, caplog) == []
 
 
 async def test_an_app_with_an_auth_hook_names_what_everybody_may_write(caplog: pytest.LogCaptureFixture) -> None:
