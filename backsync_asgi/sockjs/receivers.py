@@ -63,6 +63,16 @@ class Writer:
         if self.declines(events) and self._task is not None:
             self._events += events
 
+    def close(self, event: Event) -> None:
+        """Close a WebSocket, after what waits. In a task: uvicorn's `websockets` protocol has a timeout for its close
+        frame, which there is in a task only, and which would cancel whatever task runs now."""
+        if self._task is not None:
+            self._events.append(event)
+        elif not self.failed:
+            self._events = [event]
+            self._task = asyncio.get_running_loop().create_task(self._wait())
+            self._set_writable(False)
+
     def declines(self, events: Sequence[Event]) -> bool:
         """Send the events if none waits. True: they are not sent."""
         if not self.writable:
@@ -91,9 +101,10 @@ class Writer:
         if self._on_writability is not None:
             self._on_writability()
 
-    async def _wait(self, steps: Generator[Any, None, None], waits_for: Any) -> None:
+    async def _wait(self, steps: Generator[Any, None, None] | None = None, waits_for: Any = None) -> None:
         try:
-            await go_on(steps, waits_for)
+            if steps is not None:
+                await go_on(steps, waits_for)
             while self._events:
                 steps, waits_for = begin(self.send, self._events.pop(0))
                 if waits_for is not DONE:
@@ -403,18 +414,21 @@ class SocketReceiver:
 
     def write(self, frame: Frame, last: bool) -> None:
         if self._direct is None or last or not self._accepted or not self._writer.writable:
-            self._writer.write(self._events(frame, last))
+            self._writer.write(self._events(frame))
+            if last:
+                code, reason = (frame.code, frame.reason) if isinstance(frame, Close) else (1000, "")
+                self.drop(code, reason)
         elif wire := frame.raw if self.raw else frame.framed:  # nothing, where a raw socket would get a heartbeat
             self.declines(wire)
 
     def drop(self, code: int, reason: str) -> None:
         """Close the socket without a close frame of SockJS's: the peer does not speak the protocol."""
-        self._writer.write([{"type": "websocket.close", "code": code, "reason": reason}])
+        self._writer.close({"type": "websocket.close", "code": code, "reason": reason})
 
     def abort(self) -> None:
         self._writer.abort()
 
-    def _events(self, frame: Frame, last: bool) -> list[Event]:
+    def _events(self, frame: Frame) -> list[Event]:
         if frame is OPEN:
             self._accepted = True
             accept = {"type": "websocket.accept", "subprotocol": self.subprotocol, "headers": self.accept_headers}
@@ -424,13 +438,4 @@ class SocketReceiver:
             events += frame.raw_events  # none of a heartbeat and a close frame
         elif self._accepted:
             events += frame.framed_events
-        if last:
-            close = frame if isinstance(frame, Close) else None
-            events.append(
-                {
-                    "type": "websocket.close",
-                    "code": close.code if close else 1000,
-                    "reason": close.reason if close else "",
-                }
-            )
         return events

@@ -200,6 +200,15 @@ async def test_everybody_is_told_once_and_the_process_goes(
     server.check_log()
 
 
+async def test_sockets_of_uvicorns_deprecated_protocol(serve: Callable[..., Server]) -> None:
+    """Its `send` of a close needs a task, and at a signal there is none."""
+    server = serve(f"{APP}:alone", options=("--ws", "websockets"))
+    async with crowded(server, SMALL, ""):
+        server.process.send_signal(signal.SIGTERM)
+        assert await gone(server, GONE_WITHIN) < GONE_WITHIN
+    server.check_log()
+
+
 async def test_hypercorn() -> None:
     """Its handlers are the loop's, beside which ours is called. Only where it is one process: its worker processes get
     no signal, nor anything else that an application could hear of before its requests are cancelled."""

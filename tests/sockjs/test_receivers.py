@@ -395,6 +395,7 @@ async def test_a_socket_is_accepted_with_the_open_frame(raw: bool, texts: list[s
         assert not receiver.fills(frame)
         receiver.write(frame, last=False)
     receiver.write(Close(3000, "Go"), last=True)
+    await asyncio.sleep(0)
     accept, *sent, close = peer.sent
     assert (accept["type"], accept["subprotocol"]) == ("websocket.accept", "chat")
     assert [each["text"] for each in sent] == texts
@@ -405,7 +406,40 @@ async def test_a_socket_that_was_refused_is_closed_without_being_accepted() -> N
     peer = Peer()
     receiver = SocketReceiver(Writer(peer.send), raw=False)
     receiver.write(Close(4503, "No"), last=True)
+    await asyncio.sleep(0)
     assert [each["type"] for each in peer.sent] == ["websocket.close"]
+
+
+async def test_a_socket_is_closed_in_a_task_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """A server's `send` that needs a task (uvicorn's `websockets` has a timeout for closing), called from a callback of
+    the event loop: a signal, a timer."""
+    codes: list[int] = []
+    closed = asyncio.Event()
+
+    async def send(event: Event) -> None:
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.sleep(0)
+        codes.append(event["code"])
+        closed.set()
+
+    receiver = SocketReceiver(Writer(send), raw=True)
+    asyncio.get_running_loop().call_soon(receiver.write, Close(1012, "Service restart"), True)
+    async with asyncio.timeout(DEADLINE):
+        await closed.wait()
+    assert codes == [1012]
+    assert not caplog.records
+
+
+async def test_a_close_waits_for_what_is_written_before_it() -> None:
+    peer = Peer()
+    receiver = SocketReceiver(Writer(peer.send), raw=True)
+    receiver.write(OPEN, last=False)
+    peer.reads.clear()
+    receiver.write(batch([Message("1")]), last=False)
+    receiver.write(Close(3000, "Go"), last=True)
+    assert [each["type"] for each in peer.sent] == ["websocket.accept"]
+    await settle(receiver._writer, peer)
+    assert [each["type"] for each in peer.sent] == ["websocket.accept", "websocket.send", "websocket.close"]
 
 
 async def test_a_close_code_that_the_server_does_not_take_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
