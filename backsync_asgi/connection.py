@@ -242,6 +242,7 @@ class Connection:
         "_site",
         "_snapshots",
         "_snapshotting",
+        "_source",
         "_state",
         "_subscriber",
         "_tokens",
@@ -266,6 +267,7 @@ class Connection:
         self._subscriber = Subscriber(site.hub, session, site.limits.replies, self._lost, self._overflown, self)
         self._queries: dict[Topic, tuple[Model, Mapping[str, Any]]] = {}
         self._client: tuple[Hashable, str] | None = None
+        self._source: Hashable = None  # whose writes are remembered: the user's, else those that come from one address
         self._authenticating: asyncio.Task[Any] | None = None
         self._tokens = 0  # that wait to be looked at
         self._users = 0  # how often the user, or what it may see, has changed
@@ -701,11 +703,6 @@ class Connection:
             if code in NOT_REMEMBERED:
                 write.forget()
 
-    @property
-    def _source(self) -> Hashable:
-        """Whose writes are remembered: the user's, else those that come from one address."""
-        return (self._scope.get("client") or ("",))[0] if self.user is None else self._client and self._client[0]
-
     async def _run(self, request: Request, acting: Acting) -> tuple[str | None, str | None]:
         """Carry out a request. Returns its reply, if it asked for one, and the code of its error, if it failed."""
         try:
@@ -860,6 +857,7 @@ class Connection:
     def _set_client(self, name: str) -> None:
         """The client has said its name: it is the same one whose connections had that name and user before."""
         old, self._client = self.client, (user_key(self.user), name)
+        self._source = self._address if self.user is None else self._client[0]
         if self.is_open:  # one that has left in the meantime does not count
             self._site.client_came(self._client)
             if old is not self:

@@ -1173,13 +1173,13 @@ class Model:
         async with self._turn(ctx.id):
             return await self._write_in_turn(ctx, request, data)
 
-    async def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> str:
+    def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> Awaitable[str]:
         unset = check_unset(request.message.get("unset")) if request.method == "patch" else ()
         if self.rights.asks and self._serves(request.method):
-            return await self._write_permitted(ctx, request, data, unset)
+            return self._write_permitted(ctx, request, data, unset)
         if self.lives is not None:
             self.lives.check(ctx.connection, data.get("id"))
-        return await self._carry_out(ctx, request, data, unset)
+        return self._carry_out(ctx, request, data, unset)
 
     def _serves(self, method: str) -> bool:
         """Returns whether a handler or the store carries out this kind of write."""
@@ -1344,17 +1344,19 @@ class Model:
 
     def _finish(self, ctx: Context, record: Any, begun: int) -> str:
         """begun: what had been told when the handler began."""
-        if isinstance(record, Mapping) and type(record.get("id")) is int and not is_id(record["id"]):
-            record = {**record, "id": str(record["id"])}  # of 64 bits, which browsers have as text
-        if not isinstance(record, (dict, Mapping)) or not is_id(record.get("id")):
-            remedy = "Await it first." if inspect.iscoroutine(record) else "Return what you have stored."
-            raise TypeError(
-                f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored record: "
-                f"a dict with an id (a string of 1-128 characters or an integer). {remedy}"
-            )
-        in_its_turn = ctx.id is not None and str(ctx.id) == str(record["id"])
-        if self.options.store is not None and not in_its_turn and self._told.since(record["id"], begun):
-            self._doubt(record["id"])
+        id: Any = record.get("id") if isinstance(record, (dict, Mapping)) else None
+        if not is_id(id):
+            id = str(id) if type(id) is int else None  # of 64 bits, which browsers have as text
+            if not is_id(id):
+                remedy = "Await it first." if inspect.iscoroutine(record) else "Return what you have stored."
+                raise TypeError(
+                    f"The upsert handler of {self.name} returned {messages.shorten(record)}, expected the stored "
+                    f"record: a dict with an id (a string of 1-128 characters or an integer). {remedy}"
+                )
+            record = {**record, "id": id}
+        in_its_turn = ctx.id is not None and str(ctx.id) == str(id)
+        if self.options.store is not None and not in_its_turn and self._told.since(id, begun):
+            self._doubt(id)
         body = self._announce("upsert", record)
         seen = self.visibility.show(ctx, record)
         if seen is record:

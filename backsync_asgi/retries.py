@@ -57,21 +57,20 @@ class _Source:
 class _Writes(Generic[Outcome]):
     """The writes of one client by transaction id, oldest first, and how many bytes their replies take."""
 
-    __slots__ = ("cost", "known", "size", "source", "sources")
+    __slots__ = ("_all", "its", "known", "size", "source")
 
-    def __init__(self, source: Hashable, sources: tuple[_Source, _Source]) -> None:
+    def __init__(self, source: Hashable, its: _Source, of_all: _Source) -> None:
         self.known: OrderedDict[str | int, Remembered[Outcome]] = OrderedDict()
         self.size = 0
-        self.cost = 0  # beside the replies
         self.source = source
-        self.sources = sources  # that one, and all
+        self.its = its
+        self._all = of_all
 
     def grow(self, size: int, cost: int = 0) -> None:
         """Count more bytes, of replies and beside them."""
         self.size += size
-        self.cost += cost
-        for source in self.sources:
-            source.size += size + cost
+        self.its.size += size + cost
+        self._all.size += size + cost
 
     def make_room(self, memory: Memory, now: float) -> None:
         """Forget the oldest as far as age and bytes, or the count with one more, are over the limit."""
@@ -114,49 +113,45 @@ class Retries(Generic[Outcome]):
 
         source: whose client it is; those of one source have a limit of their own.
         """
-        if now >= self._sweep_at or self._is_full(source):
+        memory = self._memory
+        if now >= self._sweep_at:
             self._forget_old(now)
         writes = self._clients.get(client)
         if writes is None:
             writes = self._add(client, source)
         else:
             self._clients.move_to_end(client)
-            writes.make_room(self._memory, now)
+            writes.make_room(memory, now)
         write = writes.known[id] = Remembered(id, digest, now, outcome, writes)
         writes.grow(0, WRITE_COST)
-        self._make_room(writes.sources)
+        its, of_all = writes.its, self._all
+        if its.size > memory.user_size or of_all.size > memory.total or len(self._clients) > memory.clients:
+            self._forget_old(now)
+            self._make_room(its, memory.user_size)
+            self._make_room(of_all, memory.total)
         return write
 
     def _add(self, client: Hashable, source: Hashable) -> _Writes[Outcome]:
         its = self._sources.get(source)
         if its is None:
             its = self._sources[source] = _Source()
-        writes = self._clients[client] = _Writes(source, (its, self._all))
+        writes = self._clients[client] = _Writes(source, its, self._all)
         writes.grow(0, CLIENT_COST)
         its.clients[client] = self._all.clients[client] = None
         return writes
 
-    def _is_full(self, source: Hashable) -> bool:
-        """Whether the next write may push out a client."""
-        memory, its = self._memory, self._sources.get(source)
-        of_source = its is not None and its.size + CLIENT_COST + WRITE_COST > memory.user_size
-        return of_source or self.size + CLIENT_COST + WRITE_COST > memory.total or len(self) >= memory.clients
-
-    def _make_room(self, sources: tuple[_Source, _Source]) -> None:
-        """Forget the newest clients as far as their source, or all together, are over the limit."""
-        memory = self._memory
-        for source, limit in zip(sources, (memory.user_size, memory.total), strict=True):
-            while (source.size > limit or len(source.clients) > memory.clients) and len(source.clients) > 1:
-                self._forget(next(reversed(source.clients)))
+    def _make_room(self, source: _Source, limit: int) -> None:
+        """Forget the newest clients as far as these are over the limit."""
+        while (source.size > limit or len(source.clients) > self._memory.clients) and len(source.clients) > 1:
+            self._forget(next(reversed(source.clients)))
 
     def _forget(self, client: Hashable) -> None:
         writes = self._clients.pop(client)
         for write in list(writes.known.values()):
             write.forget()
         writes.grow(0, -CLIENT_COST)
-        its, of_all = writes.sources
-        del its.clients[client], of_all.clients[client]
-        if not its.clients:
+        del writes.its.clients[client], self._all.clients[client]
+        if not writes.its.clients:
             del self._sources[writes.source]
 
     def _forget_old(self, now: float) -> None:

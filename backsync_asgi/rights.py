@@ -24,19 +24,15 @@ class Rights:
         self._model = model
         self._call = call
         self._rule: HandlerFunction | None = None
+        self.asks = False  # whether there is a rule
         self.sparing = Sparing(logger, time.monotonic)
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is a rule."""
-        return self._rule is not None
 
     def set_rule(self, rule: HandlerFunction) -> None:
         """Take the rule. Raises TypeError for a function with other parameters, ValueError for a second one."""
         check_signature(rule, 4, "a rule takes (ctx, method, old, new)")
         if self._rule is not None:
             raise ValueError(f"{self._model}.allow was given twice; a model has one rule.")
-        self._rule = rule
+        self._rule, self.asks = rule, True
 
     async def ask(self, ctx: Any, method: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> None:
         """Returns if the rule allows the write. Raises Reject, or what the rule raises; both records are copied."""
