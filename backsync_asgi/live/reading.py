@@ -110,15 +110,16 @@ def readable(
 
     keys: of all rows, in order; fetch: the rows of some keys, in any order.
     """
-    last: list[Any] = []
+    last: Row | None = None
     try:
         for row in rows():
-            last = [key_of(row)]
             yield row
+            last = row
         return
     except UNREADABLE:
         found = keys()
-    start = found.index(*last) + 1 if last and last[0] in found else 0  # what is read twice does no harm
+    key = None if last is None else key_of(last)
+    start = found.index(key) + 1 if key in found else 0  # what is read twice does no harm
 
     def in_order(some: Sequence[Any]) -> Sequence[Row]:
         by_key = {key_of(row): row for row in fetch(some)}
@@ -142,9 +143,9 @@ def sendable(
     """
     for row in rows:
         try:
-            if isinstance(row, Unreadable):
+            if type(row) is Unreadable:
                 raise row.error
-            made = make(row)
+            made = make(row)  # type: ignore[arg-type] # it is no Unreadable
         except raised:
             raise
         except Exception as error:
