@@ -23,7 +23,7 @@ from .sockjs.frames import HEARTBEAT, Close, Frame, loads
 from .sockjs.loops import answer_on
 from .sockjs.origins import Origins, preflight
 from .sockjs.receivers import Event, Headers, Receive, Scope, Send, Writer
-from .sockjs.server import Server, complete, respond, route_path
+from .sockjs.server import Server, announces_more, complete, respond, route_path
 from .sockjs.session import Session
 from .stores.base import invalid
 
@@ -388,6 +388,9 @@ class Call:
 
     async def _body(self) -> bytes:
         limit, body = self._server.settings.message_limit, bytearray()
+        too_large = Reject("too_large", f"A body may have {limit} bytes.", {"limit": limit})
+        if announces_more(self._scope["headers"], limit):
+            raise too_large
         try:
             async with asyncio.timeout(self._server.settings.body_deadline):
                 while True:
@@ -396,7 +399,7 @@ class Call:
                         raise Reject("bad_message", "The client has gone.")  # nobody hears it; nothing is applied
                     body += event.get("body", b"")
                     if len(body) > limit:
-                        raise Reject("too_large", f"A body may have {limit} bytes.", {"limit": limit})
+                        raise too_large
                     if not event.get("more_body", False):
                         return bytes(body)
         except TimeoutError:

@@ -579,3 +579,23 @@ async def test_headers_have_the_limits_of_sessions(headers: Any, status: int, me
     await todos().rest()(scope, receive, send)
     assert sent[0]["status"] == status
     assert json.loads(sent[1]["body"])["error"]["code"] == ("too_large" if status == 431 else "bad_message")
+
+
+@pytest.mark.parametrize("length", [b"300000000", b"9" * 19, b"9" * 5_000, b"-1", b"0" * 5_000 + b"65537"])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/Todo"), ("PUT", "/Todo/1"), ("PATCH", "/Todo/1")])
+async def test_a_body_that_is_announced_too_large_is_not_read(length: bytes, method: str, path: str) -> None:
+    """What a session's uploads refuse at once, REST refuses at once, and ends the connection that it does not read."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("it is read")
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json"), (b"content-length", length)]
+    scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "headers": headers}
+    await todos().rest()(scope, receive, send)
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["details"] == {"limit": 65_536}

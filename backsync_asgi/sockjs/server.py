@@ -724,16 +724,12 @@ class Request:
             host = (self.scope.get("client") or ("",))[0]
             if refusals.allows((code, host)):
                 logger.info("Refused %s: %d %s.", address_of(self.scope), status, code)
-        if status in (408, 413, 415, 431):
-            headers.append((b"connection", b"close"))  # the rest of the request is not going to be read
         await self.respond(status, headers, text.encode())
         return False
 
     async def body(self, limit: int, deadline: float) -> bytes | None:
         """The whole body. None: refused as too large or too slow, or the client has gone; nothing is to be applied."""
-        length = self.header(b"content-length")
-        digits = (length or b"0").lstrip(b"0")
-        if length is not None and (not length.isdigit() or len(digits) > 18 or int(digits or b"0") > limit):
+        if announces_more(self.headers, limit):
             await self._too_large(limit)
             return None
         body = bytearray()
@@ -758,8 +754,17 @@ class Request:
         await self.refuse(413, "body_too_large", f"A body may have {limit} bytes.")
 
 
+def announces_more(headers: Headers, limit: int) -> bool:
+    """Whether a request's Content-Length is above the limit, or no number."""
+    length = next((value for name, value in headers if name == b"content-length"), b"0")
+    digits = length.lstrip(b"0")
+    return not length.isdigit() or len(digits) > 18 or int(digits or b"0") > limit
+
+
 async def respond(send: Send, receive: Receive, status: int, headers: Headers, body: bytes) -> None:
     """Send a whole HTTP response, unless the client has broken HTTP meanwhile and the server has answered that."""
+    if status in (408, 413, 415, 431):
+        headers = [*headers, (b"connection", b"close")]  # the rest of the request is not going to be read
     try:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
