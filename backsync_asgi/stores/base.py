@@ -285,7 +285,9 @@ def id_key(id: object) -> tuple[int, str]:
     So a table with integer keys has the order of its index. Other texts stand where the largest integer does.
     """
     text = str(id)
-    number = int(text) if INTEGER_ID.fullmatch(text) is not None else LAST_INTEGER
+    if INTEGER_ID.fullmatch(text) is None:
+        return LAST_INTEGER, text
+    number = int(text)
     return (number if -LAST_INTEGER - 1 <= number <= LAST_INTEGER else LAST_INTEGER), text
 
 

@@ -30,6 +30,8 @@ from .base import (
     replace,
 )
 
+MAX_CHANGED = 1_000  # ids that find their place one by one; more are sorted with all others
+
 
 class Row:
     """A record, encoded to be sent; to be compared it is decoded when that is first asked for."""
@@ -69,8 +71,8 @@ class MemoryStore:
         self._limit = limit
         self._full = full
         self._rows: OrderedDict[str, Row] = OrderedDict()
-        self._ids: list[tuple[int, str]] = []  # in order, for pages
-        self._is_sorted = True  # for these rows; else they are when a page is read
+        self._ids: list[tuple[int, str]] | None = None  # in order, for pages; None: to be sorted when one is read
+        self._changed: set[str] = set()  # ids that were added or removed since then
         self._evicted: dict[str, Id] = {}
 
     def __len__(self) -> int:
@@ -118,7 +120,7 @@ class MemoryStore:
         if version is not None and self.version is not None:
             check_version(version, row.copy(), self.version)
         del self._rows[str(id)]
-        self._is_sorted = False
+        self._change(str(id))
         return True
 
     def take_evicted(self) -> Iterable[Id]:
@@ -154,12 +156,25 @@ class MemoryStore:
         return [row.text for row in rows[:limit]]
 
     def _sorted_ids(self) -> list[tuple[int, str]]:
-        if not self._is_sorted:
-            kept = [place for place in self._ids if place[1] in self._rows]
-            known = {id for _, id in kept}
-            self._ids = sorted(kept + [id_key(id) for id in self._rows if id not in known])
-            self._is_sorted = True
+        if self._ids is None:
+            self._ids = sorted(map(id_key, self._rows))
+        for id in self._changed:
+            place = id_key(id)
+            index = bisect.bisect_left(self._ids, place)
+            if self._ids[index : index + 1] == [place]:
+                del self._ids[index]
+            if id in self._rows:
+                self._ids.insert(index, place)
+        self._changed.clear()
         return self._ids
+
+    def _change(self, id: str) -> None:
+        """An id was added or removed."""
+        if self._ids is not None:
+            self._changed.add(id)
+            if len(self._changed) > MAX_CHANGED:
+                self._ids = None
+                self._changed.clear()
 
     def _keep(self, record: Record) -> Record:
         text = encode_record(record)
@@ -168,7 +183,7 @@ class MemoryStore:
             if len(self._rows) >= self._limit:
                 self._make_room()
             self._evicted.pop(key, None)  # whoever adds it again tells
-            self._is_sorted = False
+            self._change(key)
         row = self._rows[key] = Row(text)
         return row.copy()
 
@@ -176,4 +191,5 @@ class MemoryStore:
         if self._full == "reject":
             raise Reject("too_large", f"The store is full: it keeps {self._limit} records.", {"limit": self._limit})
         key, oldest = self._rows.popitem(last=False)
+        self._change(key)
         self._evicted[key] = oldest.record["id"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
 
 from backsync_asgi import Reject
 from backsync_asgi.stores import MemoryStore, base
+from backsync_asgi.stores.base import id_key
 
 
 async def test_a_full_store_refuses_one_more_and_says_how_many_it_keeps() -> None:
@@ -66,3 +68,24 @@ async def test_in_each_turn_of_the_event_loop_one_slice_of_rows_is_worked_on(
     assert max(in_turns[1:]) == 8
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(it, int) for it in ended) == (10 if cancelled else 20)
+
+
+@pytest.mark.parametrize("changes", [40, 3_000])
+async def test_pages_by_id_keep_up_with_what_is_added_and_removed(changes: int) -> None:
+    """Few changes find their places one by one, many are sorted with all others."""
+    chance = random.Random(changes)
+    store = MemoryStore(limit=1_500, full="evict")
+    for _ in range(4):
+        for _ in range(changes):
+            id = chance.choice(["", "a", "-"]) + str(chance.randint(0, 2_000))
+            if chance.random() < 0.7:
+                await store.upsert({"id": id})
+            else:
+                await store.delete(id)
+        expected = sorted((str(record["id"]) for record in await store.read({})), key=id_key)
+        found: list[Any] = []
+        after = None
+        while page := await store.read({"$limit": 1_000, "$after": after}):
+            found += [record["id"] for record in page]
+            after = page[-1]
+        assert found == expected
