@@ -172,11 +172,16 @@ class Handed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def upsert(self, record: Any) -> Any:
+    def upsert(self, record: Any) -> Coroutine[Any, Any, Any]:
         """As the store's; what is written as a typed object comes back as one."""
-        if isinstance(record, (dict, Mapping)):
-            return await self._upsert_permitted(self._types.record_of(record) if self._types.completes else record)
-        stored = await self._upsert_permitted(self._types.record_of(record))
+        if not isinstance(record, (dict, Mapping)):
+            return self._upsert_typed(record)
+        if self._types.completes:
+            record = self._types.record_of(record)
+        return self._upsert_mapping(record)
+
+    async def _upsert_typed(self, record: Any) -> Any:
+        stored = await self._upsert_mapping(self._types.record_of(record))
         typed = self._types.typed(record, stored)
         if self._given is None:
             self._given = {}
@@ -195,10 +200,11 @@ class Handed:
         given = None if self._given is None else self._given.get(id(result))
         return None if given is None or given[0] is not result else given[1]
 
-    async def _upsert_permitted(self, record: Mapping[str, Any]) -> Record:
-        if self._permitting is None:
-            return await self._upsert(record)
-        async with self._permitting("upsert", record.get("id"), record) as version:
+    def _upsert_mapping(self, record: Mapping[str, Any]) -> Coroutine[Any, Any, Record]:
+        return self._upsert(record) if self._permitting is None else self._upsert_permitted(record, self._permitting)
+
+    async def _upsert_permitted(self, record: Mapping[str, Any], permitting: Permitting) -> Record:
+        async with permitting("upsert", record.get("id"), record) as version:
             return await self._upsert({**version, **record})
 
     async def _upsert(self, record: Mapping[str, Any]) -> Record:

@@ -216,6 +216,7 @@ class Model:
         self._annotations: dict[str, Any] = {}  # by method: what its handler says of the data
         self._schemas: dict[str, Schema] = {}  # by method, where that says anything
         self._schema: Schema | None = None  # of all records
+        self.leaves_out = False  # whether the upsert handler's type leaves out fields that the framework sets
         self._schemas_of_types: dict[type, Schema | None] = {}  # by the type of what handlers have stored
         self._configured = False
         self.visibility = Visibility(name, lambda connection: Context(connection, self, "visible"))
@@ -493,6 +494,8 @@ class Model:
         schema = self._schema_of(annotation)
         if schema is not None:
             self._schemas[method] = schema
+            if method == "upsert":
+                self.leaves_out = schema.leaves_out
 
     def loaded(self, method: str, data: Any) -> Any:
         """The data as the method's handler has annotated it. Raises Reject("invalid")."""
@@ -1414,12 +1417,6 @@ class Model:
             except TypeError:  # a type that no library checks: it can be written all the same
                 self._schemas_of_types[kind] = None
         return self._schemas_of_types[kind]
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether the upsert handler's type leaves out fields that the framework sets."""
-        schema = self._schemas.get("upsert")
-        return schema is not None and schema.leaves_out
 
     def completed(self, ctx: Context, value: Any) -> Mapping[str, Any]:
         """The record that a handler stores. What its type leaves out of the request's own record is as it was sent."""

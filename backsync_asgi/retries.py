@@ -123,8 +123,9 @@ class Retries(Generic[Outcome]):
             self._clients.move_to_end(client)
             writes.make_room(memory, now)
         write = writes.known[id] = Remembered(id, digest, now, outcome, writes)
-        writes.grow(0, WRITE_COST)
         its, of_all = writes.its, self._all
+        its.size += WRITE_COST
+        of_all.size += WRITE_COST
         if its.size > memory.user_size or of_all.size > memory.total or len(self._clients) > memory.clients:
             self._forget_old(now)
             self._make_room(its, memory.user_size)
