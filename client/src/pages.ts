@@ -235,6 +235,7 @@ function fieldsOf(order: Order): { name: string; sign: number }[] {
 }
 
 function byId(one: unknown, other: unknown): number {
+  if (typeof one === "number" && typeof other === "number") return one - other;
   const texts = [String(one), String(other)] as const;
   return byNumber(integerOf(texts[0]) ?? LAST_INTEGER, integerOf(texts[1]) ?? LAST_INTEGER) || byText(...texts);
 }
