@@ -820,7 +820,7 @@ class Subscriber:
         self._held[topic] = self._held.get(topic, 0) + 1
         audience = self.audiences.get(topic)
         if audience is not None and audience.part(self):
-            self.behind[audience] = audience.position
+            self.behind[audience] = audience.position if audience.waits else topic.flushed
             topic.keep_events(self, audience)
 
     def is_held(self, topic: Topic) -> bool:

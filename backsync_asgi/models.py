@@ -1385,7 +1385,10 @@ class Model:
             own = store if store is not None and self._is_instant else ctx.store
             return await self._limited(own.upsert(value))
         ctx._sent = data if stored is None else _merged(stored, data, unset)
-        return self._completed("upsert", self._with_owned(ctx, await self._ask(handler, ctx, value)), data)
+        result = await self._ask(handler, ctx, value)
+        if schema is None and type(result) is dict:  # nearly always
+            return result
+        return self._completed("upsert", self._with_owned(ctx, result), data)
 
     @property
     def owned(self) -> tuple[str, ...]:
@@ -1395,7 +1398,7 @@ class Model:
 
     def _with_owned(self, ctx: Context, result: Any) -> Any:
         """A handler's result. A typed object that it has stored gets the id, key and version that its type lacks."""
-        if isinstance(result, dict):  # nearly always
+        if isinstance(result, dict):
             return result
         if isinstance(result, list):
             return [self._with_owned(ctx, item) for item in result] if ctx.has_typed else result
@@ -1430,8 +1433,6 @@ class Model:
     def _completed(self, method: str, result: Any, sent: Record) -> Any:
         """The record that a handler has returned. A schema may leave the id and the key to us."""
         schema = self._schemas.get(method) or self._schema
-        if schema is None and type(result) is dict:
-            return result
         if not messages.is_typed(result) and (schema is None or not isinstance(result, Mapping)):
             return result
         if schema is None:
