@@ -314,8 +314,8 @@ def id_number_sql(dialect: str, text: str) -> str:
 def sort_key(field: str, value: Any) -> tuple[int, float, str]:
     """Where a value stands in the order: nothing, then numbers (False is 0, True is 1), then text by code points.
 
-    Ids have an order of their own. Integers that are sent as text, since browsers would round them, stand among the
-    numbers. Arrays and objects stand among the texts, as JSON text.
+    Ids have an order of their own. Among the numbers are those that are sent as text: integers that browsers would
+    round, and infinities. Arrays and objects stand among the texts, as JSON text.
     """
     if field == "id":
         return 1, *id_key(value)
@@ -323,6 +323,8 @@ def sort_key(field: str, value: Any) -> tuple[int, float, str]:
         return 0, 0, ""
     if isinstance(value, (int, float)):
         return 1, value, ""
+    if value in ("Infinity", "-Infinity"):
+        return 1, float(value), ""
     if isinstance(value, str) and 16 <= len(value) <= 20:
         number, _ = id_key(value)
         if abs(number) > MAX_SAFE_INTEGER and str(number) == value:

@@ -214,8 +214,8 @@ export class Pages implements Sink {
 /**
  * A function that compares records as the server's stores order them: nothing and null, then numbers and booleans, then text
  * by code points; records that are equal there by their ids, in the direction of the last field. Ids that are integers of 64
- * bits, 1 or "1", compare as numbers and come before others. Elsewhere a text does so if it is an integer that the server
- * sends as text, since a number would be rounded.
+ * bits, 1 or "1", compare as numbers and come before others. Elsewhere a text does so if it is a number that the server
+ * sends as text: an integer that would be rounded, or an infinity.
  */
 export function inOrder(order: Order): (one: ServerRecord, other: ServerRecord) => number {
   const fields = fieldsOf(order);
@@ -257,7 +257,7 @@ function kindOf(value: unknown, number: Numeric | null): number {
 type Numeric = number | bigint;
 
 function numberOf(value: unknown): Numeric | null {
-  if (typeof value === "number" || typeof value === "boolean") return Number(value);
+  if (typeof value === "number" || typeof value === "boolean" || value === "Infinity" || value === "-Infinity") return Number(value);
   const integer = typeof value === "string" && value.length > 15 ? integerOf(value) : null;
   return integer === null || Number.isSafeInteger(Number(integer)) ? null : integer;
 }

@@ -248,7 +248,7 @@ describe("the order of pages", () => {
     const ascending = [undefined, null, -1.5, false, 0, true, 1, 2, 10, "", "10", "9", [1], "a", { a: 1 }, "\uffff", "😀"];
     assert.deepEqual(sorted(["value"]), ascending);
     assert.deepEqual(sorted(["-value"]), [...ascending].reverse());
-    const large = ["-9007199254740993", -5, 7, "9007199254740993", "10000000000000000", "1234567890123456789", "9223372036854775808", "a"];
+    const large = ["-Infinity", "-9007199254740993", -5, 7, "9007199254740993", "10000000000000000", "1234567890123456789", "Infinity", "9223372036854775808", "NaN"];
     const ofLarge = large.map((value, id) => ({ id, value }));
     assert.deepEqual([...ofLarge].reverse().sort(inOrder("value")), ofLarge);
     const pairs = [{ id: 1, a: 1, b: 1 }, { id: 2, a: 1, b: 2 }, { id: 3, a: 0, b: 0 }];

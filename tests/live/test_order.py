@@ -204,3 +204,25 @@ async def test_ids_of_django_have_one_order(database: str, postgresql: PostgreSQ
         return
     async with alias_of(postgresql) as alias:
         await sync_to_async(check)(alias)
+
+
+async def test_floats_that_are_no_json_have_one_order(postgresql: PostgreSQL, in_browser: Any) -> None:
+    """An order that the database and the browser see differently: infinities of a listened table are sent as text."""
+    engine = create_async_engine(postgresql.url.replace("postgresql:", "postgresql+asyncpg:"))
+    values = ", ".join(
+        f"({id}, '{value}')" for id, value in enumerate(("1", "-Infinity", "1e300", "Infinity", "NaN", "-2"))
+    )
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("DROP TABLE IF EXISTS floats"))
+        await connection.execute(sa.text("CREATE TABLE floats (id int PRIMARY KEY, same int DEFAULT 1, size float8)"))
+        await connection.execute(sa.text(f"INSERT INTO floats (id, size) VALUES {values}"))
+        await connection.execute(sa.text("INSERT INTO floats (id) VALUES (10), (11)"))
+    sync = Backsync()
+    async with listen(sync.model("Float"), postgresql.url, table="floats"):
+        reader: Any = sync.model("Float").reader
+        orders = ["size", "-size", ["same", "-size"]]
+        for order, sorted_ids in zip(orders, in_browser(await reader.read({}), orders), strict=True):
+            assert await paged(reader, order, size=2) == sorted_ids, order
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("DROP TABLE floats"))
+    await engine.dispose()
