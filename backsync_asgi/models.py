@@ -1178,7 +1178,8 @@ class Model:
 
     def _write_in_turn(self, ctx: Context, request: Request, data: Record) -> Awaitable[str]:
         unset = check_unset(request.message.get("unset")) if request.method == "patch" else ()
-        if self.rights.asks and self._serves(request.method):
+        is_guarded = self.rights.asks or (self.lives is not None and self.visibility.hides)
+        if is_guarded and self._serves(request.method):
             return self._write_permitted(ctx, request, data, unset)
         if self.lives is not None:
             self.lives.check(ctx.connection, data.get("id"))

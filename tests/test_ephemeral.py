@@ -318,3 +318,23 @@ def test_a_record_is_owned_as_sets_of_its_clients_say(steps: list[tuple[str, str
                 assert may_write(them, name, id) is (name in owners.get(id, {name}))
     held = {client for client, holdings in them._owned.items() if holdings}
     assert held == set().union(*owners.values()) == them._owned.keys()
+
+
+async def test_a_hidden_record_of_somebody_else_is_answered_for_as_a_missing_one() -> None:
+    """The kind of fault: a refusal tells that a record is there which the client may not see."""
+    sync = Backsync()
+    cursors = sync.model("Cursor", ephemeral=True)
+    cursors.visible(lambda ctx, record: record["user"] == ctx.user)
+    async with connect(sync, user="ann") as ann, connect(sync, user="bob") as bob:
+        await ann.upsert("Cursor", {"id": 1, "user": "ann", "x": 1})
+        for id in (1, 2):
+            await bob.delete("Cursor", id)
+            with pytest.raises(Reject) as refused:
+                await bob.patch("Cursor", {"id": id, "x": 2})
+            assert (refused.value.code, str(id) in refused.value.message) == ("not_found", True)
+        with pytest.raises(Reject, match="may not upsert"):
+            await bob.upsert("Cursor", {"id": 1, "user": "bob"})
+        assert await ann.read("Cursor", {"id": 1}) == {"id": 1, "user": "ann", "x": 1}
+        await ann.patch("Cursor", {"id": 1, "x": 3})
+        await ann.delete("Cursor", 1)
+        await bob.upsert("Cursor", {"id": 1, "user": "bob"})
