@@ -1,4 +1,4 @@
-"""Which host names a server answers to, as an ASGI middleware; it knows no Backsync.
+"""Which host names a server answers to, as an ASGI middleware; it knows no models and no sessions.
 
 Without the check any web page can use a server on its visitor's machine: the page's own name, once it resolves to
 127.0.0.1 (DNS rebinding), is both the Origin and the Host of its requests, so they look like those of a page of ours.
@@ -15,6 +15,8 @@ from contextlib import suppress
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .sockjs.server import deny
 
 logger = logging.getLogger("backsync")
 
@@ -48,11 +50,11 @@ class Hosts:
             return
         got = _shown(hosts[0]) if len(hosts) == 1 else f"{len(hosts)} Host headers"
         self._log(got)
-        if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": ""})
-            return
         text = f"Got {got}, expected a host name that this server is run for. To allow one: --allow-host NAME.\n"
+        if scope["type"] == "websocket":
+            await receive()
+            await deny(scope, receive, send, 400, text.encode())
+            return
         headers = {"x-content-type-options": "nosniff"}
         await PlainTextResponse(text, status_code=400, headers=headers)(scope, receive, send)
 
