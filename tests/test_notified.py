@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect, unix_connect
 
-from tests.servers import Server, hypercorn_server, uvicorn_server
+from tests.servers import HTTP_PARSERS, HTTPParser, Server, hypercorn_server, uvicorn_server
 
 APP = "tests.notified_app:app"
 OURS = "backsync_asgi.uvicorn:WebSocketProtocol"
@@ -214,3 +214,22 @@ def test_clients_behind_tls_are_let_go_as_the_server_ends(loop: str, certificate
                     reader.receive()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
+
+
+@pytest.mark.parametrize("http", HTTP_PARSERS)
+def test_a_peer_behind_tls_that_does_not_read_does_not_hold_up_the_end(
+    certificate: Certificate, http: HTTPParser
+) -> None:
+    """A transport that is closed waits for its peer's goodbye, for 30 s in asyncio's own TLS."""
+    key, public = map(str, certificate)
+    options = ["--ssl-keyfile", key, "--ssl-certfile", public]
+    with uvicorn_server("tests.test_shutdown:impatient", http=http, options=options) as server:
+        context = ssl.create_default_context(cafile=public)
+        plain = socket.create_connection(("127.0.0.1", server.port))
+        with context.wrap_socket(plain, server_hostname="localhost") as peer:
+            peer.settimeout(5.0)
+            peer.sendall(b"POST /0/s/xhr_streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+            said = b""
+            while b"o\n" not in said:
+                said += peer.recv(4096)
+            server.stop()

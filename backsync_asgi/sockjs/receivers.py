@@ -153,6 +153,13 @@ class Writer:
         self._events.clear()
         self._set_writable(False)
 
+    def finish(self) -> None:
+        """Cut the connection if the server closes it already: under TLS that takes 30 s where the peer answers nothing,
+        and holds up the end of the process."""
+        transport = self._transport()
+        if transport is not None and transport.is_closing():
+            self.abort()
+
     def notice_end(self) -> None:
         """Let the server notice that the connection of an HTTP request is closed; called about once a second.
 

@@ -227,6 +227,8 @@ class Server:
         self.draining = True
         for session in [*self._sockets, *self._sessions.values()]:
             session.go_away()
+        for writer in self._answers:
+            asyncio.get_running_loop().call_later(self.settings.timing.write_deadline, writer.finish)
 
     # HTTP
 

@@ -285,6 +285,29 @@ async def test_an_abort_cuts_the_connection_of_a_real_server_through_middleware(
     assert cycle.transport.aborted
 
 
+@pytest.mark.parametrize("closes", [True, False])
+async def test_what_the_server_closes_already_is_cut_where_it_takes_too_long(closes: bool) -> None:
+    """A connection that is still open may carry somebody else's next request."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.transport = self
+            self.aborted = False
+
+        def is_closing(self) -> bool:
+            return closes
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        async def send(self, event: Event) -> None:
+            pass
+
+    cycle = Cycle()
+    Writer(cycle.send).finish()
+    assert cycle.aborted is closes
+
+
 async def test_an_abort_of_a_connection_that_is_closed_already_is_harmless() -> None:
     """It may come seconds later. A transport of asyncio that was closed with a full buffer fails then."""
     closed = asyncio.Event()
