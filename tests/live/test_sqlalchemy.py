@@ -1062,7 +1062,7 @@ async def test_a_row_of_an_unknown_subclass_shuts_nobody_out(sync: Backsync, ses
 
     def insert_kinds(session: Session) -> None:
         session.execute(
-            insert(Animal.__table__),
+            insert(Base.metadata.tables["animal"]),
             [{"id": id, "kind": kind, "name": "n"} for id, kind in enumerate(["dog", "unicorn"], 1)],
         )
         session.commit()
