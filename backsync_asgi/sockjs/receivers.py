@@ -130,10 +130,12 @@ class Writer:
         # from `receive` and ends the session.
         self._end()
         # uvicorn has a RuntimeError for what is sent after it has itself closed the socket, as it may at any time.
-        # hypercorn has one for what is sent while it ends.
+        # hypercorn has one for what is sent while it ends, uvloop for what is written to a connection that is closed.
         text = str(error)
         is_closed = isinstance(error, RuntimeError) and (
-            "after sending 'websocket.close'" in text or ("TaskGroup" in text and "finished" in text)
+            "after sending 'websocket.close'" in text
+            or ("TaskGroup" in text and "finished" in text)
+            or "the handler is closed" in text
         )
         if not is_closed and not is_protocol_error(error) and not (isinstance(error, OSError) and self._is_cut()):
             logger.warning("A frame could not be written and its connection is given up: %r", error)
