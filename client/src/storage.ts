@@ -4,6 +4,7 @@
  * and goes on without: nothing that the connection waits for takes longer than a few seconds.
  */
 
+import { isLocal } from "./coalesce.js";
 import type { Query } from "./protocol.js";
 
 /** A write as it is stored. */
@@ -224,7 +225,7 @@ class IndexedStorage implements Storage {
       const release = await this.#lock(owner, { ifAvailable: true });
       if (release === null) continue; // it was reloaded, or another page takes it over
       try {
-        const writes = await this.#take(owner);
+        const writes = await this.#take(owner, isRepeatable);
         if (writes.length > 0) this.#late(writes);
       } finally {
         release();
@@ -247,14 +248,15 @@ class IndexedStorage implements Storage {
     });
   }
 
-  /** Makes what `owner` has left our own, behind what is. */
-  async #take(owner: string): Promise<StoredWrite[]> {
+  /** Makes what `owner` has left our own, behind what is; only the writes of those records that `choose` accepts. */
+  async #take(owner: string, choose: (writes: Row[]) => boolean = () => true): Promise<StoredWrite[]> {
     let rows: Row[] = [];
     await this.#transaction("readwrite", (table) => {
       const request = table.getAll() as IDBRequest<Row[]>;
       request.onsuccess = () => {
         if (this.#isBroken) return; // too late: it stays for another page
-        rows = request.result.filter(({ server, client }) => server === this.#server && client === owner).sort((one, other) => one.order - other.order);
+        const all = request.result.filter(({ server, client }) => server === this.#server && client === owner).sort((one, other) => one.order - other.order);
+        rows = all.filter(({ record }) => choose(all.filter((row) => row.record === record)));
         for (const row of rows) table.put(this.#row(row));
       };
       return request;
@@ -296,6 +298,14 @@ class IndexedStorage implements Storage {
     if (!this.#warned) console.warn("backsync: unsent writes do not survive this page:", error);
     this.#warned = true;
   }
+}
+
+/**
+ * Whether another client may send the writes of one record. The server knows a repeated write by the client that sent
+ * it first, and a creation that it does not know is stored twice: it waits for a page that has that client's id.
+ */
+function isRepeatable(writes: Row[]): boolean {
+  return !writes.some(({ record, sent }) => sent && (record === null || isLocal(record)));
 }
 
 /** Something has not answered in time. */

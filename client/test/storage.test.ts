@@ -166,6 +166,25 @@ async function inherited() {
   return { alone, writes: open.writes() };
 }
 
+/** A creation that may have reached the server goes out again under the client id that it was sent with, and no other. */
+async function doubtful() {
+  const name = "doubtful";
+  const open = frame({ name, online: true, answer: true });
+  await open.until(sent(0));
+  const other = frame({ name, online: true, edits });
+  await other.until(sent(2));
+  await other.rows(2);
+  other.close();
+  await open.until(sent(1));
+  const left = await open.rows(1);
+  const next = frame({ name, online: true, answer: true });
+  await next.until(sent(1));
+  await next.rows(0);
+  next.close();
+  open.close();
+  return { open: open.writes(), left: left.map(({ text }) => JSON.parse(text).data), next: next.writes(), clients: [next.client() === other.client(), next.client() === open.client()] };
+}
+
 /** Pages of one origin and one name, each with a server of its own. */
 async function servers() {
   const name = "servers";
@@ -213,7 +232,7 @@ const results = await (async () => {
     const steps = {};
     const names = ["transactions", "puts", "stored", "locking", "session", "everything"];
     await Promise.all(names.map(async (name) => (steps[name] = await nothingKept(name))));
-    const more = { steps, inherited: await inherited(), servers: await servers(), closed: await wiped("close"), discarded: await wiped("discard") };
+    const more = { steps, inherited: await inherited(), doubtful: await doubtful(), servers: await servers(), closed: await wiped("close"), discarded: await wiped("discard") };
     return { ...more, reload: await reload("reload"), withoutLocks: await reload("bare", "locks"), together: await together(), nothingKept: await nothingKept("indexedDB"), noAnswer: await nothingKept("answers") };
   } catch (error) {
     return { error: String(error) };
@@ -257,6 +276,10 @@ it("outlives pages, is sent once by several of them, and is done without where i
     assert.deepEqual(results.together.inherited.map((message: any) => message.data), [{ id: 1, n: 1 }]);
     assert.deepEqual(results.inherited.alone, []);
     assert.deepEqual(results.inherited.writes.map((message: any) => message.data), [{ id: 1, n: 1 }]);
+    assert.deepEqual(results.doubtful.open.map((message: any) => message.data.id), [1]);
+    assert.deepEqual(results.doubtful.left, [{ text: "new" }]);
+    assert.deepEqual(results.doubtful.next.map((message: any) => message.data), [{ text: "new" }]);
+    assert.deepEqual(results.doubtful.clients, [true, false]);
     assert.deepEqual(results.servers.two.map((message: any) => message.data), [{ id: 2 }]);
     assert.deepEqual(results.servers.left, [{ id: 1, n: 1 }]);
     assert.deepEqual(results.servers.again.map((message: any) => message.data), [{ id: 1, n: 1 }]);
